@@ -1,0 +1,153 @@
+"""The HGR file: `models/hgr/NAME.safetensors`. Everything is checked before it is used; errors name the file and the fault."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .network import HGRNetwork
+from .redirector import HGR, Concept, Encoder, HGRError
+
+FORMAT, VERSION = "hgr", 1
+_MAX_BYTES = 2**30
+_MAX_HEADER = 2**22
+_FIELDS = ("format", "format_version", "concepts", "text_dim", "pooled_dim", "encoder", "network", "training")
+_LIMITS = {"text_dim": (1, 65536), "pooled_dim": (0, 65536), "width": (8, 4096), "depth": (1, 64), "heads": (1, 256)}
+
+
+def save_safely(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file under a temporary name, then rename it: a full disk or a kill loses nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, part, metadata)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save(hgr: HGR, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
+    """Write an HGR file; the network's weights in `dtype`."""
+    net, encoder = hgr.network, hgr.encoder
+    tensors = {f"network.{key}": value.to(dtype) for key, value in net.state_dict().items()}
+    tensors |= {"fingerprint.first": encoder.first.float(), "fingerprint.mean": encoder.mean.float()}
+    metadata = {
+        "format": FORMAT, "format_version": VERSION, "concepts": [dataclasses.asdict(c) for c in hgr.concepts],
+        "text_dim": net.text_dim, "pooled_dim": net.pooled_dim,
+        "encoder": {"family": encoder.family, "chunk": encoder.chunk, "fixed_start": encoder.fixed_start},
+        "network": {"width": net.width, "depth": net.depth, "heads": net.heads},
+        "training": hgr.training,
+    }
+    text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    save_safely(tensors, Path(path), text)
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """A file's metadata with its JSON decoded, checked; no tensor is loaded.
+
+    Raises HGRError for anything that is not a sound HGR file of a known version.
+    """
+    return _open(Path(path))[0]
+
+
+def load(path: str | Path) -> HGR:
+    """Load an HGR file on the CPU in float32.
+
+    Raises HGRError, naming the file and what is wrong with it, for a damaged, hostile or unknown file.
+    """
+    path = Path(path)
+    header, shapes = _open(path)
+    size = header["network"]
+    with torch.device("meta"):
+        network = HGRNetwork(header["text_dim"], header["pooled_dim"], len(header["concepts"]), **size)
+    wanted = {f"network.{key}": tuple(value.shape) for key, value in network.state_dict().items()}
+    wanted |= dict.fromkeys(("fingerprint.first", "fingerprint.mean"), (header["text_dim"],))
+    for key in wanted.keys() | shapes.keys():
+        if wanted.get(key) != shapes.get(key):
+            raise HGRError(f"{path.name}: tensor \"{key}\" should have shape {wanted.get(key)}, but has {shapes.get(key)}.")
+    tensors = {}
+    with safe_open(path, "pt") as file:
+        for key in wanted:
+            tensor = file.get_tensor(key).float()
+            if not torch.isfinite(tensor).all():
+                raise HGRError(f"{path.name}: tensor \"{key}\" holds NaN or infinity; the file is damaged.")
+            tensors[key] = tensor
+    prefix = "network."
+    network.load_state_dict({k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}, assign=True)
+    network.eval().requires_grad_(False)
+    encoder = Encoder(**header["encoder"], first=tensors["fingerprint.first"], mean=tensors["fingerprint.mean"])
+    return HGR(network, [Concept(**c) for c in header["concepts"]], encoder, header["training"], name=path.name)
+
+
+def _open(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """The checked metadata and the shapes of all tensors."""
+    def bad(why: str) -> HGRError:
+        return HGRError(f"{path.name}: {why}")
+
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            header_size = int.from_bytes(file.read(8), "little")
+    except OSError as error:
+        raise bad(f"cannot be read ({error.strerror}).") from None
+    if size > _MAX_BYTES or header_size > min(size, _MAX_HEADER):
+        raise bad("not an HGR file: its size or its header is not that of one, or it is cut short.")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            shapes = {key: tuple(s.get_shape()) for key, s in slices.items()}
+            kinds = {key: s.get_dtype() for key, s in slices.items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise bad(f"damaged or not a safetensors file ({error}).") from None
+    if metadata.get("format") != FORMAT:
+        raise bad("not an HGR file: its metadata does not say format = \"hgr\".")
+    if metadata.get("format_version") != str(VERSION):
+        raise bad(f"format version {metadata.get('format_version')!r} is unknown; this SafeCFG reads version {VERSION}: update it.")
+    for key in _FIELDS:
+        if key not in metadata:
+            raise bad(f"the metadata lacks \"{key}\".")
+    wrong = [key for key, kind in kinds.items() if kind not in ("F16", "BF16", "F32")]
+    if wrong:
+        raise bad(f"tensor \"{wrong[0]}\" has type {kinds[wrong[0]]}; only F16, BF16 and F32 are allowed.")
+    try:
+        header = {key: json.loads(metadata[key]) for key in _FIELDS if key != "format"}
+        _check_fields(header)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise bad(f"the metadata is not sound ({error}).") from None
+    return header, shapes
+
+
+def _check_fields(header: dict[str, Any]) -> None:
+    """Raise ValueError, TypeError or KeyError unless every field has its type and range."""
+    network, encoder, concepts = header["network"], header["encoder"], header["concepts"]
+    for key, (low, high) in _LIMITS.items():
+        value = header[key] if key in header else network[key]
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(f"{key} is {value!r}, not a whole number from {low} to {high}")
+    if set(network) != {"width", "depth", "heads"} or network["width"] % network["heads"]:
+        raise ValueError("network must give width, depth and heads, width a multiple of heads")
+    if set(encoder) != {"family", "chunk", "fixed_start"} or type(encoder["chunk"]) is not int or encoder["chunk"] < 0:
+        raise ValueError("encoder must give family, chunk (0 or more) and fixed_start")
+    if not isinstance(header["training"], dict) or not isinstance(encoder["family"], str):
+        raise ValueError("training must be an object and encoder.family a text")
+    if not isinstance(concepts, list) or not 1 <= len(concepts) <= 1024:
+        raise ValueError("concepts must be a list of 1 to 1024 concepts")
+    for concept in concepts:
+        Concept(**concept)
+        numbers = [concept["threshold"], concept["scale"], concept["bias"]]
+        if not all(type(v) in (int, float) and math.isfinite(v) for v in numbers) or not 0 < numbers[0] < 1:
+            raise ValueError(f"concept {concept.get('id')!r}: threshold must lie in (0, 1), scale and bias must be finite")
+        if not all(isinstance(concept[key], str) for key in ("id", "label", "description")) or not concept["id"]:
+            raise ValueError("a concept's id, label and description must be texts")
+    if len({concept["id"] for concept in concepts}) < len(concepts):
+        raise ValueError("two concepts have the same id")

@@ -1,0 +1,157 @@
+"""The Harmful Guidance Redirector: a network, its concepts with their calibration, and the encoder that it was made for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from .guidance import ramp, shift
+from .network import Encoding, HGRNetwork
+
+
+class HGRError(ValueError):
+    """A file or an input that cannot be used, in one sentence that says why."""
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One harmful concept. threshold: the gate from which it counts as present, in (0, 1). scale, bias: the calibration,
+    `gate = sigmoid(scale * logit + bias)`."""
+
+    id: str
+    label: str
+    description: str = ""
+    threshold: float = 0.5
+    scale: float = 1.0
+    bias: float = 0.0
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The text encoder that an HGR was trained on.
+
+    family: a name for people. chunk: tokens a chunk, where long prompts are several chunks; 0 where they are one sequence.
+    fixed_start: the first token's features are the same for every prompt (causal encoders). first, mean: the fingerprint,
+    the empty prompt's features at the first token and on average, each (D,).
+    """
+
+    family: str
+    chunk: int
+    fixed_start: bool
+    first: Tensor
+    mean: Tensor
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an HGR reads in prompts, chunk by chunk.
+
+    encoding: of (B * N, T / N) tokens. gates: (B, N, K) in [0, 1]. token_gates: (B, T, K) in [0, 1].
+    """
+
+    encoding: Encoding
+    gates: Tensor
+    token_gates: Tensor
+
+    @property
+    def prompt_gates(self) -> Tensor:
+        """(B, K): the highest gate of a prompt's chunks."""
+        return self.gates.amax(1)
+
+
+# Relative distance from the fingerprint from which an encoder counts as another one. Fine-tuned encoders stay well below.
+FINGERPRINT_TOLERANCE = 0.5
+# Mean squared standard score of the features from which they count as another encoder's (1 for the training data).
+SCORE_TOLERANCE = 25.0
+
+
+@dataclass
+class HGR:
+    """The redirector as users hold it. training: how it was made, as the file's metadata says."""
+
+    network: HGRNetwork
+    concepts: list[Concept]
+    encoder: Encoder
+    training: dict[str, Any] = field(default_factory=dict)
+    name: str = "this HGR"
+
+    @property
+    def ids(self) -> list[str]:
+        return [concept.id for concept in self.concepts]
+
+    @property
+    def thresholds(self) -> Tensor:
+        return torch.tensor([concept.threshold for concept in self.concepts], device=self.network.mean.device)
+
+    def check(self, features: Tensor, pooled: Tensor | None) -> None:
+        """Raise HGRError unless features (B, T, D) and pooled (B, P) come from the encoder that this HGR was made for."""
+        net, name, family = self.network, self.name, self.encoder.family
+        if features.dim() != 3 or features.shape[-1] != net.text_dim:
+            raise HGRError(f"{name} was made for {family} with text features of width {net.text_dim}, but this prompt has "
+                           f"features of shape {tuple(features.shape)}: load the HGR that was trained for this model.")
+        if net.pooled_dim and (pooled is None or pooled.shape[-1] != net.pooled_dim):
+            got = "none" if pooled is None else f"width {pooled.shape[-1]}"
+            raise HGRError(f"{name} was made for {family} with a pooled output of width {net.pooled_dim}, but this prompt "
+                           f"has {got}: load the HGR that was trained for this model.")
+        x = features.float()
+        if not torch.isfinite(x).all():
+            raise HGRError("the prompt's text features hold NaN or infinity: the text encoder is broken, not the HGR.")
+        if self.encoder.fixed_start:
+            first = self.encoder.first.to(x)
+            distance = (x[:, 0] - first).norm(dim=-1).amax().item() / first.norm().item()
+            other = distance > FINGERPRINT_TOLERANCE
+        else:
+            distance = ((x - net.mean.to(x)) / net.std.to(x)).square().mean().item()
+            other = distance > SCORE_TOLERANCE
+        if other:
+            raise HGRError(f"{name} was made for {family}, but this prompt comes from another text encoder (distance from "
+                           f"its fingerprint {distance:.2f}): load the HGR that was trained for this model.")
+
+    def read(self, features: Tensor, pooled: Tensor | None = None, mask: Tensor | None = None) -> Reading:
+        """Read prompts. features (B, T, D), pooled (B, P) or None, mask (B, T) bool or None; on the network's device."""
+        self.check(features, pooled)
+        weight = self.network.mean
+        x = features.to(weight)
+        chunk = self.encoder.chunk
+        n = x.shape[1] // chunk if chunk and x.shape[1] % chunk == 0 else 1
+        x = rearrange(x, "b (n t) d -> (b n) t d", n=n)
+        if self.network.pooled_dim:
+            pooled = repeat(pooled.to(weight), "b p -> (b n) p", n=n)
+        if mask is not None:
+            mask = rearrange(mask.bool().to(weight.device), "b (n t) -> (b n) t", n=n)
+        encoding = self.network.encode(x, pooled if self.network.pooled_dim else None, mask)
+        logits, tokens = self.network.gate_logits(encoding)
+        scale = torch.tensor([c.scale for c in self.concepts]).to(logits)
+        bias = torch.tensor([c.bias for c in self.concepts]).to(logits)
+        return Reading(encoding, rearrange((scale * logits + bias).sigmoid(), "(b n) k -> b n k", n=n),
+                       rearrange(tokens.sigmoid(), "(b n) t k -> b (n t) k", n=n))
+
+    def displacement(self, reading: Reading, strengths: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`Delta = sum_k s_k a_k D_k` of the design: of features (B, T, D) and of pooled (B, P) or None.
+
+        strengths (K,): the user's strength of each concept times the global one. Zero in every sample where no concept
+        with a strength reaches its threshold.
+        """
+        n = reading.gates.shape[1]
+        weights = ramp(reading.gates, self.thresholds.to(reading.gates)) * strengths.to(reading.gates)
+        delta, pooled = self.network.displacement(reading.encoding, rearrange(weights, "b n k -> (b n) k"))
+        delta = rearrange(delta, "(b n) t d -> b (n t) d", n=n)
+        # The pooled vector belongs to the whole prompt: the chunk that moves it furthest speaks for it.
+        if pooled is not None:
+            pooled = rearrange(pooled, "(b n) p -> b n p", n=n)
+            furthest = pooled.norm(dim=-1).argmax(1)
+            pooled = pooled[torch.arange(len(pooled)), furthest]
+        return delta, pooled
+
+    @torch.no_grad()
+    def redirect(self, features: Tensor, pooled: Tensor | None = None, strengths: Tensor | None = None) -> Tensor:
+        """`c_safe`, the features (B, T, D) moved to their clean counterpart; the given tensor itself for clean prompts.
+
+        strengths (K,): all 1 by default.
+        """
+        delta, _ = self.displacement(self.read(features, pooled), torch.ones(len(self.concepts)) if strengths is None else strengths)
+        return shift(features, delta, 1.0)

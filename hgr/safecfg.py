@@ -1,0 +1,83 @@
+"""SafeCFG on prompts: which text features the sampler gets in place of the host's own. Both hosts call `redirect`."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .guidance import MODES, fold, mean_of_moved, shift
+from .redirector import HGR
+
+log = logging.getLogger("safecfg")
+
+
+class Prompt(NamedTuple):
+    """A text encoder's output: features (B, T, D), pooled (B, P) or None, mask (B, T) or None."""
+
+    features: Tensor
+    pooled: Tensor | None = None
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Redirection:
+    """The prompts to sample with, and why. gates: per positive prompt (B, K), the highest of its chunks.
+
+    fired: per positive prompt (B,) bool, where the features were moved.
+    """
+
+    positive: list[Prompt]
+    negative: list[Prompt]
+    gates: list[Tensor]
+    fired: list[Tensor]
+
+
+@torch.no_grad()
+def redirect(hgr: HGR, positive: list[Prompt], negative: list[Prompt], strengths: list[float], mode: str) -> Redirection:
+    """Move the features of positive and negative prompts as `mode` says (`hgr.guidance.MODES`).
+
+    strengths: of each concept, the global strength multiplied in. A prompt in which nothing fires is returned as it is,
+    the same tensors; in a batch, its samples are equal bit for bit. The unconditional side takes the mean displacement
+    of those positive prompts that fire in the sample, laid onto its own length (`hgr.guidance.fold`).
+
+    Raises HGRError for features of another encoder, KeyError for an unknown mode.
+    """
+    conditional, unconditional = MODES[mode]
+    if not any(strengths):
+        return Redirection(positive, negative, [], [])
+    weights = torch.tensor(strengths)
+    device = hgr.network.mean.device
+    moved, deltas, gates, fired = [], [], [], []
+    for prompt in positive:
+        reading = hgr.read(*(None if x is None else x.to(device) for x in prompt))
+        delta, pooled = hgr.displacement(reading, weights)
+        delta = delta.to(prompt.features.device)
+        pooled = None if pooled is None else pooled.to(prompt.pooled.device)
+        features = shift(prompt.features, delta, conditional)
+        moved.append(Prompt(features, prompt.pooled if pooled is None else shift(prompt.pooled, pooled, conditional), prompt.mask))
+        deltas.append((delta, pooled))
+        gates.append(reading.prompt_gates)
+        fired.append(delta.flatten(1).any(1))
+    if unconditional and any(f.any() for f in fired):
+        negative = [_push(prompt, deltas, unconditional) for prompt in negative]
+    return Redirection(moved, negative, gates, fired)
+
+
+def _push(prompt: Prompt, deltas: list[tuple[Tensor, Tensor | None]], scale: float) -> Prompt:
+    """The unconditional prompt moved toward the harmful part of the positive ones, with one row a sample."""
+    batch = max(len(prompt.features), *(len(delta) for delta, _ in deltas))
+
+    def rows(x: Tensor) -> Tensor:
+        return x.expand(batch, *x.shape[1:]) if len(x) == 1 else x
+
+    length = prompt.features.shape[1]
+    delta = mean_of_moved([rows(fold(d.to(prompt.features.device), length)) for d, _ in deltas])
+    features = shift(rows(prompt.features), delta, -scale)
+    pooled = prompt.pooled
+    if pooled is not None and all(p is not None for _, p in deltas):
+        pooled = shift(rows(pooled), mean_of_moved([rows(p.to(pooled.device)) for _, p in deltas]), -scale)
+    return Prompt(features, pooled, None if prompt.mask is None else rows(prompt.mask))
