@@ -86,6 +86,10 @@ class Loop:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate()
             value = loss(rng, generator)
+            shown = value.item()
+            if not math.isfinite(shown):  # before the step: neither the weights nor the next checkpoint get to hold a NaN
+                raise FloatingPointError(f"{self.stage}: the loss is {shown} at step {self.step}; the last checkpoint is "
+                                         f"{self.path}. Try a lower learning rate.")
             self.optimizer.zero_grad(set_to_none=True)
             value.backward()
             nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -93,11 +97,8 @@ class Loop:
             decay = min(self.decay, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
             self.step += 1
-            total += value.item()
+            total += shown
             if self.step % 50 == 0:
-                if not math.isfinite(total):
-                    raise FloatingPointError(f"{self.stage}: the loss is not finite at step {self.step}; "
-                                             f"the last checkpoint is {self.path}")
                 log.info("%s: step %d of %d, loss %.4f, %.2f steps/s", self.stage, self.step, self.steps, total / 50,
                          (self.step - begun) / (time.monotonic() - started))
                 total = 0.0

@@ -1,0 +1,83 @@
+"""Makes everything that the demo world ships, from a seed: tokenizer, text encoder, autoencoder, UNet, classifier, HGR."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
+from transformers import CLIPTextModel
+
+from .. import file
+from . import assets, classifier, redirector, text, unet, vae
+
+log = logging.getLogger("safecfg")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Training steps of each stage: the defaults take about two hours on two CPU cores."""
+
+    vae: int = 2400
+    vae_full: int = 700
+    vae_decoder: int = 900
+    text: int = 900
+    unet: int = 4200
+    classifier: int = 1500
+    hgr: int = 2000
+
+
+def train_all(work: Path, seed: int = 0, device: str = "cpu", steps: Steps = Steps(), output: Path = assets.MODEL.parent) -> None:
+    """Train what `work` does not hold yet, each stage resumed from its last checkpoint, and write the result to `output`.
+
+    Delete a stage's file or folder in `work` to train it again.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    if not (work / "tokenizer.json").exists():
+        text.train_tokenizer(work / "tokenizer.json", seed)
+    tokenizer = text.load_tokenizer(work / "tokenizer.json")
+
+    def stage(name: str, kind: type, make):
+        """A finished stage's model from `work`, or a new one. A model is saved in a folder of its own when it is done."""
+        folder, start = work / name, time.monotonic()
+        if not (folder / "config.json").exists():
+            model = make()
+            model.save_pretrained(folder)
+            log.info("%s: done in %.1f minutes", name, (time.monotonic() - start) / 60)
+        return kind.from_pretrained(folder).to(device).eval().requires_grad_(False)
+
+    first = stage("vae", AutoencoderKL, lambda: vae.train(work, seed, device, steps.vae, steps.vae_full))
+    encoder = stage("text_encoder", CLIPTextModel, lambda: text.train(work, tokenizer, seed, device, steps.text))
+    denoiser = stage("unet", UNet2DConditionModel, lambda: unet.train(work, first, encoder, tokenizer, seed, device, steps.unet))
+    decoder = stage("vae_final", AutoencoderKL, lambda: vae.refine_decoder(work, first, seed, device, steps.vae_decoder))
+    judge_file = work / "classifier.safetensors"
+    if not judge_file.exists():
+        model = classifier.train(work, decoder, seed, device, steps.classifier)
+        file.save_safely({key: value.half() for key, value in model.state_dict().items()}, judge_file)
+    judge = classifier.load_classifier(judge_file)
+    log.info("classifier on rendered pictures: %s", classifier.accuracy(judge, seed))
+    log.info("classifier through the autoencoder: %s", classifier.accuracy(judge, seed, vae=decoder.cpu()))
+
+    pipeline = StableDiffusionPipeline(vae=decoder.half(), text_encoder=encoder.half(), tokenizer=tokenizer, unet=denoiser.half(),
+                                       scheduler=unet.scheduler(), safety_checker=None, feature_extractor=None,
+                                       requires_safety_checker=False)
+    pipeline.save_pretrained(output / assets.MODEL.name)
+    index = output / assets.MODEL.name / "model_index.json"
+    described = json.loads(index.read_text())
+    described["tokenizer"] = ["transformers", "PreTrainedTokenizerFast"]  # the name that every transformers release knows
+    index.write_text(json.dumps(described, indent=2) + "\n")
+    file.save_safely(load_file(judge_file), output / assets.CLASSIFIER.name)
+    # The HGR is trained on the weights as they are shipped, rounded to half precision.
+    latents = load_file(work / "latents.safetensors")["latents"]
+    hgr = redirector.train(work, encoder.float().cpu(), tokenizer, denoiser.float().cpu(), latents, seed, steps.hgr)
+    file.save(hgr, output / assets.HGR_FILE.name)
+
+
+def main(work: Path, seed: int) -> None:
+    torch.set_float32_matmul_precision("high")
+    train_all(work, seed, "cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,27 @@
+"""Small HGRs for tests, with gates that are known."""
+
+import torch
+
+from hgr.network import HGRNetwork
+from hgr.redirector import HGR, Concept, Encoder
+
+WIDTH, CHUNK = 16, 6
+
+
+def small_hgr(biases=(20.0, -20.0), pooled_dim=0, fixed_start=True, seed=0) -> HGR:
+    """Displacements are random; concept k's gate is open for a bias of +20 and closed for -20, whatever the prompt."""
+    torch.manual_seed(seed)
+    network = HGRNetwork(WIDTH, pooled_dim, len(biases), width=24, depth=1)
+    torch.nn.init.normal_(network.move_out.weight)
+    if pooled_dim:
+        torch.nn.init.normal_(network.pooled_out.weight)
+    concepts = [Concept(f"c{k}", f"Concept {k}", "", 0.5, 0.05, bias) for k, bias in enumerate(biases)]
+    encoder = Encoder("a test encoder", CHUNK, fixed_start, torch.ones(WIDTH), torch.ones(WIDTH))
+    return HGR(network.eval().requires_grad_(False), concepts, encoder, {"note": "test"})
+
+
+def prompt(batch=1, chunks=1, seed=1) -> torch.Tensor:
+    """Features whose every chunk starts as the test encoder's do."""
+    features = torch.randn(batch, chunks * CHUNK, WIDTH, generator=torch.Generator().manual_seed(seed))
+    features[:, ::CHUNK] = 1
+    return features

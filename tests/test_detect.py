@@ -1,0 +1,28 @@
+"""HED: zero for clean prompts, scale-free, per concept."""
+
+import torch
+from helpers import prompt, small_hgr
+
+from hgr.detect import hed_prompt
+from hgr.safecfg import Prompt
+
+
+def test_hed_is_zero_where_nothing_fires_and_names_the_concept_that_does():
+    empty = prompt(seed=9)
+    harm = hed_prompt(small_hgr(), Prompt(prompt(2)), empty)
+    assert harm.fired.tolist() == [[True, False]] * 2
+    assert (harm.hed > 0).all() and torch.equal(harm.hed, harm.hed_per_concept[:, 0])
+    assert (harm.hed_per_concept[:, 1] == 0).all() and harm.token_gates.shape == (2, 6, 2)
+    assert (hed_prompt(small_hgr((-20.0, -20.0)), Prompt(prompt()), empty).hed == 0).all()
+
+
+def test_hed_is_the_displacement_as_a_share_of_the_cfg_direction():
+    hgr, c, empty = small_hgr(), prompt(), prompt(seed=9)
+    moved = hgr.redirect(c)
+    assert torch.allclose(hed_prompt(hgr, Prompt(c), empty).hed, (moved - c).norm() / (c - empty).norm(), rtol=1e-4)
+
+
+def test_a_longer_prompt_is_compared_with_the_repeated_empty_one():
+    hgr, c, empty = small_hgr(), prompt(chunks=2), prompt(seed=9)
+    expected = (hgr.redirect(c) - c).norm() / (c - torch.cat([empty, empty], 1)).norm()
+    assert torch.allclose(hed_prompt(hgr, Prompt(c), empty).hed, expected, rtol=1e-4)

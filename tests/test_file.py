@@ -1,0 +1,89 @@
+"""The HGR file: what is written is read back, and everything unsound is refused with the file's name and the fault."""
+
+import json
+
+import pytest
+import torch
+from helpers import prompt, small_hgr
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from hgr import file
+from hgr.redirector import HGRError
+
+
+@pytest.fixture
+def path(tmp_path):
+    file.save(small_hgr(), tmp_path / "good.safetensors", torch.float32)
+    return tmp_path / "good.safetensors"
+
+
+def rewrite(path, metadata=None, tensors=None, drop=()):
+    with safe_open(path, "pt") as source:
+        kept = {key: source.get_tensor(key) for key in source.keys()} | (tensors or {})  # noqa: SIM118
+        meta = {k: v for k, v in (source.metadata() | (metadata or {})).items() if k not in drop}
+    save_file({k: v for k, v in kept.items() if v is not None}, path, meta)
+
+
+def test_round_trip(path):
+    saved, loaded = small_hgr(), file.load(path)
+    assert loaded.concepts == saved.concepts and loaded.training == saved.training
+    assert loaded.encoder.family == "a test encoder" and loaded.name == "good.safetensors"
+    a, b = (h.redirect(prompt()) for h in (saved, loaded))
+    assert torch.equal(a, b)
+    assert file.read_header(path)["text_dim"] == 16
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (dict(metadata={"format": "lora"}), "not an HGR file"),
+    (dict(metadata={"format_version": "9"}), "version '9' is unknown"),
+    (dict(drop=("concepts",)), "lacks \"concepts\""),
+    (dict(metadata={"concepts": "[{"}), "not sound"),
+    (dict(metadata={"concepts": "[]"}), "1 to 1024"),
+    (dict(metadata={"concepts": "[" * 100_000}), "not sound"),
+    (dict(metadata={"text_dim": "1e99"}), "text_dim"),
+    (dict(metadata={"text_dim": "17"}), "should have shape"),
+    (dict(metadata={"network": json.dumps({"width": 24, "depth": 9999, "heads": 4})}), "depth"),
+    (dict(tensors={"network.mean": torch.zeros(3)}), "network.mean"),
+    (dict(tensors={"network.mean": None}), "network.mean"),
+    (dict(tensors={"extra": torch.zeros(3)}), "extra"),
+    (dict(tensors={"network.mean": torch.full((16,), torch.nan)}), "NaN"),
+    (dict(tensors={"network.mean": torch.zeros(16, dtype=torch.int64)}), "I64"),
+])
+def test_unsound_files_are_named_with_their_fault(path, change, message):
+    rewrite(path, **change)
+    with pytest.raises(HGRError, match=message) as error:
+        file.load(path)
+    assert "good.safetensors" in str(error.value)
+
+
+@pytest.mark.parametrize("threshold", [0, 1, "high", None])
+def test_a_threshold_outside_its_range_is_refused(path, threshold):
+    concepts = file.read_header(path)["concepts"]
+    concepts[0]["threshold"] = threshold
+    rewrite(path, {"concepts": json.dumps(concepts)})
+    with pytest.raises(HGRError, match="not sound"):
+        file.load(path)
+
+
+@pytest.mark.parametrize("damage", [
+    lambda data: data[:-100], lambda data: data[:20], lambda data: b"", lambda data: b"\xff" * 8 + data[8:],
+    lambda data: data[:8] + b"x" * 50 + data[58:], lambda data: b"PK\x03\x04" + data,
+])
+def test_damaged_files_are_refused(path, damage):
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(HGRError, match="good.safetensors"):
+        file.load(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(HGRError, match="none.safetensors"):
+        file.load(tmp_path / "none.safetensors")
+
+
+def test_a_failed_save_keeps_the_old_file(path, monkeypatch):
+    before = path.read_bytes()
+    monkeypatch.setattr(file, "save_file", lambda *args: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        file.save(small_hgr(), path)
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]

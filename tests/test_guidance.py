@@ -1,0 +1,55 @@
+"""The mathematics: what fires, what moves, and what stays the very same tensor."""
+
+import pytest
+import torch
+
+from hgr.guidance import concept_strengths, fold, mean_of_moved, ramp, shift
+
+
+def test_ramp_is_hard_below_the_threshold_and_full_from_halfway_up():
+    gates = torch.tensor([0.0, 0.599, 0.6, 0.7, 0.8, 1.0])
+    assert torch.allclose(ramp(gates, torch.tensor(0.6)), torch.tensor([0.0, 0.0, 0.5, 0.75, 1.0, 1.0]))
+
+
+def test_shift_returns_the_same_tensor_when_nothing_moves_and_touches_only_moved_samples():
+    features = torch.randn(3, 5, 4)
+    before = features.clone()
+    assert shift(features, torch.zeros(3, 5, 4), 1.0) is features
+    delta = torch.zeros(3, 5, 4)
+    delta[1] = 1
+    assert shift(features, delta, 0.0) is features
+    moved = shift(features, delta, 2.0)
+    assert torch.equal(moved[[0, 2]], before[[0, 2]])
+    assert torch.equal(moved[1], before[1] + 2)
+    assert torch.equal(features, before), "the input was changed in place"
+
+
+def test_fold_pads_shorter_and_adds_up_longer_displacements():
+    delta = torch.arange(4.0).reshape(1, 4, 1)
+    assert torch.equal(fold(delta, 6).flatten(), torch.tensor([0.0, 1, 2, 3, 0, 0]))
+    assert torch.equal(fold(delta, 2).flatten(), torch.tensor([0.0 + 2, 1 + 3]))
+    assert torch.equal(fold(delta, 3).flatten(), torch.tensor([0.0 + 3, 1, 2]))
+
+
+def test_several_positives_push_the_unconditional_side_by_the_mean_of_those_that_fire():
+    fires, quiet = torch.full((2, 3, 1), 4.0), torch.zeros(2, 3, 1)
+    both = torch.stack([torch.full((3, 1), 2.0), torch.zeros(3, 1)])
+    result = mean_of_moved([fires, quiet, both])
+    assert torch.equal(result[0], torch.full((3, 1), 3.0))  # two of three fire in the first sample
+    assert torch.equal(result[1], torch.full((3, 1), 4.0))  # one of three in the second
+    assert torch.equal(mean_of_moved([quiet]), quiet)
+
+
+def test_concept_strengths_default_to_one_and_unknown_ids_warn(caplog):
+    assert concept_strengths("", ["a", "b"]) == [1.0, 1.0]
+    assert concept_strengths('{"a": 0, "b": 1.5}', ["a", "b"]) == [0.0, 1.5]
+    assert concept_strengths('{"a": false}', ["a", "b"]) == [0.0, 1.0]
+    with caplog.at_level("WARNING", "safecfg"):
+        assert concept_strengths('{"c": 0}', ["a"]) == [1.0]
+    assert len(caplog.records) == 1 and "c" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "3", '{"a": 2.5}', '{"a": -1}', '{"a": "on"}', '{"a": NaN}', '{"a": null}'])
+def test_unusable_concepts_are_an_error(text):
+    with pytest.raises(ValueError, match="concepts"):
+        concept_strengths(text, ["a"])

@@ -1,0 +1,94 @@
+"""SafeCFG on prompts: modes, batches, lengths, pooled vectors, and the wrong encoder."""
+
+import pytest
+import torch
+from helpers import CHUNK, WIDTH, prompt, small_hgr
+
+from hgr.redirector import HGRError
+from hgr.safecfg import Prompt, redirect
+
+
+def test_a_clean_prompt_and_an_idle_strength_give_the_same_objects():
+    positive, negative = [Prompt(prompt(2))], [Prompt(prompt())]
+    closed = redirect(small_hgr((-20.0, -20.0)), positive, negative, [1.0, 1.0], "balanced")
+    assert closed.positive[0].features is positive[0].features and closed.negative[0] is negative[0]
+    idle = redirect(small_hgr(), positive, negative, [0.0, 0.0], "balanced")
+    assert idle.positive is positive and idle.negative is negative
+
+
+@pytest.mark.parametrize(("mode", "a", "b"), [("redirect", 1, 0), ("dynamic", 0, 1), ("balanced", 0.5, 1)])
+def test_modes_move_each_side_by_their_scale(mode, a, b):
+    hgr, c, u = small_hgr(), prompt(), prompt(seed=2)
+    delta = hgr.displacement(hgr.read(c), torch.ones(2))[0]
+    result = redirect(hgr, [Prompt(c)], [Prompt(u)], [1.0, 1.0], mode)
+    assert delta.abs().max() > 0.1
+    assert torch.allclose(result.positive[0].features, c + a * delta)
+    assert torch.allclose(result.negative[0].features, u - b * delta)
+
+
+def test_strength_scales_the_displacement_and_a_concept_switched_off_does_nothing():
+    hgr, c = small_hgr((20.0, 20.0)), prompt()
+
+    def moved(*strengths):
+        return redirect(hgr, [Prompt(c)], [], list(strengths), "redirect").positive[0].features - c
+
+    assert torch.allclose(moved(2.0, 0.0), 2 * moved(1.0, 0.0), atol=1e-5)
+    assert torch.allclose(moved(1.0, 1.0), moved(1.0, 0.0) + moved(0.0, 1.0), atol=1e-5)
+    assert not torch.allclose(moved(1.0, 0.0), moved(0.0, 1.0), atol=1e-2)
+
+
+def split_hgr(features):
+    """An HGR whose one gate is open for the first sample (or chunk) and closed for the second."""
+    hgr = small_hgr((0.0,))
+    logits = hgr.network.gate_logits(hgr.network.encode(features))[0].flatten()
+    scale = 60 / (logits[0] - logits[1]).item()
+    concept = hgr.concepts[0]
+    bias = -scale * logits.mean().item()
+    hgr.concepts[0] = type(concept)(concept.id, concept.label, "", 0.5, scale, bias)
+    return hgr
+
+
+def test_in_a_batch_only_the_harmful_sample_moves():
+    c, u = prompt(2), prompt(seed=3)
+    result = redirect(split_hgr(c), [Prompt(c)], [Prompt(u)], [1.0], "balanced")
+    assert result.fired[0].tolist() == [True, False]
+    assert torch.equal(result.positive[0].features[1], c[1]) and not torch.equal(result.positive[0].features[0], c[0])
+    assert result.negative[0].features.shape == c.shape
+    assert torch.equal(result.negative[0].features[1], u[0]) and not torch.equal(result.negative[0].features[0], u[0])
+
+
+def test_in_a_long_prompt_only_the_harmful_chunk_moves():
+    c = prompt(chunks=2)
+    hgr = split_hgr(c.reshape(2, CHUNK, WIDTH))
+    moved = redirect(hgr, [Prompt(c)], [Prompt(prompt(seed=4))], [1.0], "balanced")
+    assert torch.equal(moved.positive[0].features[:, CHUNK:], c[:, CHUNK:])
+    assert not torch.equal(moved.positive[0].features[:, :CHUNK], c[:, :CHUNK])
+    assert moved.negative[0].features.shape[1] == CHUNK
+
+
+def test_pooled_vectors_move_too():
+    hgr, c = small_hgr(pooled_dim=8), prompt()
+    pooled = torch.randn(1, 8)
+    result = redirect(hgr, [Prompt(c, pooled)], [Prompt(prompt(), pooled)], [1.0, 1.0], "balanced")
+    assert not torch.equal(result.positive[0].pooled, pooled) and not torch.equal(result.negative[0].pooled, pooled)
+
+
+@pytest.mark.parametrize("features", [torch.randn(1, CHUNK, WIDTH + 1), -prompt(), prompt() * torch.nan])
+def test_another_encoder_is_an_error_and_never_a_silent_no_op(features):
+    with pytest.raises(HGRError):
+        redirect(small_hgr(), [Prompt(features)], [], [1.0, 1.0], "redirect")
+    if not features.isnan().any():
+        with pytest.raises(HGRError, match="a test encoder"):
+            redirect(small_hgr(), [Prompt(features)], [], [1.0, 1.0], "redirect")
+
+
+def test_an_encoder_without_a_fixed_start_is_told_by_its_statistics():
+    hgr = small_hgr(fixed_start=False)
+    redirect(hgr, [Prompt(-prompt())], [], [1.0, 1.0], "redirect")
+    with pytest.raises(HGRError, match="another text encoder"):
+        redirect(hgr, [Prompt(100 * prompt())], [], [1.0, 1.0], "redirect")
+
+
+def test_a_missing_pooled_output_is_an_error():
+    with pytest.raises(HGRError, match="pooled"):
+        redirect(small_hgr(pooled_dim=8), [Prompt(prompt())], [], [1.0, 1.0], "redirect")
