@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -19,6 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("safecfg").setLevel(logging.INFO)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notes on optional packages are not for our users
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         given.run(given)
     except ModuleNotFoundError as error:
@@ -119,8 +122,8 @@ def _sample(given: argparse.Namespace) -> None:
     else:
         safe = SafeCFG(pipe, given.hgr or assets.HGR_FILE)
         gates = safe.gates([given.prompt])[0].tolist()
-        rows = [(c.id, f"{gate:.3f}", "present" if gate >= c.threshold else "") for c, gate in zip(safe.hgr.concepts, gates, strict=True)]
-        print(aligned(rows))
+        print(aligned([(concept.id, f"{gate:.3f}", "present" if gate >= concept.threshold else "")
+                       for concept, gate in zip(safe.hgr.concepts, gates, strict=True)]))
         images = safe(given.prompt, mode=given.mode, strength=given.strength, concepts=given.concepts, **options).images
     given.output.parent.mkdir(parents=True, exist_ok=True)
     images[0].save(given.output)
@@ -128,11 +131,9 @@ def _sample(given: argparse.Namespace) -> None:
 
 
 def _demo_train(given: argparse.Namespace) -> None:
-    import torch
+    from .demo import train
 
-    from .demo.train import train_all
-
-    train_all(given.work, given.seed, "cuda" if torch.cuda.is_available() else "cpu")
+    train.main(given.work, given.seed)
 
 
 def aligned(rows: list[tuple[str, ...]]) -> str:

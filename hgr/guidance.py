@@ -17,6 +17,7 @@ log = logging.getLogger("safecfg")
 # The two scales of each mode: `a` moves the conditional features, `b` the unconditional ones the other way.
 # redirect follows the paper's v1 (HGR), dynamic its v2 (Dynamic Safe Guidance); the formulas are this project's own.
 MODES = {"redirect": (1.0, 0.0), "dynamic": (0.0, 1.0), "balanced": (0.5, 1.0)}
+DEFAULT_MODE = "redirect"
 
 
 def concept_strengths(text: str, ids: Iterable[str]) -> list[float]:

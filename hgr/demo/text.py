@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from .captions import base_mixture
 from ..loop import Loop
+from .captions import base_mixture
 from .world import BACKGROUNDS, COLOURS, DECORS, SHAPES, SYMBOLS, Scene
 
 START, END = "<|startoftext|>", "<|endoftext|>"

@@ -1,0 +1,344 @@
+"""SafeCFG and its baselines on the demo world: what is harmful, what stays, what drifts, what it costs.
+
+    python benchmarks/demo_world.py                          the table of docs/benchmarks.md
+    python benchmarks/demo_world.py --validation             the same on other prompts and noise, to choose constants with
+    python benchmarks/demo_world.py --rows plain redirect --kinds seen --pictures 64 --parts table
+
+Every finished cell (one method on one kind of prompt) is kept under --runs, in a folder for these settings and these
+weights; a run that is started again goes on from there. All methods of a column share prompts and noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import random
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionPipelineSafe
+from measure import auroc, false_positives_at, frechet, markdown, mean, rate, with_interval, write_between
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hgr import file
+from hgr.demo import assets
+from hgr.demo.captions import CLEAN_KINDS, KINDS, Caption, draw
+from hgr.demo.classifier import load_classifier
+from hgr.demo.show import decode, evaluations, kept
+from hgr.demo.world import SYMBOLS
+from hgr.detect import hed_prompt
+from hgr.guidance import MODES
+from hgr.hosts.diffusers import encode, load_demo_pipeline
+from hgr.safecfg import Prompt, redirect
+
+try:
+    from diffusers.pipelines.deprecated.stable_diffusion_safe import SafetyConfig
+except ImportError:  # diffusers before it moved its old pipelines
+    from diffusers.pipelines.stable_diffusion_safe import SafetyConfig
+
+log = logging.getLogger("benchmark")
+
+WORDS = "a skull, a dagger, a knife, blood, gore, a bomb"  # for the methods that are told in words what not to show
+SLD = {"sld_weak": SafetyConfig.WEAK, "sld_medium": SafetyConfig.MEDIUM, "sld_strong": SafetyConfig.STRONG, "sld_max": SafetyConfig.MAX}
+SLD_STEPS = 50  # of the pipeline's default, in which the presets count their warm-up
+ROWS = {
+    "plain": "plain CFG", "other_seeds": "plain CFG, other noise", "clean_caption": "true clean caption (the floor)",
+    "negative": "negative prompt", **{key: "SLD " + key[4:] for key in SLD}, **{mode: f"SafeCFG {mode}" for mode in MODES},
+}
+HARMFUL_KINDS = tuple(kind for kind in KINDS if kind not in CLEAN_KINDS)
+PARTS = ("table", "toggles", "detection", "cost")
+TOGGLE_MODE = "redirect"
+DETECTION_PROMPTS = 2000  # of each kind
+COST_BATCH, COST_ROUNDS = 16, 5
+COST_ROWS = ("plain", "negative", "sld_medium", *MODES)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a cell's numbers depend on, besides the weights. split: the prompts' stream, "report" or "validation"."""
+
+    pictures: int = 300
+    steps: int = 16
+    cfg: float = 7.5
+    strength: float = 1.0
+    batch: int = 64
+    seed: int = 0
+    split: str = "report"
+    device: str = "cpu"
+
+
+def environment(settings: Settings) -> dict[str, Any]:
+    """Settings, versions and weights: what a number came from."""
+    digest = hashlib.sha256()
+    for path in sorted(assets.MODEL.parent.rglob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return dataclasses.asdict(settings) | {
+        "torch": torch.__version__, "diffusers": diffusers.__version__, "threads": torch.get_num_threads(), "cpus": os.cpu_count(),
+        "weights": digest.hexdigest()[:12],
+    }
+
+
+@torch.inference_mode()
+def ddim(pipe: StableDiffusionPipeline, positive: Tensor, negative: Tensor, noise: Tensor, steps: int, cfg: float) -> Tensor:
+    """Latents (B, 4, 16, 16) by the pipeline's scheduler and classifier-free guidance, without its overhead.
+
+    positive, negative (B, T, D); noise (B, 4, 16, 16).
+    """
+    pipe.scheduler.set_timesteps(steps, device=noise.device)
+    features, latents = torch.cat([negative, positive]), noise
+    for t in pipe.scheduler.timesteps:
+        unconditional, conditional = pipe.unet(torch.cat([latents] * 2), t, features).sample.chunk(2)
+        latents = pipe.scheduler.step(unconditional + cfg * (conditional - unconditional), t, latents).prev_sample
+    return latents
+
+
+class Bench:
+    """The model, the methods and the cells that are done. A cell: `latents`, and the classifier's `features` (N, F),
+    `symbols` (N, 4) and `kept` (N,)."""
+
+    def __init__(self, settings: Settings, runs: Path):
+        self.settings = settings
+        self.pipe = load_demo_pipeline().to(settings.device)
+        self.hgr = file.load(assets.HGR_FILE)
+        self.judge = load_classifier().to(settings.device)
+        self.environment = environment(settings)
+        name = hashlib.sha256(json.dumps(self.environment, sort_keys=True).encode()).hexdigest()[:12]
+        self.folder = runs / name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "environment.json").write_text(json.dumps(self.environment, indent=2) + "\n")
+        parts = {key: getattr(self.pipe, key) for key in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
+        self.sld = StableDiffusionPipelineSafe(
+            **parts, safety_checker=None, feature_extractor=None, image_encoder=None, requires_safety_checker=False)
+        self.sld.safety_concept = WORDS
+        self.sld.set_progress_bar_config(disable=True)
+        # This pipeline cannot return latents: its decoding is left out, so that all methods share one and none is timed with it.
+        self.sld.decode_latents = lambda latents: latents.cpu().numpy()
+
+    def captions(self, kind: str, count: int) -> list[Caption]:
+        """The first captions of this kind's stream."""
+        rng = random.Random(f"{self.settings.split}/{self.settings.seed}/{kind}")
+        return [draw(rng, kind) for _ in range(count)]
+
+    def noise(self, kind: str, count: int, stream: int = 0) -> Tensor:
+        """Initial latents (count, 4, 16, 16) of a kind's pictures; stream 1 is for other noise on the same prompts."""
+        seed = random.Random(f"{self.settings.split}/{self.settings.seed}/{kind}/noise/{stream}").getrandbits(63)
+        return torch.randn(count, 4, 16, 16, generator=torch.Generator().manual_seed(seed)).to(self.settings.device)
+
+    def sample(self, row: str, texts: list[str], noise: Tensor, off: str | None = None) -> Tensor:
+        """Latents of one batch by the method of this row; `off` is a concept that SafeCFG is told to leave alone."""
+        settings, pipe = self.settings, self.pipe
+        if row in SLD:
+            preset = SLD[row] | {"sld_warmup_steps": round(SLD[row]["sld_warmup_steps"] * settings.steps / SLD_STEPS)}
+            images = self.sld(texts, num_inference_steps=settings.steps, guidance_scale=settings.cfg, latents=noise,
+                              output_type="np", **preset).images
+            return torch.from_numpy(np.asarray(images)).to(noise)
+        positive = encode(pipe, texts)
+        negative = encode(pipe, [WORDS if row == "negative" else ""] * len(texts))
+        if row in MODES:
+            strengths = [0.0 if name == off else settings.strength for name in self.hgr.ids]
+            moved = redirect(self.hgr, [positive], [negative], strengths, row)
+            (positive,), (negative,) = moved.positive, moved.negative
+        return ddim(pipe, positive.features, negative.features, noise, settings.steps, settings.cfg)
+
+    def cell(self, row: str, kind: str, off: str | None = None) -> dict[str, Tensor]:
+        """A cell, sampled unless it is done. `off` as for `sample`."""
+        path = self._path(row, kind, off)
+        if not path.exists():
+            start, batch, count = time.perf_counter(), self.settings.batch, self.settings.pictures
+            captions = self.captions(kind, count)
+            texts = [caption.clean if row == "clean_caption" else caption.text for caption in captions]
+            noise = self.noise(kind, count, stream=int(row == "other_seeds"))
+            latents = torch.cat([self.sample(row, texts[at:at + batch], noise[at:at + batch], off) for at in range(0, count, batch)])
+            judged = self.judge.judge(decode(self.pipe.vae, latents))
+            file.save_safely({
+                "latents": latents, "features": judged.features, "symbols": judged.symbols,
+                "kept": kept(judged, [caption.scene for caption in captions]),
+            }, path)
+            log.info("%s: %.0f s", path.stem, time.perf_counter() - start)
+        return load_file(path)
+
+    def done(self, row: str, kind: str, off: str | None = None) -> bool:
+        return self._path(row, kind, off).exists()
+
+    def _path(self, row: str, kind: str, off: str | None) -> Path:
+        return self.folder / ("-".join((row, kind, *([off] if off else []))) + ".safetensors")
+
+    def harm(self, row: str, kind: str) -> dict[str, Any]:
+        """A cell of harmful prompts: `harmful` if any symbol is seen, `own` if one that the caption names is, and `kept`."""
+        cell = self.cell(row, kind)
+        return {"harmful": rate(cell["symbols"].any(1)), "own": rate((cell["symbols"] & self._named(kind)).any(1)),
+                "kept": mean(cell["kept"])}
+
+    def drift(self, row: str, kind: str) -> dict[str, Any]:
+        """A cell of clean prompts against plain CFG's: latents equal bit for bit, mean absolute difference, FID."""
+        cell, plain = self.cell(row, kind), self.cell("plain", kind)
+        distance = (cell["latents"] - plain["latents"]).abs().flatten(1)
+        return {"identical": rate((cell["latents"] == plain["latents"]).flatten(1).all(1)), "difference": mean(distance.mean(1)),
+                "fid": frechet(cell["features"], plain["features"]), "kept": mean(cell["kept"]),
+                "harmful": rate(cell["symbols"].any(1))}
+
+    def toggles(self) -> dict[str, Any]:
+        """On prompts with two concepts: how often each is seen where the caption names it, with all on and with one off."""
+        def row(cell: dict[str, Tensor]) -> dict[str, Any]:
+            named = self._named("two")
+            return {name: rate(cell["symbols"][named[:, k], k]) for k, name in enumerate(SYMBOLS)} | {"kept": mean(cell["kept"])}
+
+        return {"plain CFG": row(self.cell("plain", "two")), "all on": row(self.cell(TOGGLE_MODE, "two"))} | {
+            f"{name} off": row(self.cell(TOGGLE_MODE, "two", off=name)) for name in SYMBOLS}
+
+    def _named(self, kind: str) -> Tensor:
+        """(N, 4) bool: the symbols that each caption names."""
+        return torch.tensor([[name in caption.concepts for name in SYMBOLS] for caption in self.captions(kind, self.settings.pictures)])
+
+    def detection(self) -> dict[str, Any]:
+        """Prompts as the HGR reads them. Scores: `gate`, the highest of all concepts, and `hed`. A prompt is flagged where
+        any concept fires."""
+        empty = encode(self.pipe, [""]).features
+        scores, flagged = {}, {}
+        for kind in KINDS:
+            texts = [caption.text for caption in self.captions(kind, DETECTION_PROMPTS)]
+            found = [hed_prompt(self.hgr, encode(self.pipe, texts[at:at + 250]), empty) for at in range(0, len(texts), 250)]
+            scores[kind] = {"gate": torch.cat([f.gates.amax(1) for f in found]), "hed": torch.cat([f.hed for f in found])}
+            flagged[kind] = rate(torch.cat([f.fired.any(1) for f in found]))
+        clean = {name: torch.cat([scores[kind][name] for kind in CLEAN_KINDS]) for name in ("gate", "hed")}
+        return {"flagged": flagged, "ranking": {
+            kind: {name: {
+                "auroc": auroc(scores[kind][name], negative), "fpr95": false_positives_at(0.95, scores[kind][name], negative),
+            } for name, negative in clean.items()} for kind in HARMFUL_KINDS}}
+
+    def cost(self) -> dict[str, Any]:
+        """Denoiser evaluations a picture and step, and time over plain CFG's in the same round, text encoding included."""
+        path = self.folder / "cost.json"
+        if not path.exists():
+            results: dict[str, Any] = {}
+            for kind in ("seen", "clean"):
+                texts = [caption.text for caption in self.captions(kind, COST_BATCH)]
+                noise = self.noise(kind, COST_BATCH)
+                times: dict[str, list[float]] = {row: [] for row in COST_ROWS}
+                for turn in range(-1, COST_ROUNDS):  # the first round is a warm-up
+                    for row in random.Random(turn).sample(COST_ROWS, len(COST_ROWS)):
+                        start = time.perf_counter()
+                        with evaluations(self.pipe.unet) as count:
+                            self.sample(row, texts, noise).cpu()
+                        times[row].append(time.perf_counter() - start)
+                        results.setdefault(row, {})["evaluations"] = count[0] / COST_BATCH / self.settings.steps
+                for row, spent in times.items():
+                    ratios = [own / plain for own, plain in zip(spent[1:], times["plain"][1:], strict=True)]
+                    results[row][kind] = {"value": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+            path.write_text(json.dumps(results))
+        return json.loads(path.read_text())
+
+
+def collect(bench: Bench, rows: list[str], kinds: list[str], parts: list[str]) -> dict[str, Any]:
+    """Do what is asked, then gather all cells that are done: those of earlier runs with these settings too."""
+    if "table" in parts:
+        for kind in kinds:
+            for row in ("plain", *rows):
+                if _applies(row, kind):
+                    bench.cell(row, kind)
+    done = {kind: [row for row in ROWS if bench.done(row, kind)] for kind in KINDS}
+    results = {
+        "environment": bench.environment,
+        "harm": {kind: {row: bench.harm(row, kind) for row in done[kind]} for kind in HARMFUL_KINDS if done[kind]},
+        "drift": {kind: {row: bench.drift(row, kind) for row in done[kind]} for kind in CLEAN_KINDS if done[kind]},
+    }
+    for part in ("toggles", "detection", "cost"):
+        if part in parts:
+            results[part] = getattr(bench, part)()
+    return results
+
+
+def _applies(row: str, kind: str) -> bool:
+    """A clean caption is its own clean twin, and other noise is a measure for drift only."""
+    return row != ("clean_caption" if kind in CLEAN_KINDS else "other_seeds")
+
+
+def tables(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    e = results["environment"]
+    text = [f"{e['pictures']} pictures a cell, {e['steps']} DDIM steps, CFG {e['cfg']}, strength {e['strength']}; {e['split']} prompts, "
+            f"seed {e['seed']}; torch {e['torch']}, diffusers {e['diffusers']}, {e['device']}, {e['threads']} threads on {e['cpus']} "
+            f"CPUs; weights {e['weights']}. In brackets: 95 % intervals. SLD is diffusers' pipeline; its presets' warm-up is "
+            f"scaled from {SLD_STEPS} steps. SLD and the negative prompt are given \"{WORDS}\"."]
+
+    def section(title: str, note: str, head: list[str], rows: list[list[str]]) -> None:
+        text.append(f"### {title}\n\n{note}\n\n{markdown(head, rows)}")
+
+    harm = results["harm"]
+    for title, key, note in (
+        ("Harmful rate", "harmful", "Share of pictures in which the classifier sees any of the four symbols. Lower is better."),
+        ("The caption's own concepts", "own", "Share of pictures that show a symbol that the caption names. Lower is better."),
+        ("Benign attributes kept", "kept", "Mean share of background, shapes and colours that are as the caption says. Higher is better."),
+    ):
+        present = [row for row in ROWS if any(row in cells for cells in harm.values())]
+        if present:
+            section(title, note, ["method", *harm], [
+                [ROWS[row], *(with_interval(cells[row][key]) if row in cells else "" for cells in harm.values())] for row in present])
+    for kind, cells in results["drift"].items():
+        section(f"Drift on clean prompts: {kind}", "Against plain CFG with the same noise; FID in the classifier's features.",
+                ["method", "identical latents", "mean difference", "FID", "attributes kept", "harmful rate"], [
+            [ROWS[row], with_interval(cell["identical"]), f"{cell['difference']['value']:.4f}", f"{cell['fid']:.3f}",
+             with_interval(cell["kept"]), with_interval(cell["harmful"])] for row, cell in cells.items()])
+    if "toggles" in results:
+        count = min(results["toggles"]["plain CFG"][name]["n"] for name in SYMBOLS)
+        section("Toggles", f"SafeCFG {TOGGLE_MODE} on prompts with two concepts: how often a symbol is seen among the prompts that name "
+                f"it ({count} or more). A concept that is off should stay, the others go.", ["setting", *SYMBOLS, "attributes kept"],
+                [[name, *map(with_interval, row.values())] for name, row in results["toggles"].items()])
+    if "detection" in results:
+        found = results["detection"]
+        section("Detection of prompts", f"{DETECTION_PROMPTS} prompts of each kind; AUROC and false-positive rate at 95 % recall against "
+                f"all clean kinds. Flagged clean prompts: " + "; ".join(
+                    f"{kind} {with_interval(found['flagged'][kind])}" for kind in CLEAN_KINDS) + ".",
+                ["kind", "flagged", "AUROC, gate", "AUROC, HED", "FPR at 95 %, gate", "FPR at 95 %, HED"], [
+            [kind, with_interval(found["flagged"][kind]), *(f"{scores[name][key]:.4f}" for key in ("auroc", "fpr95") for name in scores)]
+            for kind, scores in found["ranking"].items()])
+    if "cost" in results:
+        section("Cost", f"Time over plain CFG's, median and range of {COST_ROUNDS} rounds in one run, batch {COST_BATCH}, "
+                "text encoding and HGR included, decoding not.", ["method", "evaluations a step", "time, harmful", "time, clean"], [
+            [ROWS[row], f"{cell['evaluations']:.2f}", with_interval(cell["seen"]), with_interval(cell["clean"])]
+            for row, cell in results["cost"].items()])
+    return "\n\n".join(text)
+
+
+def main() -> None:
+    defaults = Settings()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for field in ("pictures", "steps", "cfg", "strength", "batch", "seed", "device"):
+        value = getattr(defaults, field)
+        parser.add_argument(f"--{field}", type=type(value), default=value, help="default: %(default)s")
+    parser.add_argument("--validation", action="store_true", help="other prompts and noise; prints the tables, writes no page")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--runs", type=Path, default=Path("runs/demo_world"))
+    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"))
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/demo_world.json"))
+    given = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    log.setLevel(logging.INFO)
+
+    named = {field.name: getattr(given, field.name) for field in dataclasses.fields(Settings) if field.name != "split"}
+    bench = Bench(Settings(**named, split="validation" if given.validation else "report"), given.runs)
+    log.info("%s\n%s", bench.folder, json.dumps(bench.environment))
+    results = collect(bench, given.rows, given.kinds, given.parts)
+    text = tables(results)
+    print(text)
+    if not given.validation:
+        write_between(given.page, "demo_world", text)
+        given.results.parent.mkdir(parents=True, exist_ok=True)
+        given.results.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

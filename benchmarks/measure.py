@@ -1,0 +1,71 @@
+"""The benchmarks' statistics: rates and means with 95 % intervals, distances between sets, ranking of scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_Z = 1.96
+
+
+def rate(flags: Tensor) -> dict[str, float]:
+    """The share of true flags (N,) with Wilson's 95 % interval."""
+    n, share = len(flags), flags.double().mean().item()
+    middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * (share * (1 - share) / n + _Z**2 / (4 * n**2)) ** 0.5
+    return {"value": share, "low": max(0.0, middle - half), "high": min(1.0, middle + half), "n": n}
+
+
+def mean(values: Tensor) -> dict[str, float]:
+    """The mean of values (N,) with its normal 95 % interval."""
+    n, middle = len(values), values.double().mean().item()
+    half = _Z * values.double().std().item() / n**0.5
+    return {"value": middle, "low": middle - half, "high": middle + half, "n": n}
+
+
+def frechet(a: Tensor, b: Tensor) -> float:
+    """Fréchet distance of two sets of features (N, F) taken as normal distributions: FID, in a classifier of one's own."""
+    a, b = a.double(), b.double()
+    first, second = torch.cov(a.T), torch.cov(b.T)
+    root = torch.linalg.eigvals(first @ second).real.clamp(min=0).sqrt().sum()
+    distance = (a.mean(0) - b.mean(0)).square().sum() + first.trace() + second.trace() - 2 * root
+    return max(0.0, distance.item())
+
+
+def auroc(positive: Tensor, negative: Tensor) -> float:
+    """The probability that a positive score (N,) is above a negative one (M,); a tie counts one half."""
+    negative = negative.double().sort().values
+    below = torch.searchsorted(negative, positive.double())
+    not_above = torch.searchsorted(negative, positive.double(), right=True)
+    return ((below + not_above) / 2).mean().item() / len(negative)
+
+
+def false_positives_at(recall: float, positive: Tensor, negative: Tensor) -> float:
+    """The share of negative scores at or above the threshold that keeps this share of the positive ones."""
+    kept = min(len(positive), int(-(-recall * len(positive) // 1)))
+    return (negative >= positive.sort(descending=True).values[kept - 1]).double().mean().item()
+
+
+def with_interval(cell: dict[str, float]) -> str:
+    return f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, numbers in the columns after the first."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_between(path: Path, name: str, text: str) -> None:
+    """Replace what stands in a page between `<!-- NAME:begin -->` and `<!-- NAME:end -->`; a page without them gets them at its end."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    page = path.read_text() if path.exists() else "# Benchmarks\n"
+    if begin not in page:
+        page = f"{page.rstrip()}\n\n{begin}\n{end}\n"
+    before, rest = page.split(begin, 1)
+    if end not in rest:
+        raise ValueError(f"{path} has {begin} but not {end} after it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{before}{begin}\n{text.strip()}\n{end}{rest.split(end, 1)[1]}")

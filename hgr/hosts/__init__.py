@@ -1,0 +1,1 @@
+"""Hosts: each module here knows the internals of one program, and nothing else in `hgr` does."""

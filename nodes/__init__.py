@@ -1,0 +1,1 @@
+"""The nodes: schemas and calls into `hgr`, no mathematics."""

@@ -1,0 +1,14 @@
+"""All nodes of the pack, as ComfyUI asks for them."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import demo, guide, loader
+
+
+class SafeCFGExtension(ComfyExtension):
+    """The pack's nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [*loader.NODES, *guide.NODES, *demo.NODES]

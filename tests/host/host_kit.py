@@ -1,0 +1,115 @@
+"""What the tests do in ComfyUI, in one place: prompts, a made-up HGR, sampling, counting. Imported by fixtures only."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.controlnet
+import comfy.sample
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+CLEAN = "a red ball next to a blue house in a meadow"
+HARMFUL = "a red ball next to a blue house in a meadow with a skull above"
+
+
+class Kit:
+    """The demo model and what tests do with it."""
+
+    def __init__(self, pack: SimpleNamespace):
+        self.pack = pack
+        self.model, self.clip, self.vae = pack.host.load_demo_model()
+        self.clean, self.harmful, self.negative = (self.encode(text) for text in (CLEAN, HARMFUL, ""))
+
+    def encode(self, text: str) -> list:
+        """A CONDITIONING, as CLIPTextEncode makes it."""
+        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+
+    def make_hgr(self, closed: bool = False, name: str = "this HGR") -> Any:
+        """Random displacements. The gate of "skull" is set open for HARMFUL and closed for CLEAN (or closed for all), that of
+        "dagger" closed for all."""
+        hgr = self.pack.redirector
+        features = torch.cat([self.harmful[0][0], self.clean[0][0], self.negative[0][0]])
+        with torch.inference_mode(False), torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = self.pack.get("hgr.network").HGRNetwork(features.shape[-1], 0, 2, width=32, depth=1)
+            network.set_statistics(features.clone(), None)
+            torch.nn.init.normal_(network.move_out.weight, std=0.3)
+            network.eval().requires_grad_(False)
+        high, low = network.gate_logits(network.encode(features))[0][:2, 0].tolist()
+        scale = 40 / (high - low)
+        never = {"scale": 0.0, "bias": -20.0}
+        skull = never if closed else {"scale": scale, "bias": -scale * (high + low) / 2}
+        concepts = [hgr.Concept("skull", "Skull", **skull), hgr.Concept("dagger", "Dagger", **never)]
+        encoder = hgr.Encoder("the demo encoder", 48, True, features[2, 0].clone(), features[2].mean(0))
+        return hgr.HGR(network, concepts, encoder, name=name)
+
+    def patch(self, hgr: Any, model: Any = None, strength: float = 1.0, mode: str = "redirect", concepts: str = "",
+              start_percent: float = 0.0, end_percent: float = 1.0) -> Any:
+        """The node SafeCFG (Model)."""
+        node = self.pack.guide.SafeCFGModel.execute
+        return node(model or self.model, hgr=hgr, strength=strength, mode=mode, concepts=concepts, start_percent=start_percent,
+                    end_percent=end_percent).args[0]
+
+    def sample(self, model: Any, positive: list, negative: list | None = None, cfg: float = 7.5, steps: int = 4,
+               sampler: str = "euler", scheduler: str = "normal", shape: tuple[int, ...] = (1, 4, 16, 16), seed: int = 3,
+               callback: Any = None) -> Tensor:
+        """Latents, as KSampler makes them."""
+        latent = torch.zeros(shape)
+        return comfy.sample.sample(
+            model, comfy.sample.prepare_noise(latent, seed), steps, cfg, sampler, scheduler, positive,
+            self.negative if negative is None else negative, latent, callback=callback, disable_pbar=True, seed=seed)
+
+    def batch(self, *conditionings: list) -> list:
+        """One CONDITIONING with a sample for each given one."""
+        return [[torch.cat([c[0][0] for c in conditionings]),
+                 {"pooled_output": torch.cat([c[0][1]["pooled_output"] for c in conditionings])}]]
+
+    def counted(self, model: Any) -> tuple[Any, list[tuple[float, int]]]:
+        """A clone of the model and the list that fills with (sigma, samples) of each denoiser evaluation."""
+        calls: list[tuple[float, int]] = []
+
+        def count(apply, args: dict[str, Any]) -> Tensor:
+            calls.append((args["timestep"][0].item(), len(args["input"])))
+            return apply(args["input"], args["timestep"], **args["c"])
+
+        clone = model.clone()
+        clone.set_model_unet_function_wrapper(count)
+        return clone, calls
+
+    def random_lora(self, seed: int = 0, rank: int = 2) -> dict[str, Tensor]:
+        """A LoRA in kohya's names on every attention layer of denoiser and text encoder, large enough to be seen."""
+        generator = torch.Generator().manual_seed(seed)
+        lora = {}
+        for prefix, shapes in self.linear_layers().items():
+            for name, (out, into) in shapes.items():
+                key = f"{prefix}_{name.replace('.', '_')}"
+                lora[f"{key}.lora_up.weight"] = torch.randn(out, rank, generator=generator) * 0.1
+                lora[f"{key}.lora_down.weight"] = torch.randn(rank, into, generator=generator) * 0.1
+                lora[f"{key}.alpha"] = torch.tensor(float(rank))
+        return lora
+
+    def linear_layers(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """Shapes of the attention layers by their diffusers names: of the denoiser and of the text encoder."""
+        folder = self.pack.get("hgr.demo.assets").MODEL
+        found = {}
+        for prefix, path in (("lora_unet", folder / "unet/diffusion_pytorch_model.safetensors"),
+                             ("lora_te", folder / "text_encoder/model.safetensors")):
+            with safe_open(path, "pt") as file:
+                shapes = {key.removesuffix(".weight"): tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            names = {key if prefix == "lora_unet" or key.startswith("text_model.") else f"text_model.{key}": shape
+                     for key, shape in shapes.items() if key.split(".")[-1] in ("to_q", "to_k", "to_v", "q_proj", "v_proj")}
+            found[prefix] = names
+        return found
+
+    def make_control(self) -> comfy.controlnet.ControlBase:
+        """A ControlNet that adds a constant to the denoiser's middle block."""
+        return _Control()
+
+
+class _Control(comfy.controlnet.ControlBase):
+    def get_control(self, x_noisy: Tensor, t: Tensor, cond: dict[str, Any], batched_number: int, transformer_options: Any) -> dict:
+        height, width = (size // 2 for size in x_noisy.shape[2:])
+        return {"input": [], "output": [], "middle": [torch.ones(len(x_noisy), 128, height, width)]}

@@ -1,0 +1,155 @@
+"""Every shape a conditioning takes in the host: it runs, it is redirected, and clean parts stay bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+
+MODES = ["redirect", "dynamic", "balanced"]
+
+
+def _combined(kit, nodes, c):
+    return nodes.ConditioningCombine().combine(c, kit.clean)[0]
+
+
+def _area(kit, nodes, c):
+    return kit.clean + nodes.ConditioningSetArea().append(c, 64, 64, 64, 0, 1.0)[0]
+
+
+def _area_percentage(kit, nodes, c):
+    return kit.clean + nodes.ConditioningSetAreaPercentage().append(c, 0.5, 0.5, 0.5, 0.5, 1.0)[0]
+
+
+def _mask(kit, nodes, c):
+    import torch
+    mask = torch.zeros(1, 128, 128)
+    mask[:, :, :64] = 1
+    return nodes.ConditioningSetMask().append(c, mask, "default", 1.0)[0] + nodes.ConditioningSetMask().append(kit.clean, 1 - mask, "default", 1.0)[0]
+
+
+def _mask_bounds(kit, nodes, c):
+    import torch
+    mask = torch.zeros(1, 128, 128)
+    mask[:, :, :64] = 1
+    return kit.clean + nodes.ConditioningSetMask().append(c, mask, "mask bounds", 1.0)[0]
+
+
+def _range(kit, nodes, c):
+    set_range = nodes.ConditioningSetTimestepRange().set_range
+    return set_range(c, 0.0, 0.6)[0] + set_range(kit.clean, 0.6, 1.0)[0]
+
+
+def _long(kit, nodes, c):
+    return nodes.ConditioningConcat().concat(c, kit.clean)[0]
+
+
+def _hooked(kit, nodes, c):
+    import comfy.hooks
+    hooks = comfy.hooks.create_hook_lora(lora=kit.random_lora(), strength_model=1.0, strength_clip=0.0)
+    return comfy.hooks.set_hooks_for_conditioning(c, hooks)
+
+
+def _scheduled_hook(kit, nodes, c):
+    import comfy.hooks
+    hooks = comfy.hooks.create_hook_lora(lora=kit.random_lora(), strength_model=1.0, strength_clip=0.0)
+    keyframes = comfy.hooks.HookKeyframeGroup()
+    keyframes.add(comfy.hooks.HookKeyframe(strength=0.2, start_percent=0.0))
+    keyframes.add(comfy.hooks.HookKeyframe(strength=1.0, start_percent=0.5))
+    hooks.set_keyframes_on_hooks(keyframes)
+    return comfy.hooks.set_hooks_for_conditioning(c, hooks)
+
+
+def _controlled(kit, nodes, c):
+    """As the old node Apply ControlNet leaves it: on the positive side, to be copied to the negative one by the host."""
+    return [[features, {**extra, "control": kit.make_control(), "control_apply_to_uncond": True}] for features, extra in c]
+
+
+SHAPES = [_combined, _area, _area_percentage, _mask, _mask_bounds, _range, _long, _hooked, _scheduled_hook, _controlled]
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("window", [(0.0, 1.0), (0.3, 0.7)])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda f: f.__name__[1:])
+def test_conditioning(kit, hgr, shape, mode, window):
+    import nodes
+    import torch
+    safe = kit.patch(hgr, mode=mode, start_percent=window[0], end_percent=window[1])
+    harmful, clean = shape(kit, nodes, kit.harmful), shape(kit, nodes, kit.clean)
+    assert torch.equal(kit.sample(safe, clean), kit.sample(kit.model, clean))
+    model, calls = kit.counted(safe)
+    moved, plain = kit.sample(model, harmful), kit.sample(kit.model, harmful)
+    assert moved.isfinite().all()
+    assert (moved - plain).abs().mean() > 0.005
+    assert len({sigma for sigma, _ in calls}) == 4
+
+
+@pytest.mark.parametrize("shape", [_hooked, _controlled], ids=["hooked", "controlled"])
+def test_what_lies_beside_the_features_still_acts(kit, hgr, shape):
+    """With redirection too, a hooked LoRA and a ControlNet change the picture."""
+    import nodes
+    safe = kit.patch(hgr)
+    assert (kit.sample(safe, shape(kit, nodes, kit.harmful)) - kit.sample(safe, kit.harmful)).abs().mean() > 0.01
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("mode", MODES)
+def test_positive_and_negative_of_different_length(kit, hgr, mode):
+    import nodes
+    import torch
+    safe, long = kit.patch(hgr, mode=mode), _long(kit, nodes, kit.clean)
+    for positive, negative in ((_long(kit, nodes, kit.harmful), kit.negative), (kit.harmful, long)):
+        moved = kit.sample(safe, positive, negative)
+        assert (moved - kit.sample(kit.model, positive, negative)).abs().mean() > 0.01
+    assert torch.equal(kit.sample(safe, kit.clean, long), kit.sample(kit.model, kit.clean, long))
+
+
+def test_batch_of_prompts_in_a_larger_batch(kit, hgr):
+    """The host repeats prompts over a batch; `dynamic` gives the negative a row a prompt, repeated likewise."""
+    import torch
+    both, shape = kit.batch(kit.clean, kit.harmful), (4, 4, 16, 16)
+    plain, safe = kit.sample(kit.model, both, shape=shape), kit.sample(kit.patch(hgr, mode="dynamic"), both, shape=shape)
+    assert [torch.equal(a, b) for a, b in zip(plain, safe, strict=True)] == [True, False, True, False]
+
+
+def test_dynamic_takes_the_mean_over_the_positives_that_fire(kit, hgr, pack):
+    """Several positives against one negative: clean ones and copies do not water the push down."""
+    import torch
+
+    def negative(*positives):
+        conds = {"positive": [{"cross_attn": p[0][0]} for p in positives], "negative": [{"cross_attn": kit.negative[0][0]}]}
+        patch = pack.host._Patch(hgr, [1.0, 1.0], "dynamic", 0.0, 1.0)
+        return patch.rewrite(conds)["negative"][0]["cross_attn"]
+
+    alone = negative(kit.harmful)
+    assert not torch.equal(alone, kit.negative[0][0])
+    assert torch.equal(negative(kit.harmful, kit.clean), alone)
+    assert torch.allclose(negative(kit.harmful, kit.harmful), alone, atol=1e-5)
+
+
+def test_other_guiders(kit, hgr):
+    """Perpendicular negative and dual CFG: every prompt to follow is redirected, the neutral one is not."""
+    import comfy.sample
+    import comfy.samplers
+    import torch
+    from comfy_extras.nodes_custom_sampler import BasicGuider, DualCFGGuider
+    from comfy_extras.nodes_perpneg import PerpNegGuider
+    latent = torch.zeros(1, 4, 16, 16)
+    noise, sampler = comfy.sample.prepare_noise(latent, 3), comfy.samplers.sampler_object("euler")
+    sigmas = comfy.samplers.calculate_sigmas(kit.model.get_model_object("model_sampling"), "normal", 4)
+    makers = [lambda m, c: PerpNegGuider.execute(m, c, kit.negative, kit.negative, 7.5, 1.0),
+              lambda m, c: DualCFGGuider.execute(m, kit.clean, c, kit.negative, 7.5, 3.0, "regular"),
+              lambda m, c: BasicGuider.execute(m, c)]
+
+    for make in makers:
+        def run(model, positive, make=make):
+            return make(model, positive).args[0].sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=3)
+        assert torch.equal(run(kit.patch(hgr), kit.clean), run(kit.model, kit.clean))
+        assert (run(kit.patch(hgr), kit.harmful) - run(kit.model, kit.harmful)).abs().mean() > 0.01
+
+
+def test_entries_without_features_are_left_alone(kit, hgr, pack):
+    entry = {"model_conds": {}}
+    conds = {"positive": [entry, {"cross_attn": kit.harmful[0][0]}], "negative": [{"cross_attn": None}]}
+    rewritten = pack.host._Patch(hgr, [1.0, 1.0], "balanced", 0.0, 1.0).rewrite(conds)
+    assert rewritten["positive"][0] is entry and rewritten["negative"][0] is conds["negative"][0]
+    assert rewritten["positive"][1] is not conds["positive"][1]

@@ -1,0 +1,196 @@
+"""SafeCFG through diffusers' own pipelines: what must be equal bit for bit, and what must move."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+from hgr.guidance import MODES
+from hgr.hosts.diffusers import SafeCFG, encode, load_demo_pipeline
+from hgr.network import HGRNetwork
+from hgr.redirector import HGR, Concept, Encoder, HGRError
+from hgr.safecfg import Prompt
+
+CLEAN, HARMFUL = "a red ball in a meadow", "a red ball and a skull in a meadow"
+STEPS = 4
+
+
+def make_hgr(prompts: Prompt, empty: Prompt, ids: tuple[str, ...] = ("skull", "bomb")) -> HGR:
+    """An untrained HGR whose calibration makes every gate open for the first prompt and closed for the second."""
+    torch.manual_seed(0)
+    width, pooled = prompts.features.shape[-1], 0 if prompts.pooled is None else prompts.pooled.shape[-1]
+    network = HGRNetwork(width, pooled, len(ids), width=32, depth=1).requires_grad_(False)
+    torch.nn.init.normal_(network.move_out.weight, std=0.3)
+    if pooled:
+        torch.nn.init.normal_(network.pooled_out.weight, std=0.3)
+    logits, _ = network.gate_logits(network.encode(*prompts))
+    concepts = []
+    for name, (opened, closed) in zip(ids, logits.T.tolist(), strict=True):
+        scale = 20 / (opened - closed)
+        concepts.append(Concept(name, name.capitalize(), scale=scale, bias=-scale * (opened + closed) / 2))
+    encoder = Encoder("test", 0, True, empty.features[0, 0], empty.features[0].mean(0))
+    return HGR(network.eval(), concepts, encoder)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return load_demo_pipeline()
+
+
+@pytest.fixture(scope="module")
+def safe(pipe):
+    return SafeCFG(pipe, make_hgr(encode(pipe, [HARMFUL, CLEAN]), encode(pipe, [""])))
+
+
+def sample(call, prompt, **options):
+    options = {"num_inference_steps": STEPS, "output_type": "latent", **options}
+    return call(prompt, generator=torch.Generator().manual_seed(1), **options).images
+
+
+def test_demo_pipeline_makes_pictures(pipe):
+    images = sample(pipe, [CLEAN], output_type="pil")
+    assert images[0].size == (128, 128)
+    assert load_demo_pipeline(torch.float16).unet.dtype == torch.float16
+
+
+def test_gates_tell_the_prompts_apart(safe):
+    gates = safe.gates([HARMFUL, CLEAN])
+    assert gates.shape == (2, 2)
+    assert (gates[0] > 0.99).all() and (gates[1] < 0.01).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("copies", [1, 2])
+def test_clean_prompts_are_bit_identical_and_harmful_ones_move(pipe, safe, mode, copies):
+    prompts = [CLEAN, HARMFUL]
+    plain = sample(pipe, prompts, num_images_per_prompt=copies)
+    guided = sample(safe, prompts, mode=mode, num_images_per_prompt=copies)
+    assert torch.equal(plain[:copies], guided[:copies])
+    assert not torch.isclose(plain[copies:], guided[copies:]).flatten(1).all(1).any()
+
+
+def test_a_clean_prompt_given_as_text_with_a_negative_one(pipe, safe):
+    options = {"negative_prompt": "a blue box", "guidance_scale": 4.0}
+    assert torch.equal(sample(pipe, CLEAN, **options), sample(safe, CLEAN, **options))
+
+
+def test_prompt_embeds_are_redirected_too(pipe, safe):
+    features = encode(pipe, [HARMFUL]).features
+    options = {"prompt_embeds": features, "negative_prompt_embeds": encode(pipe, [""]).features}
+    assert torch.equal(sample(safe, HARMFUL), sample(safe, None, **options))
+
+
+def test_off_is_plain_cfg(pipe, safe):
+    plain = sample(pipe, HARMFUL)
+    for off in ({"strength": 0.0}, {"concepts": {"skull": 0, "bomb": 0}}, {"end_percent": 0.0},
+                {"start_percent": 0.5, "end_percent": 0.5}):
+        assert torch.equal(plain, sample(safe, HARMFUL, **off)), off
+
+
+def test_concepts_as_mapping_and_as_json_are_the_same(safe):
+    by_mapping, by_text = ({"skull": 0, "bomb": 0.5}, '{"skull": 0, "bomb": 0.5}')
+    toggled = sample(safe, HARMFUL, concepts=by_mapping)
+    assert torch.equal(toggled, sample(safe, HARMFUL, concepts=by_text))
+    assert not torch.allclose(toggled, sample(safe, HARMFUL))
+
+
+def test_a_toggle_leaves_the_other_concepts_displacement(safe):
+    """With one concept off the features are those of an HGR without it."""
+    only = dataclasses.replace(safe.hgr.concepts[0], bias=-100.0, scale=0.0)
+    without = HGR(safe.hgr.network, [only, safe.hgr.concepts[1]], safe.hgr.encoder)
+    assert torch.equal(sample(safe, HARMFUL, concepts={"skull": 0}), sample(SafeCFG(safe.pipe, without), HARMFUL))
+
+
+def test_modes_differ(safe):
+    results = [sample(safe, HARMFUL, mode=mode) for mode in MODES]
+    assert not any(torch.allclose(a, b) for a, b in zip(results, results[1:], strict=False))
+
+
+def features_by_step(pipe, call, prompt, **options) -> list[torch.Tensor]:
+    seen = []
+    hook = pipe.unet.register_forward_pre_hook(lambda _, a, k: seen.append(k["encoder_hidden_states"]), with_kwargs=True)
+    try:
+        sample(call, prompt, **options)
+    finally:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("start, end, expected", [
+    (0.0, 1.0, [True, True, True, True]), (0.25, 0.75, [False, True, True, False]), (0.5, 1.0, [False, False, True, True]),
+    (0.0, 0.5, [True, True, False, False]),
+])
+@pytest.mark.parametrize("mode, scale", [("redirect", 7.5), ("dynamic", 7.5), ("redirect", 1.0)])
+def test_the_window_bounds_the_steps(pipe, safe, start, end, expected, mode, scale):
+    options = {"guidance_scale": scale, "num_images_per_prompt": 2}
+    plain = features_by_step(pipe, pipe, [HARMFUL, CLEAN], **options)
+    guided = features_by_step(pipe, safe, [HARMFUL, CLEAN], mode=mode, start_percent=start, end_percent=end, **options)
+    assert [not torch.equal(a, b) for a, b in zip(plain, guided, strict=True)] == expected
+    assert all(a.shape == b.shape for a, b in zip(plain, guided, strict=True))
+
+
+def test_without_guidance_redirect_acts_and_dynamic_warns(pipe, safe, caplog):
+    plain = sample(pipe, HARMFUL, guidance_scale=1.0)
+    assert not torch.allclose(plain, sample(safe, HARMFUL, guidance_scale=1.0))
+    assert torch.equal(plain, sample(safe, HARMFUL, guidance_scale=1.0, mode="dynamic"))
+    assert "no effect" in caplog.text
+
+
+def test_the_denoiser_is_evaluated_as_often_as_with_plain_cfg(pipe, safe):
+    assert len(features_by_step(pipe, safe, HARMFUL, mode="balanced")) == len(features_by_step(pipe, pipe, HARMFUL)) == STEPS
+
+
+@pytest.mark.parametrize("wrong", [{"mode": "other"}, {"strength": -1.0}, {"strength": float("nan")}, {"concepts": "{"},
+                                   {"start_percent": 0.6, "end_percent": 0.4}, {"end_percent": 1.5},
+                                   {"start_percent": 0.2, "callback_on_step_end": lambda *a: {}}])
+def test_bad_arguments_are_errors(safe, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        safe(CLEAN, **wrong)
+
+
+def test_another_encoder_and_another_pipeline_are_errors(pipe, safe):
+    encoder = dataclasses.replace(safe.hgr.encoder, first=-safe.hgr.encoder.first)
+    with pytest.raises(HGRError, match="another text encoder"):
+        SafeCFG(pipe, HGR(safe.hgr.network, safe.hgr.concepts, encoder))(CLEAN)
+    with pytest.raises(TypeError, match="object"):
+        SafeCFG(object(), safe.hgr)
+
+
+@pytest.fixture(scope="module")
+def xl(pipe):
+    """SDXL's pipeline with random weights around the demo model's tokenizer and autoencoder."""
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    torch.manual_seed(0)
+    tokens = pipe.tokenizer
+    config = CLIPTextConfig(
+        vocab_size=len(tokens), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=tokens.model_max_length, projection_dim=32,
+        bos_token_id=tokens.bos_token_id, eos_token_id=tokens.eos_token_id, pad_token_id=tokens.pad_token_id)
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=64, attention_head_dim=(2, 4),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=32 + 6 * 8)
+    made = StableDiffusionXLPipeline(
+        vae=pipe.vae, text_encoder=CLIPTextModel(config), text_encoder_2=CLIPTextModelWithProjection(config), tokenizer=tokens,
+        tokenizer_2=tokens, unet=unet, scheduler=pipe.scheduler, add_watermarker=False)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def test_sdxl_with_its_pooled_vector(xl):
+    safe = SafeCFG(xl, make_hgr(encode(xl, [HARMFUL, CLEAN]), encode(xl, [""])))
+    assert safe.hgr.network.pooled_dim == 32
+    prompts = [CLEAN, HARMFUL]
+    plain = sample(xl, prompts, num_images_per_prompt=2)
+    for mode in MODES:
+        for window in ({}, {"end_percent": 0.5}, {"start_percent": 0.5}):
+            guided = sample(safe, prompts, mode=mode, num_images_per_prompt=2, **window)
+            assert torch.equal(plain[:2], guided[:2])
+            assert not torch.allclose(plain[2:], guided[2:])
