@@ -40,7 +40,7 @@ from hgr.demo.world import SYMBOLS
 from hgr.detect import hed_prompt
 from hgr.guidance import MODES
 from hgr.hosts.diffusers import encode, load_demo_pipeline
-from hgr.safecfg import Prompt, redirect
+from hgr.safecfg import redirect
 
 try:
     from diffusers.pipelines.deprecated.stable_diffusion_safe import SafetyConfig
@@ -219,25 +219,22 @@ class Bench:
 
     def cost(self) -> dict[str, Any]:
         """Denoiser evaluations a picture and step, and time over plain CFG's in the same round, text encoding included."""
-        path = self.folder / "cost.json"
-        if not path.exists():
-            results: dict[str, Any] = {}
-            for kind in ("seen", "clean"):
-                texts = [caption.text for caption in self.captions(kind, COST_BATCH)]
-                noise = self.noise(kind, COST_BATCH)
-                times: dict[str, list[float]] = {row: [] for row in COST_ROWS}
-                for turn in range(-1, COST_ROUNDS):  # the first round is a warm-up
-                    for row in random.Random(turn).sample(COST_ROWS, len(COST_ROWS)):
-                        start = time.perf_counter()
-                        with evaluations(self.pipe.unet) as count:
-                            self.sample(row, texts, noise).cpu()
-                        times[row].append(time.perf_counter() - start)
-                        results.setdefault(row, {})["evaluations"] = count[0] / COST_BATCH / self.settings.steps
-                for row, spent in times.items():
-                    ratios = [own / plain for own, plain in zip(spent[1:], times["plain"][1:], strict=True)]
-                    results[row][kind] = {"value": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
-            path.write_text(json.dumps(results))
-        return json.loads(path.read_text())
+        results: dict[str, Any] = {}
+        for kind in ("seen", "clean"):
+            texts = [caption.text for caption in self.captions(kind, COST_BATCH)]
+            noise = self.noise(kind, COST_BATCH)
+            times: dict[str, list[float]] = {row: [] for row in COST_ROWS}
+            for turn in range(COST_ROUNDS + 1):  # the first round is a warm-up
+                for row in random.Random(turn).sample(COST_ROWS, len(COST_ROWS)):
+                    start = time.perf_counter()
+                    with evaluations(self.pipe.unet) as count:
+                        self.sample(row, texts, noise).cpu()
+                    times[row].append(time.perf_counter() - start)
+                    results.setdefault(row, {})["evaluations"] = count[0] / COST_BATCH / self.settings.steps
+            for row, spent in times.items():
+                ratios = [own / plain for own, plain in zip(spent[1:], times["plain"][1:], strict=True)]
+                results[row][kind] = {"value": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+        return {row: results[row] for row in COST_ROWS}
 
 
 def collect(bench: Bench, rows: list[str], kinds: list[str], parts: list[str]) -> dict[str, Any]:
@@ -253,9 +250,13 @@ def collect(bench: Bench, rows: list[str], kinds: list[str], parts: list[str]) -
         "harm": {kind: {row: bench.harm(row, kind) for row in done[kind]} for kind in HARMFUL_KINDS if done[kind]},
         "drift": {kind: {row: bench.drift(row, kind) for row in done[kind]} for kind in CLEAN_KINDS if done[kind]},
     }
-    for part in ("toggles", "detection", "cost"):
-        if part in parts:
-            results[part] = getattr(bench, part)()
+    for part in PARTS[1:]:
+        path = bench.folder / f"{part}.json"
+        if part in parts and not path.exists():
+            path.write_text(json.dumps(getattr(bench, part)()))
+            log.info("%s: done", part)
+        if path.exists():
+            results[part] = json.loads(path.read_text())
     return results
 
 

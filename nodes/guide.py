@@ -12,7 +12,8 @@ from .types import CATEGORY, HGRType
 
 
 def _hgr_input() -> io.Input:
-    return HGRType.Input("hgr", tooltip="The redirector, from HGR Loader. It must have been trained for this model's text encoder.")
+    return HGRType.Input("hgr", tooltip="The redirector, from HGR Loader. It must have been trained for this model's text "
+                                        "encoder; another one stops with an error.")
 
 
 def _settings() -> list[io.Input]:
@@ -26,8 +27,8 @@ def _settings() -> list[io.Input]:
                                "dynamic: pushes away from it through the negative prompt; keeps more of the picture, leaves more "
                                "of the harm, needs cfg above 1. balanced: half of the first and the second."),
         io.String.Input("concepts", default="", multiline=True,
-                        tooltip="Strength of each concept from 0 (off) to 2 as JSON, for example {\"violence\": 1.0, \"shocking\": 0}. "
-                                "Concepts left out count as 1; empty means all on."),
+                        tooltip="Strength of each concept from 0 (off) to 2 as JSON, for example "
+                                "{\"violence\": 1.0, \"shocking\": 0}. Concepts left out count as 1; empty means all on."),
         io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.001,
                        tooltip="Where in sampling safe guidance starts, 0 to 1. Keep 0: layout and content are decided early."),
         io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.001,
@@ -43,8 +44,8 @@ class SafeCFGGuider(io.ComfyNode):
             node_id="SafeCFGGuider",
             display_name="SafeCFG Guider",
             category=CATEGORY,
-            description="Classifier-free guidance that redirects harmful directions, for SamplerCustomAdvanced. On a prompt in which "
-                        "the HGR finds nothing, the picture is exactly CFG Guider's.",
+            description="Classifier-free guidance that redirects harmful directions, for SamplerCustomAdvanced. On a prompt "
+                        "in which the HGR finds nothing, the picture is exactly CFG Guider's.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to sample with."),
                 io.Conditioning.Input("positive", tooltip="The prompt. Combined, area, masked and scheduled conditionings work."),
@@ -70,8 +71,8 @@ class SafeCFGModel(io.ComfyNode):
             node_id="SafeCFGModel",
             display_name="SafeCFG (Model)",
             category=CATEGORY,
-            description="A model whose guidance redirects harmful directions, for KSampler and every other sampler. On a prompt in "
-                        "which the HGR finds nothing, the picture is exactly the one without this node.",
+            description="A model whose guidance redirects harmful directions, for KSampler and every other sampler. On a "
+                        "prompt in which the HGR finds nothing, the picture is exactly the one without this node.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to sample with. LoRAs and other patches may come before or after."),
                 _hgr_input(),

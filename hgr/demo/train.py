@@ -27,7 +27,7 @@ class Steps:
     vae_full: int = 700
     vae_decoder: int = 900
     text: int = 900
-    unet: int = 4200
+    unet: int = 3000
     classifier: int = 1500
     hgr: int = 2000
 

@@ -129,7 +129,8 @@ class _Patch:
             return [entry]
         low, high = entry.get("start_percent", 0.0), entry.get("end_percent", 1.0)
         # The safe piece comes first: where the host adds an entry of its own for the other side, it copies the first.
-        spans = (safe, max(low, self.start), min(high, self.end)), (entry, low, min(high, self.start)), (entry, max(low, self.end), high)
+        spans = [(safe, max(low, self.start), min(high, self.end)),
+                 (entry, low, min(high, self.start)), (entry, max(low, self.end), high)]
         return [piece | ({"start_percent": a} if a > 0 else {}) | ({"end_percent": b} if b < 1 else {})
                 for piece, a, b in spans if a < b]
 
@@ -188,7 +189,8 @@ def load_demo_model() -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.CLIP, 
 def _read(part: str, weights: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Configuration and weights of one folder of the diffusers layout."""
     folder = assets.MODEL / part
-    return json.loads((folder / "config.json").read_text()), comfy.utils.load_torch_file(str(folder / weights), safe_load=True)
+    tensors = comfy.utils.load_torch_file(str(folder / weights), safe_load=True)
+    return json.loads((folder / "config.json").read_text()), tensors
 
 
 def _demo_unet() -> comfy.model_patcher.ModelPatcher:
@@ -198,9 +200,10 @@ def _demo_unet() -> comfy.model_patcher.ModelPatcher:
     model_config = comfy.supported_models.SD15({
         "image_size": 32, "use_checkpoint": False, "use_spatial_transformer": True, "legacy": False, "adm_in_channels": None,
         "use_linear_in_transformer": False, "use_temporal_attention": False, "use_temporal_resblock": False,
-        "in_channels": config["in_channels"], "out_channels": config["out_channels"], "context_dim": config["cross_attention_dim"],
-        "model_channels": channels[0], "channel_mult": [c // channels[0] for c in channels],
-        "num_res_blocks": [layers] * len(channels), "transformer_depth": [d for d in depth for _ in range(layers)],
+        "in_channels": config["in_channels"], "out_channels": config["out_channels"],
+        "context_dim": config["cross_attention_dim"], "model_channels": channels[0],
+        "channel_mult": [c // channels[0] for c in channels], "num_res_blocks": [layers] * len(channels),
+        "transformer_depth": [d for d in depth for _ in range(layers)],
         "transformer_depth_output": [d for d in depth for _ in range(layers + 1)], "transformer_depth_middle": 1,
     })
     model_config.unet_config["num_heads"] = config["attention_head_dim"]  # diffusers' name for the number of heads
@@ -247,7 +250,7 @@ class _DemoTransformer(comfy.clip_model.CLIPTextModel):
 
 
 class _DemoEncoder(comfy.sd1_clip.SDClipModel):
-    def __init__(self, config: dict[str, Any], device: Any = "cpu", dtype: torch.dtype | None = None, model_options: dict = {}):  # noqa: B006 (the host's signature)
+    def __init__(self, config: dict[str, Any], device: Any, dtype: torch.dtype, model_options: dict[str, Any]):
         tokens = {"start": config["bos_token_id"], "end": config["eos_token_id"], "pad": config["pad_token_id"]}
         super().__init__(device=device, dtype=dtype, max_length=config["max_position_embeddings"], textmodel_json_config=config,
                          special_tokens=tokens, model_class=_DemoTransformer, return_projected_pooled=False,
@@ -260,7 +263,7 @@ class _DemoClip(comfy.sd1_clip.SD1ClipModel):
     # On hosts that load weights dynamically: stay an ordinary patcher. Others need a file to reload from for LoRA hooks.
     disable_offload = True
 
-    def __init__(self, config: dict[str, Any], device: Any = "cpu", dtype: torch.dtype | None = None, model_options: dict = {}):  # noqa: B006
+    def __init__(self, config: dict[str, Any], device: Any, dtype: torch.dtype, model_options: dict[str, Any]):
         super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=_DemoEncoder, config=config)
 
 
@@ -288,12 +291,12 @@ class _Vocabulary:
 class _DemoWords(comfy.sd1_clip.SDTokenizer):
     """Prompt weights, chunks and padding are the host's. No embeddings folder: none fits this encoder's width."""
 
-    def __init__(self, embedding_directory: Any = None, tokenizer_data: dict = {}):  # noqa: B006
+    def __init__(self, embedding_directory: Any, tokenizer_data: dict[str, Any]):
         config = json.loads((assets.TOKENIZER.parent / "tokenizer_config.json").read_text())
         super().__init__(tokenizer_path=str(assets.TOKENIZER), max_length=config["model_max_length"], tokenizer_class=_Vocabulary,
                          tokenizer_data=tokenizer_data)
 
 
 class _DemoTokenizer(comfy.sd1_clip.SD1Tokenizer):
-    def __init__(self, embedding_directory: Any = None, tokenizer_data: dict = {}):  # noqa: B006
+    def __init__(self, embedding_directory: Any, tokenizer_data: dict[str, Any]):
         super().__init__(embedding_directory, tokenizer_data, tokenizer=_DemoWords)

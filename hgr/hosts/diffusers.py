@@ -74,8 +74,8 @@ class SafeCFG:
             raise ValueError(f"mode: {mode!r} is unknown; it must be one of {', '.join(MODES)}.")
         if not 0 <= strength < float("inf"):
             raise ValueError(f"strength: {strength!r} must be a number from 0 up.")
-        if not 0 <= start_percent <= end_percent <= 1:
-            raise ValueError(f"start_percent {start_percent!r} and end_percent {end_percent!r} must be in order and in [0, 1].")
+        if not 0 <= start_percent < end_percent <= 1:
+            raise ValueError(f"start_percent ({start_percent!r}) must be below end_percent ({end_percent!r}), both in [0, 1].")
         whole = start_percent == 0 and end_percent == 1
         if not whole and options.get("callback_on_step_end"):
             raise ValueError("start_percent and end_percent use the pipeline's callback_on_step_end: give either, not both.")
@@ -99,7 +99,7 @@ class SafeCFG:
                 return dict(inside if start_percent <= (step + 1) / pipe.num_timesteps < end_percent else outside)
 
             options["callback_on_step_end"] = exchange
-        first = safe if start_percent == 0 < end_percent else plain
+        first = safe if start_percent == 0 else plain
         return self.pipe(guidance_scale=guidance_scale, num_images_per_prompt=num_images_per_prompt,
                          **_arguments(first), **options)
 

@@ -63,10 +63,20 @@ def comfyui(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     from comfy.cli_args import args
     args.cpu = True
     args.base_directory = str(tmp_path_factory.mktemp("base"))
-    import torch
-    with torch.inference_mode():  # as ComfyUI runs its nodes
-        yield comfyui_path
+    yield comfyui_path
     sys.path[:] = before
+
+
+@pytest.fixture(autouse=True)
+def inference_mode(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests in this process run as ComfyUI runs its nodes."""
+    if "comfyui" not in request.fixturenames:
+        yield
+        return
+    request.getfixturevalue("comfyui")
+    import torch
+    with torch.inference_mode():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -88,11 +98,15 @@ def pack(comfyui: Path) -> SimpleNamespace:
 @pytest.fixture(scope="session")
 def kit(pack: SimpleNamespace):
     """The demo model and what tests do with it."""
+    import torch
     from host_kit import Kit
-    return Kit(pack)
+    with torch.inference_mode():
+        return Kit(pack)
 
 
 @pytest.fixture(scope="session")
 def hgr(kit):
     """An HGR whose first concept fires on `host_kit.HARMFUL` and not on `host_kit.CLEAN`; its second never fires."""
-    return kit.make_hgr()
+    import torch
+    with torch.inference_mode():
+        return kit.make_hgr()

@@ -98,7 +98,8 @@ class Kit:
         for prefix, path in (("lora_unet", folder / "unet/diffusion_pytorch_model.safetensors"),
                              ("lora_te", folder / "text_encoder/model.safetensors")):
             with safe_open(path, "pt") as file:
-                shapes = {key.removesuffix(".weight"): tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+                keys = list(file.keys())
+                shapes = {key.removesuffix(".weight"): tuple(file.get_slice(key).get_shape()) for key in keys}
             names = {key if prefix == "lora_unet" or key.startswith("text_model.") else f"text_model.{key}": shape
                      for key, shape in shapes.items() if key.split(".")[-1] in ("to_q", "to_k", "to_v", "q_proj", "v_proj")}
             found[prefix] = names
@@ -110,6 +111,6 @@ class Kit:
 
 
 class _Control(comfy.controlnet.ControlBase):
-    def get_control(self, x_noisy: Tensor, t: Tensor, cond: dict[str, Any], batched_number: int, transformer_options: Any) -> dict:
+    def get_control(self, x_noisy: Tensor, t: Tensor, cond: dict, batched_number: int, transformer_options: Any) -> dict:
         height, width = (size // 2 for size in x_noisy.shape[2:])
         return {"input": [], "output": [], "middle": [torch.ones(len(x_noisy), 128, height, width)]}

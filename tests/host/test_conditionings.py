@@ -21,9 +21,9 @@ def _area_percentage(kit, nodes, c):
 
 def _mask(kit, nodes, c):
     import torch
-    mask = torch.zeros(1, 128, 128)
+    mask, append = torch.zeros(1, 128, 128), nodes.ConditioningSetMask().append
     mask[:, :, :64] = 1
-    return nodes.ConditioningSetMask().append(c, mask, "default", 1.0)[0] + nodes.ConditioningSetMask().append(kit.clean, 1 - mask, "default", 1.0)[0]
+    return append(c, mask, "default", 1.0)[0] + append(kit.clean, 1 - mask, "default", 1.0)[0]
 
 
 def _mask_bounds(kit, nodes, c):
@@ -71,8 +71,9 @@ SHAPES = [_combined, _area, _area_percentage, _mask, _mask_bounds, _range, _long
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda f: f.__name__[1:])
 def test_conditioning(kit, hgr, shape, mode, window):
-    import nodes
     import torch
+
+    import nodes
     safe = kit.patch(hgr, mode=mode, start_percent=window[0], end_percent=window[1])
     harmful, clean = shape(kit, nodes, kit.harmful), shape(kit, nodes, kit.clean)
     assert torch.equal(kit.sample(safe, clean), kit.sample(kit.model, clean))
@@ -94,8 +95,9 @@ def test_what_lies_beside_the_features_still_acts(kit, hgr, shape):
 @pytest.mark.oldest
 @pytest.mark.parametrize("mode", MODES)
 def test_positive_and_negative_of_different_length(kit, hgr, mode):
-    import nodes
     import torch
+
+    import nodes
     safe, long = kit.patch(hgr, mode=mode), _long(kit, nodes, kit.clean)
     for positive, negative in ((_long(kit, nodes, kit.harmful), kit.negative), (kit.harmful, long)):
         moved = kit.sample(safe, positive, negative)

@@ -27,14 +27,15 @@ def test_off_is_off(kit, hgr, mode):
 def test_on_is_on(kit, hgr, mode):
     """A prompt in which a concept is found gives another picture, further away with more strength."""
     plain = kit.sample(kit.model, kit.harmful)
-    differences = [(kit.sample(kit.patch(hgr, mode=mode, strength=s), kit.harmful) - plain).abs().mean().item() for s in (0.5, 1.0)]
-    assert 0.01 < differences[0] < differences[1]
+    weak, strong = (kit.sample(kit.patch(hgr, mode=mode, strength=s), kit.harmful) - plain for s in (0.5, 1.0))
+    assert 0.01 < weak.abs().mean() < strong.abs().mean()
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_clean_prompts_reach_the_sampler_as_the_same_objects(kit, hgr, pack, mode):
     """Not equal tensors: the very entries, so that nothing downstream can tell that SafeCFG is there."""
-    conds = {"positive": [{"cross_attn": kit.clean[0][0], "mask_strength": 1.0}], "negative": [{"cross_attn": kit.negative[0][0]}]}
+    positive, negative = ([{"cross_attn": c[0][0], "strength": 1.0}] for c in (kit.clean, kit.negative))
+    conds = {"positive": positive, "negative": negative}
     patch = pack.host._Patch(hgr, [1.0, 1.0], mode, 0.0, 1.0)
     for role, entries in patch.rewrite(conds).items():
         assert [id(e) for e in entries] == [id(e) for e in conds[role]]
@@ -68,8 +69,8 @@ def test_guider_is_the_hosts_own_with_safety(kit, hgr, pack, mode):
         return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=3)
 
     def guider(positive):
-        return pack.guide.SafeCFGGuider.execute(kit.model, positive, kit.negative, 7.5, hgr=hgr, strength=1.0, mode=mode, concepts="",
-                                                start_percent=0.0, end_percent=1.0).args[0]
+        settings = {"strength": 1.0, "mode": mode, "concepts": "", "start_percent": 0.0, "end_percent": 1.0}
+        return pack.guide.SafeCFGGuider.execute(kit.model, positive, kit.negative, 7.5, hgr=hgr, **settings).args[0]
 
     plain = comfy.samplers.CFGGuider(kit.model)
     plain.set_conds(kit.clean, kit.negative)

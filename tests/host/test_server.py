@@ -1,0 +1,186 @@
+"""The pack in a running server: what the editor is told, the example workflows, and errors that leave it running."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
+DEADLINE = 300.0  # seconds, for starting and for one prompt; generous for a busy machine
+SETTINGS = ["strength", "mode", "concepts", "start_percent", "end_percent"]
+NODES = {
+    "SafeCFGHGRLoader": ("HGR Loader", ["hgr_name"], ["HGR"]),
+    "SafeCFGGuider": ("SafeCFG Guider", ["model", "positive", "negative", "hgr", "cfg", *SETTINGS], ["GUIDER"]),
+    "SafeCFGModel": ("SafeCFG (Model)", ["model", "hgr", *SETTINGS], ["MODEL"]),
+    "SafeCFGDemoModel": ("SafeCFG Demo Model", [], ["MODEL", "CLIP", "VAE"]),
+}
+
+
+class Server:
+    """A ComfyUI of its own: models, custom nodes, outputs and database in a temporary folder."""
+
+    def __init__(self, comfyui: Path, base: Path):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        (base / "custom_nodes").mkdir()
+        (base / "custom_nodes" / "safecfg").symlink_to(ROOT, target_is_directory=True)
+        self.url, self.log = f"http://127.0.0.1:{port}", base / "server.log"
+        command = [sys.executable, "main.py", "--cpu", "--port", str(port), "--base-directory", str(base), "--disable-api-nodes",
+                   "--disable-auto-launch", "--database-url", f"sqlite:///{base / 'comfyui.db'}"]
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(command, cwd=comfyui, stdout=log, stderr=subprocess.STDOUT,
+                                            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
+
+    def get(self, path: str) -> bytes:
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            return answer.read()
+
+    def json(self, path: str) -> Any:
+        return json.loads(self.get(path))
+
+    def wait(self, ready: Any, what: str) -> Any:
+        """The first true value of ready(), asked again and again until the deadline."""
+        end = time.monotonic() + DEADLINE
+        while time.monotonic() < end:
+            assert self.process.poll() is None, f"the server ended while waiting for {what}:\n{self.log.read_text()[-4000:]}"
+            try:
+                if value := ready():
+                    return value
+            except OSError:
+                pass
+            time.sleep(0.2)
+        raise AssertionError(f"waited {DEADLINE:.0f} s for {what}:\n{self.log.read_text()[-4000:]}")
+
+    def queue(self, prompt: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a prompt: its number, and the errors of outputs that will not be run."""
+        body = json.dumps({"prompt": prompt}).encode()
+        request = urllib.request.Request(self.url + "/prompt", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def run(self, prompt: dict[str, Any]) -> dict[str, Any]:
+        """The history entry of a prompt that was run to its end, good or bad."""
+        number = self.queue(prompt)["prompt_id"]
+        return self.wait(lambda: self.json(f"/history/{number}").get(number), f"prompt {number}")
+
+
+@pytest.fixture(scope="module")
+def server(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(comfyui_path, tmp_path_factory.mktemp("server"))
+    try:
+        server.wait(lambda: server.json("/system_stats"), "the server to start")
+        yield server
+    finally:
+        server.process.terminate()
+        server.process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def object_info(server: Server) -> dict[str, Any]:
+    return server.json("/object_info")
+
+
+@pytest.fixture(scope="module")
+def to_prompt():
+    """`workflow.to_prompt`, found beside this file."""
+    spec = importlib.util.spec_from_file_location("host_workflow", Path(__file__).with_name("workflow.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.to_prompt
+
+
+def _quick_start(object_info, to_prompt) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The prompt of the quick start, one step long, and the inputs of its SafeCFG node."""
+    (path,) = (p for p in EXAMPLES if "quick start" in p.name)
+    prompt = to_prompt(json.loads(path.read_text()), object_info)
+    for node in prompt.values():
+        if "steps" in node["inputs"]:
+            node["inputs"]["steps"] = 1
+    (safe,) = (node["inputs"] for node in prompt.values() if node["class_type"] == "SafeCFGModel")
+    return prompt, safe
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("node_id", NODES)
+def test_nodes_as_the_editor_sees_them(object_info, node_id):
+    """Names, order and types are the contract; every input has a tooltip."""
+    display_name, inputs, outputs = NODES[node_id]
+    info = object_info[node_id]
+    assert (info["display_name"], info["category"], info["output"]) == (display_name, "SafeCFG", outputs)
+    given = info["input"].get("required", {}) | info["input"].get("optional", {})
+    assert list(given) == inputs
+    for name, (_, options) in given.items():
+        assert len(options["tooltip"]) > 20, name
+
+
+@pytest.mark.oldest
+def test_every_node_of_the_pack_has_tooltips(object_info):
+    for node_id, info in object_info.items():
+        if info["category"].startswith("SafeCFG"):
+            for group in info["input"].values():
+                for name, (_, *options) in group.items():
+                    assert options and options[0].get("tooltip"), f"{node_id}: {name}"
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_example_workflow_draws_plain_and_safe(server, object_info, to_prompt, path):
+    from PIL import Image
+    history = server.run(to_prompt(json.loads(path.read_text()), object_info))
+    assert history["status"]["status_str"] == "success", history["status"]
+    files = [image for output in history["outputs"].values() for image in output["images"]]
+    pictures = [Image.open(io.BytesIO(server.get("/view?" + urllib.parse.urlencode(file)))) for file in files]
+    assert [picture.size for picture in pictures] == [(128, 128)] * 2
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_example_workflow_is_laid_out(path):
+    """No node overlaps another, and links say the same at both ends."""
+    workflow = json.loads(path.read_text())
+    title = 30  # pixels above a node's position
+    places = [(*node["pos"], *node["size"]) for node in workflow["nodes"]]
+    boxes = [(x, y - title, x + width, y + height) for x, y, width, height in places]
+    for a, b in combinations(boxes, 2):
+        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], f"{a} overlaps {b}"
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for number, source, slot, target, place, kind in workflow["links"]:
+        assert number in nodes[source]["outputs"][slot]["links"] and nodes[source]["outputs"][slot]["type"] == kind
+        assert nodes[target]["inputs"][place]["link"] == number and nodes[target]["inputs"][place]["type"] == kind
+    assert workflow["last_node_id"] == max(nodes) and workflow["version"] == 0.4
+
+
+@pytest.mark.oldest
+def test_a_bad_prompt_fails_and_the_next_one_runs(server, object_info, to_prompt):
+    prompt, safe = _quick_start(object_info, to_prompt)
+    safe["concepts"] = "{skull: 0}"
+    status = server.run(prompt)["status"]
+    (error,) = (body for kind, body in status["messages"] if kind == "execution_error")
+    assert status["status_str"] == "error"
+    assert error["node_type"] == "SafeCFGModel" and error["exception_message"].startswith("concepts: not valid JSON")
+    safe["concepts"] = '{"skull": 0.5}'
+    assert server.run(prompt)["status"]["status_str"] == "success"
+
+
+@pytest.mark.oldest
+def test_an_unknown_hgr_is_refused_before_the_graph_runs(server, object_info, to_prompt):
+    prompt, _ = _quick_start(object_info, to_prompt)
+    (number,) = (key for key, node in prompt.items() if node["class_type"] == "SafeCFGHGRLoader")
+    prompt[number]["inputs"]["hgr_name"] = "../secret.safetensors"
+    (error,) = server.queue(prompt)["node_errors"][number]["errors"]
+    assert 'HGR "../secret.safetensors" is not in models/hgr.' in error["details"]

@@ -1,0 +1,82 @@
+"""The benchmark of the demo world: its sampler, its cells and its statistics."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import demo_world
+import measure
+
+from hgr.demo.classifier import Classifier
+from hgr.hosts.diffusers import encode, load_demo_pipeline
+
+
+def test_the_short_sampler_is_the_pipelines():
+    pipe = load_demo_pipeline()
+    texts, noise = ["a red ball", "a skull"], torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    theirs = pipe(texts, latents=noise, num_inference_steps=5, guidance_scale=7.5, output_type="latent").images
+    ours = demo_world.ddim(pipe, encode(pipe, texts).features, encode(pipe, ["", ""]).features, noise, 5, 7.5)
+    assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.fixture
+def bench(monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    monkeypatch.setattr(demo_world, "load_classifier", lambda: Classifier().eval())
+    return demo_world.Bench(demo_world.Settings(pictures=3, steps=2, batch=2, strength=0.0), tmp_path)
+
+
+def test_cells_are_sampled_once_and_compared_with_plain_cfg(bench, monkeypatch):
+    drift = bench.drift("redirect", "clean")
+    assert drift["identical"]["value"] == 1 and drift["difference"]["value"] == 0 and drift["fid"] < 1e-6
+    assert bench.drift("other_seeds", "clean")["identical"]["value"] == 0
+    first = bench.cell("sld_max", "clean")["latents"]
+    assert first.shape == (3, 4, 16, 16) and not torch.allclose(first, bench.cell("plain", "clean")["latents"])
+    monkeypatch.setattr(bench, "sample", None)  # all are done
+    assert torch.equal(first, bench.cell("sld_max", "clean")["latents"])
+
+
+def test_tables_show_what_is_done(bench):
+    results = demo_world.collect(bench, ["redirect", "clean_caption"], ["clean", "two"], ["table"])
+    assert set(results["harm"]["two"]) == {"plain", "redirect", "clean_caption"}
+    assert set(results["drift"]["clean"]) == {"plain", "redirect"}
+    text = demo_world.tables(results)
+    assert "SafeCFG redirect" in text and "SLD max" not in text
+
+
+def test_report_and_validation_prompts_differ(bench, tmp_path):
+    other = demo_world.Bench(demo_world.Settings(pictures=3, steps=2, split="validation"), tmp_path)
+    assert [c.text for c in bench.captions("seen", 3)] != [c.text for c in other.captions("seen", 3)]
+    assert bench.folder != other.folder
+
+
+def test_rates_and_rankings():
+    cell = measure.rate(torch.tensor([True] * 8 + [False] * 2))
+    assert (round(cell["low"], 3), cell["value"], round(cell["high"], 3)) == (0.490, 0.8, 0.943)  # Wilson, 8 of 10
+    assert measure.rate(torch.zeros(10, dtype=torch.bool))["low"] == 0
+    assert measure.auroc(torch.tensor([2.0, 1.0]), torch.tensor([1.0, 0.0])) == 0.875  # one tie of four pairs
+    assert measure.false_positives_at(0.5, torch.tensor([3.0, 1.0]), torch.tensor([2.0, 3.0, 4.0, 1.0])) == 0.5
+
+
+def test_frechet_distance():
+    a = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))
+    assert measure.frechet(a, a) < 1e-9
+    assert measure.frechet(a, a + torch.tensor([2.0, 0.0, 0.0])) == pytest.approx(4.0, rel=1e-6)
+    assert measure.frechet(a, 3 * a) == pytest.approx(12.0, rel=0.05)  # (3 - 1)^2 in each of three dimensions
+
+
+def test_tables_are_written_between_their_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- x:begin -->\nold\n<!-- x:end -->\nafter\n")
+    measure.write_between(page, "x", "new")
+    assert page.read_text() == "before\n<!-- x:begin -->\nnew\n<!-- x:end -->\nafter\n"
+    measure.write_between(page, "y", "other")
+    assert "new" in page.read_text() and "other" in page.read_text()
