@@ -4,8 +4,8 @@
     python benchmarks/demo_world.py --validation             the same on other prompts and noise, to choose constants with
     python benchmarks/demo_world.py --rows plain redirect --kinds seen --pictures 64 --parts table
 
-Every finished cell (one method on one kind of prompt) is kept under --runs, in a folder for these settings and these
-weights; a run that is started again goes on from there. All methods of a column share prompts and noise.
+Every finished cell (one method on one kind of prompt) is kept under --runs, in a folder for these settings, weights
+and versions; a run that is started again goes on from there. All methods of a column share prompts and noise.
 """
 
 from __future__ import annotations
@@ -111,6 +111,7 @@ class Bench:
         self.settings = settings
         self.pipe = load_demo_pipeline().to(settings.device)
         self.hgr = file.load(assets.HGR_FILE)
+        self.hgr.network.to(settings.device)
         self.judge = load_classifier().to(settings.device)
         self.environment = environment(settings)
         name = hashlib.sha256(json.dumps(self.environment, sort_keys=True).encode()).hexdigest()[:12]
@@ -209,7 +210,7 @@ class Bench:
         for kind in KINDS:
             texts = [caption.text for caption in self.captions(kind, DETECTION_PROMPTS)]
             found = [hed_prompt(self.hgr, encode(self.pipe, texts[at:at + 250]), empty) for at in range(0, len(texts), 250)]
-            scores[kind] = {"gate": torch.cat([f.gates.amax(1) for f in found]), "hed": torch.cat([f.hed for f in found])}
+            scores[kind] = {"gate": torch.cat([f.gates.amax(1) for f in found]).cpu(), "hed": torch.cat([f.hed for f in found]).cpu()}
             flagged[kind] = rate(torch.cat([f.fired.any(1) for f in found]))
         clean = {name: torch.cat([scores[kind][name] for kind in CLEAN_KINDS]) for name in ("gate", "hed")}
         return {"flagged": flagged, "ranking": {

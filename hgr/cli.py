@@ -79,7 +79,7 @@ def _demo(given: argparse.Namespace) -> None:
     from .demo import show
 
     report = show.run(given.output, given.seed, given.steps)
-    print(show.table(report))
+    print(aligned(show.table(report)))
     print(f"\nin {given.output}: {show.PICTURE}, {show.REPORT}")
 
 

@@ -20,15 +20,6 @@ CLEAN, HARMFUL = "a red ball in a meadow", "a red ball and a skull in a meadow"
 STEPS = 4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tensors this small are no faster with more, and much slower where the cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def make_hgr(prompts: Prompt, empty: Prompt, ids: tuple[str, ...] = ("skull", "bomb")) -> HGR:
     """An untrained HGR whose calibration makes every gate open for the first prompt and closed for the second."""
     torch.manual_seed(0)
@@ -165,8 +156,12 @@ def test_another_encoder_and_another_pipeline_are_errors(pipe, safe):
     encoder = dataclasses.replace(safe.hgr.encoder, first=-safe.hgr.encoder.first)
     with pytest.raises(HGRError, match="another text encoder"):
         SafeCFG(pipe, HGR(safe.hgr.network, safe.hgr.concepts, encoder))(CLEAN)
+    from diffusers import StableDiffusionImg2ImgPipeline
+
     with pytest.raises(TypeError, match="object"):
         SafeCFG(object(), safe.hgr)
+    with pytest.raises(TypeError, match="Img2Img"):
+        SafeCFG(StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False), safe.hgr)
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ class Classifier(nn.Module):
 
     def __init__(self):
         super().__init__()
-        widths = (3, 32, 48, 64, 96)
+        widths = (3, 16, 32, 64, 96)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.GroupNorm(8, b), nn.SiLU(),
                           nn.Conv2d(b, b, 3, padding=1), nn.GroupNorm(8, b), nn.SiLU(), nn.MaxPool2d(2))
@@ -73,7 +73,7 @@ def load_classifier(path: Path = assets.CLASSIFIER) -> Classifier:
 
 
 def train(work: Path, vae: AutoencoderKL, seed: int, device: str, steps: int, batch: int = 48) -> Classifier:
-    """Train on fresh pictures each step; a sixth of a batch is decoded from latents with noise of up to 0.35."""
+    """Train on fresh pictures each step; an eighth of a batch is decoded from latents with noise of up to 0.35."""
     torch.manual_seed(seed + 3)
     model = Classifier().to(device)
     loop = Loop("classifier", model, steps, 2e-3, work, seed, device)
@@ -81,7 +81,7 @@ def train(work: Path, vae: AutoencoderKL, seed: int, device: str, steps: int, ba
     def loss(rng: random.Random, generator: torch.Generator) -> Tensor:
         scenes = [any_scene(rng) for _ in range(batch)]
         pixels = to_tensor(np.stack([render(scene, rng) for scene in scenes])).to(device)
-        decoded = batch // 6
+        decoded = batch // 8
         with torch.no_grad(), torch.autocast(device, torch.bfloat16):
             latents = vae.encode(pixels[:decoded]).latent_dist.mean * SCALING_FACTOR
             level = 0.35 * torch.rand(decoded, 1, 1, 1, generator=generator).to(device)

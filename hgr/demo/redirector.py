@@ -43,7 +43,7 @@ def clean_caption(rng: random.Random) -> Caption:
 
 
 def train(work: Path, encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerFast, unet: UNet2DConditionModel, latents: Tensor,
-          seed: int, steps: int, batch: int = 48, weights: Weights = Weights(), queries: int = 192) -> HGR:
+          seed: int, steps: int, batch: int = 32, weights: Weights = Weights(), queries: int = 192) -> HGR:
     """Train the demo HGR on the grammar's training captions, by the attention loss; minutes on a CPU."""
     torch.manual_seed(seed + 4)
     features = encode_captions(encoder, tokenizer, [harmful_caption(random.Random(f"{seed}/statistics/{i}")).text for i in range(512)])

@@ -25,11 +25,11 @@ class Steps:
 
     vae: int = 2400
     vae_full: int = 700
-    vae_decoder: int = 900
+    vae_decoder: int = 500
     text: int = 900
     unet: int = 3000
-    classifier: int = 1500
-    hgr: int = 2000
+    classifier: int = 1000
+    hgr: int = 1500
 
 
 def train_all(work: Path, seed: int = 0, device: str = "cpu", steps: Steps = Steps(), output: Path = assets.MODEL.parent) -> None:
@@ -60,8 +60,8 @@ def train_all(work: Path, seed: int = 0, device: str = "cpu", steps: Steps = Ste
         model = classifier.train(work, decoder, seed, device, steps.classifier)
         file.save_safely({key: value.half() for key, value in model.state_dict().items()}, judge_file)
     judge = classifier.load_classifier(judge_file)
-    log.info("classifier on rendered pictures: %s", classifier.accuracy(judge, seed))
-    log.info("classifier through the autoencoder: %s", classifier.accuracy(judge, seed, vae=decoder.cpu()))
+    log.info("classifier on rendered pictures: %s", classifier.accuracy(judge, seed, 600))
+    log.info("classifier through the autoencoder: %s", classifier.accuracy(judge, seed, 600, decoder.cpu()))
 
     pipeline = StableDiffusionPipeline(vae=decoder.half(), text_encoder=encoder.half(), tokenizer=tokenizer, unet=denoiser.half(),
                                        scheduler=unet.scheduler(), safety_checker=None, feature_extractor=None,

@@ -250,6 +250,8 @@ class _DemoTransformer(comfy.clip_model.CLIPTextModel):
 
 
 class _DemoEncoder(comfy.sd1_clip.SDClipModel):
+    """The host's wrapper of a text transformer, with this one's length, vocabulary and special tokens."""
+
     def __init__(self, config: dict[str, Any], device: Any, dtype: torch.dtype, model_options: dict[str, Any]):
         tokens = {"start": config["bos_token_id"], "end": config["eos_token_id"], "pad": config["pad_token_id"]}
         super().__init__(device=device, dtype=dtype, max_length=config["max_position_embeddings"], textmodel_json_config=config,
@@ -298,5 +300,7 @@ class _DemoWords(comfy.sd1_clip.SDTokenizer):
 
 
 class _DemoTokenizer(comfy.sd1_clip.SD1Tokenizer):
+    """SD 1.x's one encoder, with the demo's words."""
+
     def __init__(self, embedding_directory: Any, tokenizer_data: dict[str, Any]):
         super().__init__(embedding_directory, tokenizer_data, tokenizer=_DemoWords)

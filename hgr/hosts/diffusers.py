@@ -36,16 +36,17 @@ class SafeCFG:
     Only the text features change: the pipeline encodes, samples and decodes as ever. A prompt in which no concept fires
     keeps its features and so its latents, bit for bit.
 
-    pipe: a Stable Diffusion 1.x, 2.x or XL pipeline, of any task: one with a UNet and `encode_prompt`. For transformer models
-    (SD 3, Flux) use ComfyUI. SDXL's refiner, given as a second pipeline, needs a SafeCFG and an HGR of its own.
+    pipe: a text-to-image pipeline of Stable Diffusion 1.x, 2.x or XL, also with ControlNet. Not for pipelines that start from a
+    picture (their own `strength` would be taken for SafeCFG's) nor for transformer models such as SD 3 and Flux: use ComfyUI.
     hgr: the redirector made for the pipeline's text encoder, or its file.
 
     Raises TypeError for another kind of pipeline, HGRError for a file that cannot be used.
     """
 
     def __init__(self, pipe: DiffusionPipeline, hgr: HGR | str | Path):
-        if not (hasattr(pipe, "unet") and hasattr(pipe, "encode_prompt")):
-            raise TypeError(f"SafeCFG needs a Stable Diffusion 1.x, 2.x or XL pipeline, not {type(pipe).__name__}.")
+        known = hasattr(pipe, "unet") and hasattr(pipe, "encode_prompt")
+        if not known or "strength" in inspect.signature(pipe.__call__).parameters:
+            raise TypeError(f"SafeCFG needs a text-to-image pipeline of Stable Diffusion 1.x, 2.x or XL, not {type(pipe).__name__}.")
         self.pipe = pipe
         self.hgr = hgr if isinstance(hgr, HGR) else load(hgr)
 

@@ -94,6 +94,7 @@ def test_decode_and_encode(kit):
 @pytest.mark.parametrize("naming", ["kohya", "diffusers"])
 def test_lora_acts_on_denoiser_and_text_encoder(kit, reference, naming):
     """Every key finds its layer, and the denoiser with it is diffusers' with the same weights added."""
+    import comfy.model_management
     import comfy.sd
     import torch
     lora, layers = kit.random_lora(), kit.linear_layers()
@@ -112,11 +113,10 @@ def test_lora_acts_on_denoiser_and_text_encoder(kit, reference, naming):
     assert not torch.allclose(clip.encode_from_tokens(clip.tokenize(text)), kit.encode(text)[0][0], atol=0.01)
     latent = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     features, unet = _features(reference, text), reference["unet"]
-    model.patch_model()
-    try:
-        ours = _eps(model.model.diffusion_model, latent, features)
-    finally:
-        model.unpatch_model()
+    comfy.model_management.load_models_gpu([model])
+    ours = _eps(model.model.diffusion_model, latent, features)
+    comfy.model_management.load_models_gpu([kit.model])
+    without = _eps(kit.model.model.diffusion_model, latent, features)
     before = {name: unet.get_submodule(name).weight.data.clone() for name in changes}
     for name, change in changes.items():
         unet.get_submodule(name).weight.data += change
@@ -124,4 +124,5 @@ def test_lora_acts_on_denoiser_and_text_encoder(kit, reference, naming):
     for name, weight in before.items():
         unet.get_submodule(name).weight.data.copy_(weight)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(theirs, unet(latent, torch.tensor([500.0]), features).sample, atol=0.01)
+    torch.testing.assert_close(without, unet(latent, torch.tensor([500.0]), features).sample, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(ours, without, atol=0.01)
