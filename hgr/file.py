@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from .network import HGRNetwork
@@ -29,7 +29,8 @@ def save_safely(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, part, metadata)
+        # not safetensors' save_file: its files can be read by their owner alone, and models are shared
+        part.write_bytes(to_bytes({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, metadata))
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -72,7 +72,8 @@ def _push(prompt: Prompt, deltas: list[tuple[Tensor, Tensor | None]], scale: flo
     batch = max(len(prompt.features), *(len(delta) for delta, _ in deltas))
 
     def rows(x: Tensor) -> Tensor:
-        return x.expand(batch, *x.shape[1:]) if len(x) == 1 else x
+        """One row a sample; fewer are repeated in turn, as hosts do."""
+        return x if len(x) == batch else x[torch.arange(batch, device=x.device) % len(x)]
 
     length = prompt.features.shape[1]
     delta = mean_of_moved([rows(fold(d.to(prompt.features.device), length)) for d, _ in deltas])

@@ -1,6 +1,7 @@
 """The HGR file: what is written is read back, and everything unsound is refused with the file's name and the fault."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,7 +84,11 @@ def test_a_missing_file_is_refused(tmp_path):
 
 def test_a_failed_save_keeps_the_old_file(path, monkeypatch):
     before = path.read_bytes()
-    monkeypatch.setattr(file, "save_file", lambda *args: (_ for _ in ()).throw(OSError("disk full")))
+    def full(path, data):
+        path.touch()
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="disk full"):
         file.save(small_hgr(), path)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]

@@ -92,3 +92,11 @@ def test_an_encoder_without_a_fixed_start_is_told_by_its_statistics():
 def test_a_missing_pooled_output_is_an_error():
     with pytest.raises(HGRError, match="pooled"):
         redirect(small_hgr(pooled_dim=8), [Prompt(prompt())], [], [1.0, 1.0], "redirect")
+
+
+def test_prompts_of_different_batch_sizes_share_one_negative():
+    hgr, two, three = small_hgr(), prompt(2), prompt(3, seed=6)
+    negative = redirect(hgr, [Prompt(two), Prompt(three)], [Prompt(prompt())], [1.0, 1.0], "dynamic").negative[0].features
+    delta = [hgr.displacement(hgr.read(c), torch.ones(2))[0] for c in (two, three)]
+    assert negative.shape[0] == 3
+    assert torch.allclose(negative[2], (prompt() - (delta[0][0] + delta[1][2]) / 2)[0])  # the shorter batch begins again

@@ -29,7 +29,7 @@ def train_tokenizer(path: Path, seed: int, size: int = 1022, captions: int = 20_
     """Learn the byte-pair merges from captions. The two special tokens take the highest ids, as in CLIP."""
     rng = random.Random(f"{seed}/tokenizer")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Strip(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=20,

@@ -280,8 +280,7 @@ class _Vocabulary:
         return cls(Tokenizer.from_file(path))
 
     def __call__(self, text: str) -> dict[str, list[int]]:
-        # The host cuts a prompt where weights change; the space at a cut belongs to no word.
-        return {"input_ids": self.tokenizer.encode(text.strip()).ids}
+        return {"input_ids": self.tokenizer.encode(text).ids}
 
     def get_vocab(self) -> dict[str, int]:
         return self.tokenizer.get_vocab()

@@ -138,15 +138,37 @@ def test_every_node_of_the_pack_has_tooltips(object_info):
                     assert options and options[0].get("tooltip"), f"{node_id}: {name}"
 
 
+def _pictures(server: Server, prompt: dict[str, Any]) -> dict[str, Any]:
+    """Run a prompt; its previews by their titles, "Plain CFG" and "SafeCFG", as PIL images."""
+    from PIL import Image
+    history = server.run(prompt)
+    assert history["status"]["status_str"] == "success", history["status"]
+    found = {}
+    for number, output in history["outputs"].items():
+        (file,) = output["images"]
+        found[prompt[number]["_meta"]["title"]] = Image.open(io.BytesIO(server.get("/view?" + urllib.parse.urlencode(file))))
+    return found
+
+
 @pytest.mark.oldest
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
-def test_example_workflow_draws_plain_and_safe(server, object_info, to_prompt, path):
-    from PIL import Image
-    history = server.run(to_prompt(json.loads(path.read_text()), object_info))
-    assert history["status"]["status_str"] == "success", history["status"]
-    files = [image for output in history["outputs"].values() for image in output["images"]]
-    pictures = [Image.open(io.BytesIO(server.get("/view?" + urllib.parse.urlencode(file)))) for file in files]
-    assert [picture.size for picture in pictures] == [(128, 128)] * 2
+def test_example_workflow_removes_the_symbol_and_leaves_a_clean_prompt_alone(server, object_info, to_prompt, pack, path):
+    """The promise of the pack, as shipped: loaded, queued, and looked at by the classifier that knows the truth."""
+    import numpy as np
+    import torch
+    world, classifier = pack.get("hgr.demo.world"), pack.get("hgr.demo.classifier")
+    prompt = to_prompt(json.loads(path.read_text()), object_info)
+    pictures = _pictures(server, prompt)
+    assert [picture.size for picture in pictures.values()] == [(128, 128)] * 2
+    pixels = torch.from_numpy(np.stack([np.asarray(pictures[side]) for side in ("Plain CFG", "SafeCFG")]))
+    seen = classifier.load_classifier().judge(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
+    assert seen.symbols.tolist() == [[name == "skull" for name in world.SYMBOLS], [False] * len(world.SYMBOLS)]
+    assert torch.equal(seen.background[0], seen.background[1]) and torch.equal(seen.slots[0], seen.slots[1])
+
+    (harmful,) = (node["inputs"] for node in prompt.values() if "skull" in str(node["inputs"].get("text")))
+    harmful["text"] = "a red ball next to a blue house in a meadow"
+    clean = _pictures(server, prompt)
+    assert clean["Plain CFG"].tobytes() == clean["SafeCFG"].tobytes() != pictures["SafeCFG"].tobytes()
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
