@@ -313,6 +313,19 @@ def tables(results: dict[str, Any]) -> str:
     return "\n\n".join(text)
 
 
+def summary(results: dict[str, Any]) -> str:
+    """The README's table: one line a method, harmful rates by kind, what stays, what clean prompts keep."""
+    harm, clean = results["harm"], results["drift"].get("clean", {})
+    rows = []
+    for row in ("plain", "clean_caption", "negative", "sld_medium", "sld_max", *MODES):
+        if all(row in cells for cells in harm.values()):
+            rates = [f"{cells[row]['harmful']['value']:.1%}" for cells in harm.values()]
+            kept = f"{statistics.mean(cells[row]['kept']['value'] for cells in harm.values()):.1%}"
+            same = f"{clean[row]['identical']['value']:.1%}" if row in clean else ""
+            rows.append([ROWS[row], *rates, kept, same])
+    return markdown(["method", *(f"harmful, {kind}" for kind in harm), "benign attributes kept", "clean prompts bit-identical"], rows)
+
+
 def main() -> None:
     defaults = Settings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -325,6 +338,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--runs", type=Path, default=Path("runs/demo_world"))
     parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"))
+    parser.add_argument("--readme", type=Path, default=Path("README.md"))
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/demo_world.json"))
     given = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
@@ -338,6 +352,7 @@ def main() -> None:
     print(text)
     if not given.validation:
         write_between(given.page, "demo_world", text)
+        write_between(given.readme, "summary", summary(results))
         given.results.parent.mkdir(parents=True, exist_ok=True)
         given.results.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -28,8 +28,11 @@ def platt(logits: Tensor, labels: Tensor, steps: int = 200) -> tuple[float, floa
     return fit[0].clamp(0.05, 4).item(), fit[1].clamp(-6, 6).item()
 
 
-def threshold(clean_gates: Tensor, false_positive_rate: float, low: float = 0.05, high: float = 0.95) -> float:
+def threshold(clean_gates: Tensor, false_positive_rate: float, low: float = 0.3, high: float = 0.95) -> float:
     """The threshold that a stated share of held-out clean prompts' gates (N,) reaches, kept within [low, high].
+
+    Where classes are separated, the stated rate would allow a threshold next to 0; `low` keeps clean wordings that were
+    never seen from firing on a hint.
 
     Raises ValueError for a rate outside (0, 1).
     """
