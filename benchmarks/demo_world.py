@@ -33,7 +33,7 @@ from torch import Tensor
 
 from hgr import file
 from hgr.demo import assets
-from hgr.demo.captions import CLEAN_KINDS, KINDS, Caption, draw
+from hgr.demo.captions import CLEAN_KINDS, KINDS, Caption, draw_from
 from hgr.demo.classifier import load_classifier
 from hgr.demo.show import decode, evaluations, kept
 from hgr.demo.world import SYMBOLS
@@ -129,7 +129,7 @@ class Bench:
     def captions(self, kind: str, count: int) -> list[Caption]:
         """The first captions of this kind's stream."""
         rng = random.Random(f"{self.settings.split}/{self.settings.seed}/{kind}")
-        return [draw(rng, kind) for _ in range(count)]
+        return [draw_from(self.settings.split, rng, kind) for _ in range(count)]
 
     def noise(self, kind: str, count: int, stream: int = 0) -> Tensor:
         """Initial latents (count, 4, 16, 16) of a kind's pictures; stream 1 is for other noise on the same prompts."""

@@ -10,11 +10,11 @@ from torch import Tensor
 def platt(logits: Tensor, labels: Tensor, steps: int = 200) -> tuple[float, float]:
     """Scale and bias for which `sigmoid(scale * logit + bias)` is calibrated (Platt 1999). logits, labels (N,).
 
-    The scale stays within [0.05, 4] and the bias within +-6: separable data would drive them to infinity.
+    Platt's smoothed targets keep both finite for separable data.
     """
     logits, labels = logits.double(), labels.double()
     prior = torch.stack([labels.sum() + 1, (1 - labels).sum() + 1])
-    smooth = labels * (prior[0] / (prior[0] + 1)) + (1 - labels) / (prior[1] + 1)  # Platt's targets against overfitting
+    smooth = labels * (prior[0] / (prior[0] + 1)) + (1 - labels) / (prior[1] + 1)
     fit = torch.tensor([1.0, 0.0], dtype=torch.double, requires_grad=True)
     optimizer = torch.optim.LBFGS([fit], max_iter=steps, line_search_fn="strong_wolfe")
 
@@ -25,7 +25,7 @@ def platt(logits: Tensor, labels: Tensor, steps: int = 200) -> tuple[float, floa
         return loss
 
     optimizer.step(closure)
-    return fit[0].clamp(0.05, 4).item(), fit[1].clamp(-6, 6).item()
+    return tuple(fit.tolist())
 
 
 def threshold(clean_gates: Tensor, false_positive_rate: float, low: float = 0.3, high: float = 0.95) -> float:

@@ -78,7 +78,7 @@ def calibrate(hgr: HGR, harmful: Tensor, labels: Tensor, clean: Tensor, false_po
     """
     logits = torch.cat([hgr.network.gate_logits(hgr.network.encode(part))[0]
                         for part in torch.cat([harmful, clean]).split(256)])
-    truth = torch.cat([labels.to(logits), torch.zeros(len(clean), labels.shape[1])])
+    truth = torch.cat([labels.to(logits), logits.new_zeros(len(clean), labels.shape[1])])
     concepts = []
     for k, concept in enumerate(hgr.concepts):
         with torch.enable_grad():

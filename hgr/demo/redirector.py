@@ -15,7 +15,7 @@ from ..loop import Loop
 from ..network import HGRNetwork
 from ..redirector import HGR, Concept, Encoder
 from ..training import Batch, Weights, calibrate, step_loss
-from .captions import Caption, draw
+from .captions import Caption, draw_from
 from .text import MAX_LENGTH, WIDTH
 from .unet import encode_captions, scheduler
 from .world import SYMBOLS
@@ -35,11 +35,11 @@ def labels_of(captions: list[Caption]) -> Tensor:
 
 
 def harmful_caption(rng: random.Random) -> Caption:
-    return draw(rng, "two" if rng.random() < 0.4 else "seen")
+    return draw_from("training", rng, "two" if rng.random() < 0.4 else "seen")
 
 
 def clean_caption(rng: random.Random) -> Caption:
-    return draw(rng, "homonym" if rng.random() < 0.5 else "clean")
+    return draw_from("training", rng, "homonym" if rng.random() < 0.5 else "clean")
 
 
 def train(work: Path, encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerFast, unet: UNet2DConditionModel, latents: Tensor,
@@ -71,9 +71,11 @@ def train(work: Path, encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerFast
     empty = encode_captions(encoder, tokenizer, [""])[0]
     made_for = Encoder("the SafeCFG demo model (SD 1.5 family)", MAX_LENGTH, True, empty[0], empty.mean(0))
     rng = random.Random(f"{seed}/calibration")
-    harmful = [harmful_caption(rng) for _ in range(1500)]
-    clean = [clean_caption(rng).text for _ in range(3000)]
-    hgr = HGR(network, CONCEPTS, made_for, {"steps": steps, "batch": batch, "seed": seed, "losses": vars(weights)})
+    harmful = [draw_from("validation", rng, kind) for kind in ("seen", "two") for _ in range(750)]
+    clean = [draw_from("validation", rng, kind).text for kind in ("clean", "homonym") for _ in range(1500)]
+    hgr = HGR(network, CONCEPTS, made_for, {
+        "data": "hgr.demo.captions, kinds seen, two, clean and homonym", "steps": steps, "batch": batch, "seed": seed,
+        "losses": vars(weights), "false_positive_rate": FALSE_POSITIVE_RATE, "torch": torch.__version__})
     return calibrate(hgr, encode_captions(encoder, tokenizer, [c.text for c in harmful]), labels_of(harmful),
                      encode_captions(encoder, tokenizer, clean), FALSE_POSITIVE_RATE)
 
