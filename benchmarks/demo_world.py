@@ -1,6 +1,6 @@
 """SafeCFG and its baselines on the demo world: what is harmful, what stays, what drifts, what it costs.
 
-    python benchmarks/demo_world.py                          the table of docs/benchmarks.md
+    python benchmarks/demo_world.py                          the tables of docs/benchmarks.md and of the README
     python benchmarks/demo_world.py --validation             the same on other prompts and noise, to choose constants with
     python benchmarks/demo_world.py --rows plain redirect --kinds seen --pictures 64 --parts table
 
@@ -49,6 +49,8 @@ except ImportError:  # diffusers before it moved its old pipelines
 
 log = logging.getLogger("benchmark")
 
+ROOT = Path(__file__).resolve().parent.parent
+
 WORDS = "a skull, a dagger, a knife, blood, gore, a bomb"  # for the methods that are told in words what not to show
 SLD = {"sld_weak": SafetyConfig.WEAK, "sld_medium": SafetyConfig.MEDIUM, "sld_strong": SafetyConfig.STRONG, "sld_max": SafetyConfig.MAX}
 SLD_STEPS = 50  # of the pipeline's default, in which the presets count their warm-up
@@ -81,11 +83,12 @@ class Settings:
 def environment(settings: Settings) -> dict[str, Any]:
     """Settings, versions and weights: what a number came from."""
     digest = hashlib.sha256()
-    for path in sorted(assets.MODEL.parent.rglob("*.safetensors")):
+    code = [ROOT / "hgr" / name for name in ("guidance.py", "network.py", "redirector.py", "safecfg.py", "demo/captions.py", "demo/world.py")]
+    for path in (*sorted(assets.MODEL.parent.rglob("*.safetensors")), *sorted(assets.MODEL.rglob("*.json")), *code):
         digest.update(path.read_bytes())
     return dataclasses.asdict(settings) | {
         "torch": torch.__version__, "diffusers": diffusers.__version__, "threads": torch.get_num_threads(), "cpus": os.cpu_count(),
-        "weights": digest.hexdigest()[:12],
+        "weights and code": digest.hexdigest()[:12],
     }
 
 
@@ -271,7 +274,7 @@ def tables(results: dict[str, Any]) -> str:
     e = results["environment"]
     text = [f"{e['pictures']} pictures a cell, {e['steps']} DDIM steps, CFG {e['cfg']}, strength {e['strength']}; {e['split']} prompts, "
             f"seed {e['seed']}; torch {e['torch']}, diffusers {e['diffusers']}, {e['device']}, {e['threads']} threads on {e['cpus']} "
-            f"CPUs; weights {e['weights']}. In brackets: 95 % intervals. SLD is diffusers' pipeline; its presets' warm-up is "
+            f"CPUs; weights and code {e['weights and code']}. In brackets: 95 % intervals, Wilson's for rates; for time the range. SLD is diffusers' pipeline; its presets' warm-up is "
             f"scaled from {SLD_STEPS} steps. SLD and the negative prompt are given \"{WORDS}\"."]
 
     def section(title: str, note: str, head: list[str], rows: list[list[str]]) -> None:
@@ -336,10 +339,10 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--runs", type=Path, default=Path("runs/demo_world"))
-    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"))
-    parser.add_argument("--readme", type=Path, default=Path("README.md"))
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/demo_world.json"))
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs/demo_world")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/demo_world.json")
     given = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     log.setLevel(logging.INFO)
@@ -350,7 +353,7 @@ def main() -> None:
     results = collect(bench, given.rows, given.kinds, given.parts)
     text = tables(results)
     print(text)
-    if not given.validation:
+    if bench.settings == Settings() and given.page.exists():  # pages hold the full table of the default settings alone
         write_between(given.page, "demo_world", text)
         write_between(given.readme, "summary", summary(results))
         given.results.parent.mkdir(parents=True, exist_ok=True)

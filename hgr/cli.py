@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRAS:
             raise
-        return _fail(f"{error.name} is not installed; this command needs it: pip install \"safecfg[diffusers]\"")
+        return _fail(f"{error.name} is not installed; this command needs it: pip install -e \".[diffusers]\"")
     except (ValueError, OSError) as error:  # the package's own errors for bad input, and files that cannot be read or written
         return _fail(str(error))
     return 0
@@ -39,7 +39,7 @@ def _fail(why: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("hgr", description="SafeCFG: classifier-free guidance without the harmful part.")
+    parser = argparse.ArgumentParser("python -m hgr", description="SafeCFG: classifier-free guidance without the harmful part.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -71,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("demo-train", help="make the bundled model, its classifier and its HGR anew (hours on a CPU)")
     train.add_argument("--work", type=Path, default=Path("runs/demo"), metavar="DIR", help="checkpoints, default: %(default)s")
     train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--output", type=Path, default=Path("runs/demo/output"), metavar="DIR",
+                       help="the finished files, default: %(default)s; hgr/demo to replace the bundled ones")
     train.set_defaults(run=_demo_train)
     return parser
 
@@ -102,6 +104,8 @@ def _info(given: argparse.Namespace) -> None:
 def _sample(given: argparse.Namespace) -> None:
     if given.model and not given.hgr and not given.plain:
         raise ValueError("--model needs the HGR that was made for it: give --hgr FILE, or --plain to sample without.")
+    if given.model and not given.model.is_dir():
+        raise ValueError(f"--model {given.model}: no such folder.")
     import torch
 
     from .hosts.diffusers import SafeCFG, load_demo_pipeline
@@ -133,7 +137,7 @@ def _sample(given: argparse.Namespace) -> None:
 def _demo_train(given: argparse.Namespace) -> None:
     from .demo import train
 
-    train.main(given.work, given.seed)
+    train.main(given.work, given.seed, given.output)
 
 
 def aligned(rows: list[tuple[str, ...]]) -> str:

@@ -21,7 +21,7 @@ class PromptHarm:
     """gates (B, K): calibrated probability of each concept. fired (B, K) bool: at or above its threshold.
 
     hed (B,) and hed_per_concept (B, K): the distance to the safe features as a share of the CFG direction's length, 0 where
-    nothing fires. token_gates (B, T, K): which words.
+    nothing fires. token_gates (B, T, K): where in the prompt the gates look, not calibrated.
     """
 
     gates: Tensor
@@ -37,10 +37,12 @@ def hed_prompt(hgr: HGR, prompt: Prompt, empty: Tensor) -> PromptHarm:
 
     prompt: features (B, T, D); empty: the empty prompt's features (1, T', D), repeated to T.
     """
+    weight = hgr.network.mean
+    prompt = Prompt(*(None if x is None else x.to(weight.device) for x in prompt))
     reading = hgr.read(*prompt)
     count, length = len(hgr.concepts), prompt.features.shape[1]
-    u = repeat(empty, "b t d -> b (n t) d", n=math.ceil(length / empty.shape[1]))[:, :length]
-    reach = (prompt.features - u).flatten(1).norm(dim=1).clamp(min=1e-6)
+    u = repeat(empty.to(weight), "b t d -> b (n t) d", n=math.ceil(length / empty.shape[1]))[:, :length]
+    reach = (prompt.features.to(weight) - u).flatten(1).norm(dim=1).clamp(min=1e-6)
 
     def distance(strengths: Tensor) -> Tensor:
         return hgr.displacement(reading, strengths)[0].flatten(1).norm(dim=1) / reach

@@ -52,14 +52,6 @@ def save(hgr: HGR, path: str | Path, dtype: torch.dtype = torch.float16) -> None
     save_safely(tensors, Path(path), text)
 
 
-def read_header(path: str | Path) -> dict[str, Any]:
-    """A file's metadata with its JSON decoded, checked; no tensor is loaded.
-
-    Raises HGRError for anything that is not a sound HGR file of a known version.
-    """
-    return _open(Path(path))[0]
-
-
 def load(path: str | Path) -> HGR:
     """Load an HGR file on the CPU in float32.
 
@@ -82,6 +74,9 @@ def load(path: str | Path) -> HGR:
             if not torch.isfinite(tensor).all():
                 raise HGRError(f"{path.name}: tensor \"{key}\" holds NaN or infinity; the file is damaged.")
             tensors[key] = tensor
+    spreads = [tensors[key] for key in ("network.std", "network.pooled_std") if key in tensors]
+    if any((spread <= 0).any() for spread in spreads) or tensors["fingerprint.first"].norm() == 0:
+        raise HGRError(f"{path.name}: a standard deviation or the fingerprint is zero; the file is damaged.")
     prefix = "network."
     network.load_state_dict({k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}, assign=True)
     network.eval().requires_grad_(False)
@@ -123,7 +118,7 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
     try:
         header = {key: json.loads(metadata[key]) for key in _FIELDS if key != "format"}
         _check_fields(header)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
         raise bad(f"the metadata is not sound ({error}).") from None
     return header, shapes
 
@@ -137,8 +132,9 @@ def _check_fields(header: dict[str, Any]) -> None:
             raise ValueError(f"{key} is {value!r}, not a whole number from {low} to {high}")
     if set(network) != {"width", "depth", "heads"} or network["width"] % network["heads"]:
         raise ValueError("network must give width, depth and heads, width a multiple of heads")
-    if set(encoder) != {"family", "chunk", "fixed_start"} or type(encoder["chunk"]) is not int or encoder["chunk"] < 0:
-        raise ValueError("encoder must give family, chunk (0 or more) and fixed_start")
+    if set(encoder) != {"family", "chunk", "fixed_start"} or type(encoder["chunk"]) is not int or encoder["chunk"] < 0 \
+            or type(encoder["fixed_start"]) is not bool:
+        raise ValueError("encoder must give family, chunk (0 or more) and fixed_start (true or false)")
     if not isinstance(header["training"], dict) or not isinstance(encoder["family"], str):
         raise ValueError("training must be an object and encoder.family a text")
     if not isinstance(concepts, list) or not 1 <= len(concepts) <= 1024:

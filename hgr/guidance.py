@@ -33,7 +33,7 @@ def concept_strengths(text: str, ids: Iterable[str]) -> list[float]:
     if not isinstance(given, dict):
         raise ValueError(f"concepts: expected a JSON object of strengths by concept id, got {type(given).__name__}.")
     for key, value in given.items():
-        if not isinstance(value, (int, float)) or not math.isfinite(value) or not 0 <= value <= 2:
+        if not isinstance(value, (int, float)) or not 0 <= value <= 2:  # NaN is in no range
             raise ValueError(f"concepts: the strength of \"{key}\" is {value!r}; it must be a number from 0 (off) to 2.")
     ids = list(ids)
     unknown = sorted(set(given) - set(ids))

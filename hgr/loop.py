@@ -36,9 +36,9 @@ class Loop:
     Raises FloatingPointError if the loss stops being finite; the last checkpoint stays.
     """
 
-    def __init__(self, stage: str, module: nn.Module, steps: int, lr: float, work: Path, seed: int, device: str,
+    def __init__(self, stage: str, module: nn.Module, steps: int, lr: float, work: Path, seed: int,
                  average: float = 0.999, weight_decay: float = 0.01):
-        self.stage, self.module, self.steps, self.lr, self.seed, self.device = stage, module, steps, lr, seed, device
+        self.stage, self.module, self.steps, self.lr, self.seed = stage, module, steps, lr, seed
         self.path = work / f"{stage}.checkpoint.safetensors"
         self.decay = average
         self.names = [n for n, p in module.named_parameters() if p.requires_grad]

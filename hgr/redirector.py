@@ -50,7 +50,8 @@ class Encoder:
 class Reading:
     """What an HGR reads in prompts, chunk by chunk.
 
-    encoding: of (B * N, T / N) tokens. gates: (B, N, K) in [0, 1]. token_gates: (B, T, K) in [0, 1].
+    encoding: of (B * N, T / N) tokens. gates: (B, N, K) in [0, 1], calibrated. token_gates: (B, T, K) in [0, 1], where
+    in the prompt the gates look; these are not calibrated.
     """
 
     encoding: Encoding
@@ -120,14 +121,18 @@ class HGR:
         n = x.shape[1] // chunk if chunk and x.shape[1] % chunk == 0 else 1
         x = rearrange(x, "b (n t) d -> (b n) t d", n=n)
         if self.network.pooled_dim:
-            pooled = repeat(pooled.to(weight), "b p -> (b n) p", n=n)
+            pooled = repeat(pooled.to(weight).expand(len(features), -1), "b p -> (b n) p", n=n)
         if mask is not None:
             mask = rearrange(mask.bool().to(weight.device), "b (n t) -> (b n) t", n=n)
         encoding = self.network.encode(x, pooled if self.network.pooled_dim else None, mask)
         logits, tokens = self.network.gate_logits(encoding)
         scale = torch.tensor([c.scale for c in self.concepts]).to(logits)
         bias = torch.tensor([c.bias for c in self.concepts]).to(logits)
-        return Reading(encoding, rearrange((scale * logits + bias).sigmoid(), "(b n) k -> b n k", n=n),
+        gates = (scale * logits + bias).sigmoid()
+        if not gates.isfinite().all():  # a NaN is below every threshold: it would pass as clean
+            raise HGRError(f"{self.name} gives NaN for this prompt, so it cannot say whether it is harmful: the file is damaged, "
+                           "or the prompt has no token at all.")
+        return Reading(encoding, rearrange(gates, "(b n) k -> b n k", n=n),
                        rearrange(tokens.sigmoid(), "(b n) t k -> b (n t) k", n=n))
 
     def displacement(self, reading: Reading, strengths: Tensor) -> tuple[Tensor, Tensor | None]:

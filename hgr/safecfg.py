@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,8 +11,6 @@ from torch import Tensor
 
 from .guidance import MODES, fold, mean_of_moved, shift
 from .redirector import HGR
-
-log = logging.getLogger("safecfg")
 
 
 class Prompt(NamedTuple):
@@ -69,10 +67,12 @@ def redirect(hgr: HGR, positive: list[Prompt], negative: list[Prompt], strengths
 
 def _push(prompt: Prompt, deltas: list[tuple[Tensor, Tensor | None]], scale: float) -> Prompt:
     """The unconditional prompt moved toward the harmful part of the positive ones, with one row a sample."""
-    batch = max(len(prompt.features), *(len(delta) for delta, _ in deltas))
+    # The host repeats fewer rows in turn up to the latents' batch; of sizes that it repeats together, only a common
+    # multiple keeps each sample its own rows.
+    batch = math.lcm(len(prompt.features), *(len(delta) for delta, _ in deltas))
 
     def rows(x: Tensor) -> Tensor:
-        """One row a sample; fewer are repeated in turn, as hosts do."""
+        """One row a sample; fewer are repeated in turn."""
         return x if len(x) == batch else x[torch.arange(batch, device=x.device) % len(x)]
 
     length = prompt.features.shape[1]

@@ -48,7 +48,12 @@ class Weights:
 
 def step_loss(network: HGRNetwork, batch: Batch, weights: Weights, layers: Sequence[Callable[[Tensor], Tensor]] = (),
               denoise: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """The loss of one step. layers: for the attention loss. denoise: for the score loss."""
+    """The loss of one step. layers: for the attention loss. denoise: for the score loss.
+
+    Raises ValueError if a loss that counts lacks what it needs.
+    """
+    if (weights.attention and not layers) or (weights.score and denoise is None):
+        raise ValueError("the attention loss needs layers and the score loss needs denoise: give them, or set their weights to 0.")
     encoding = network.encode(batch.harmful)
     labels, removed = batch.labels.to(batch.harmful), batch.removed.to(batch.harmful)
     target_logits, _ = network.gate_logits(network.encode(batch.target))

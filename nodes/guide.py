@@ -21,11 +21,11 @@ def _settings() -> list[io.Input]:
     return [
         io.Float.Input("strength", default=1.0, min=0.0, max=2.0, step=0.05,
                        tooltip="How strongly harmful directions are redirected, 0 to 2. 1 is what the HGR was trained for; 0 "
-                               "switches SafeCFG off. Above 1 it also catches hints, at the price of more change."),
+                               "switches SafeCFG off. Above 1 moves further, at the price of more change to the picture."),
         io.Combo.Input("mode", options=list(MODES), default=DEFAULT_MODE,
                        tooltip="redirect: replaces the harmful direction by the clean one; works at every cfg, 1 included. "
                                "dynamic: pushes away from it through the negative prompt; keeps more of the picture, leaves more "
-                               "of the harm, needs cfg above 1. balanced: half of the first and the second."),
+                               "of the harm, needs cfg above 1. balanced: half of the first and all of the second."),
         io.String.Input("concepts", default="", multiline=True,
                         tooltip="Strength of each concept from 0 (off) to 2 as JSON, for example "
                                 "{\"violence\": 1.0, \"shocking\": 0}. Concepts left out count as 1; empty means all on."),

@@ -22,7 +22,7 @@ class SafeCFGHGRLoader(io.ComfyNode):
                                tooltip="A file in models/hgr, or the one bundled for the demo model. Take the HGR that was "
                                        "trained for the text encoder of your checkpoint."),
             ],
-            outputs=[HGRType.Output(display_name="HGR", tooltip="For SafeCFG Guider, SafeCFG (Model) and the detectors.")],
+            outputs=[HGRType.Output(display_name="HGR", tooltip="For SafeCFG Guider and SafeCFG (Model).")],
         )
 
     @classmethod

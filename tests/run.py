@@ -73,6 +73,8 @@ def main(comfyui: str = "", oldest: str = "") -> int:
     else:
         runs.append(skip_host())
 
+    if comfyui and not oldest:
+        print("\nThe oldest supported ComfyUI is not here (COMFYUI_OLDEST_PATH, or ~/comfy/ComfyUI-0.8.0): nothing was tested on it.")
     print()
     for each in runs:
         print(f"{each.name} - {each}")

@@ -62,7 +62,7 @@ def test_a_missing_extra_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     monkeypatch.delitem(sys.modules, "hgr.hosts.diffusers", raising=False)
     assert cli.main(["sample", "--prompt", "a red ball"]) == 2
-    assert 'pip install "safecfg[diffusers]"' in capsys.readouterr().err
+    assert 'pip install -e ".[diffusers]"' in capsys.readouterr().err
 
 
 @pytest.fixture

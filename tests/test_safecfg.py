@@ -89,6 +89,12 @@ def test_an_encoder_without_a_fixed_start_is_told_by_its_statistics():
         redirect(hgr, [Prompt(100 * prompt())], [], [1.0, 1.0], "redirect")
 
 
+def test_a_prompt_of_nothing_but_padding_is_an_error_and_does_not_pass_as_clean():
+    mask = torch.zeros(1, CHUNK, dtype=torch.bool)
+    with pytest.raises(HGRError, match="NaN"):
+        redirect(small_hgr(), [Prompt(prompt(), None, mask)], [], [1.0, 1.0], "redirect")
+
+
 def test_a_missing_pooled_output_is_an_error():
     with pytest.raises(HGRError, match="pooled"):
         redirect(small_hgr(pooled_dim=8), [Prompt(prompt())], [], [1.0, 1.0], "redirect")
@@ -98,5 +104,6 @@ def test_prompts_of_different_batch_sizes_share_one_negative():
     hgr, two, three = small_hgr(), prompt(2), prompt(3, seed=6)
     negative = redirect(hgr, [Prompt(two), Prompt(three)], [Prompt(prompt())], [1.0, 1.0], "dynamic").negative[0].features
     delta = [hgr.displacement(hgr.read(c), torch.ones(2))[0] for c in (two, three)]
-    assert negative.shape[0] == 3
-    assert torch.allclose(negative[2], (prompt() - (delta[0][0] + delta[1][2]) / 2)[0])  # the shorter batch begins again
+    assert negative.shape[0] == 6  # however often the host repeats each of them, a sample's rows belong together
+    for i in range(6):
+        assert torch.allclose(negative[i], (prompt() - (delta[0][i % 2] + delta[1][i % 3]) / 2)[0], atol=1e-6)

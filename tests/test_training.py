@@ -24,9 +24,9 @@ def squares(module):
 
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path):
     whole = line()
-    Loop("a", whole, 20, 0.1, tmp_path, 0, "cpu").run(squares(whole))
+    Loop("a", whole, 20, 0.1, tmp_path, 0).run(squares(whole))
     half = line()
-    first = Loop("b", half, 20, 0.1, tmp_path, 0, "cpu")
+    first = Loop("b", half, 20, 0.1, tmp_path, 0)
     first.stage = "a"  # the same random numbers
     calls = squares(half)
 
@@ -39,7 +39,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path):
         first.run(interrupted)
     first.checkpoint()
     resumed = line(seed=5)
-    second = Loop("b", resumed, 20, 0.1, tmp_path, 0, "cpu")
+    second = Loop("b", resumed, 20, 0.1, tmp_path, 0)
     second.stage = "a"
     assert second.step == 9
     second.run(squares(resumed))
@@ -49,12 +49,12 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_training_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr("hgr.loop.CHECKPOINT_SECONDS", 0.0)
     module = line()
-    loop = Loop("x", module, 20, 0.1, tmp_path, 0, "cpu")
+    loop = Loop("x", module, 20, 0.1, tmp_path, 0)
     good = squares(module)
     with pytest.raises(FloatingPointError, match="step 7"):
         loop.run(lambda rng, generator: good(rng, generator) * (torch.nan if loop.step == 7 else 1))
     resumed = line()
-    assert Loop("x", resumed, 20, 0.1, tmp_path, 0, "cpu").step == 7
+    assert Loop("x", resumed, 20, 0.1, tmp_path, 0).step == 7
     assert torch.equal(resumed.weight, module.weight) and resumed.weight.isfinite().all()
 
 
@@ -117,7 +117,7 @@ def test_training_opens_gates_moves_features_to_the_clean_ones_and_calibrates(tm
 
         return Batch(with_marks(labels), labels, with_marks(labels & ~removed), removed, base)
 
-    loop = Loop("hgr", hgr.network, 300, 3e-3, tmp_path, 0, "cpu", average=0.9)
+    loop = Loop("hgr", hgr.network, 300, 3e-3, tmp_path, 0, average=0.9)
     loop.run(lambda rng, generator: step_loss(hgr.network, batch(generator), Weights(text=1, attention=0)))
     hgr.network.requires_grad_(False)
     fresh = batch(torch.Generator().manual_seed(99), 400)

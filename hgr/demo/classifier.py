@@ -76,7 +76,7 @@ def train(work: Path, vae: AutoencoderKL, seed: int, device: str, steps: int, ba
     """Train on fresh pictures each step; an eighth of a batch is decoded from latents with noise of up to 0.35."""
     torch.manual_seed(seed + 3)
     model = Classifier().to(device)
-    loop = Loop("classifier", model, steps, 2e-3, work, seed, device)
+    loop = Loop("classifier", model, steps, 2e-3, work, seed)
 
     def loss(rng: random.Random, generator: torch.Generator) -> Tensor:
         scenes = [any_scene(rng) for _ in range(batch)]

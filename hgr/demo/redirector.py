@@ -51,7 +51,7 @@ def train(work: Path, encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerFast
     network.set_statistics(features, None)
     modules = [m for name, m in unet.named_modules() if name.endswith("attn2")]
     bank = real_queries(modules, unet, latents, features, queries * 8, seed)
-    loop = Loop("hgr", network, steps, 1.5e-3, work, seed, "cpu", average=0.995)
+    loop = Loop("hgr", network, steps, 1.5e-3, work, seed, average=0.995)
 
     def loss(rng: random.Random, generator: torch.Generator) -> Tensor:
         captions = [harmful_caption(rng) for _ in range(batch)]

@@ -37,7 +37,8 @@ class Steps:
 def train_all(work: Path, seed: int = 0, device: str = "cpu", steps: Steps = Steps(), output: Path = assets.MODEL.parent) -> None:
     """Train what `work` does not hold yet, each stage resumed from its last checkpoint, and write the result to `output`.
 
-    Delete a stage's file or folder in `work` to train it again.
+    A stage is trained again when its folder (or file) and its checkpoint in `work` are deleted; use another `work` for
+    another seed.
     """
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "tokenizer.json").exists():
@@ -83,6 +84,6 @@ def train_all(work: Path, seed: int = 0, device: str = "cpu", steps: Steps = Ste
     file.save(hgr, output / assets.HGR_FILE.name)
 
 
-def main(work: Path, seed: int) -> None:
+def main(work: Path, seed: int, output: Path) -> None:
     torch.set_float32_matmul_precision("high")
-    train_all(work, seed, "cuda" if torch.cuda.is_available() else "cpu")
+    train_all(work, seed, "cuda" if torch.cuda.is_available() else "cpu", output=output)

@@ -78,7 +78,7 @@ def train(work: Path, vae: AutoencoderKL, encoder: CLIPTextModel, tokenizer: Pre
     latents, texts = picture_set(vae, work, seed, pictures)
     ids = tokenize(tokenizer, [*texts, ""]).to(device)
     signal = scheduler().alphas_cumprod
-    loop = Loop("unet", unet, steps, 1e-3, work, seed, device)
+    loop = Loop("unet", unet, steps, 1e-3, work, seed)
 
     def loss(rng: random.Random, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(texts), (batch,), generator=generator)

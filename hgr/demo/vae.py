@@ -43,8 +43,8 @@ def train(work: Path, seed: int, device: str, steps: int, full_steps: int) -> Au
     group norms and the attention have to see. Then its latents are normalised."""
     torch.manual_seed(seed)
     vae = build().to(device)
-    Loop("vae", vae, steps, 1.5e-3, work, seed, device, weight_decay=0.0).run(_loss(vae, device, batch=8, crop=64))
-    Loop("vae_full", vae, full_steps, 1e-3, work, seed, device, weight_decay=0.0, average=0.99).run(_loss(vae, device, batch=8))
+    Loop("vae", vae, steps, 1.5e-3, work, seed, weight_decay=0.0).run(_loss(vae, device, batch=8, crop=64))
+    Loop("vae_full", vae, full_steps, 1e-3, work, seed, weight_decay=0.0, average=0.99).run(_loss(vae, device, batch=8))
     normalise(vae, seed, device)
     return vae
 
@@ -96,7 +96,7 @@ def refine_decoder(work: Path, vae: AutoencoderKL, seed: int, device: str, steps
     the latent space that the UNet has learned, stays as it is."""
     vae.requires_grad_(False)
     vae.decoder.requires_grad_(True)
-    loop = Loop("vae_decoder", vae, steps, 7e-4, work, seed, device, weight_decay=0.0, average=0.99)
+    loop = Loop("vae_decoder", vae, steps, 7e-4, work, seed, weight_decay=0.0, average=0.99)
 
     def loss(rng: random.Random, generator: torch.Generator) -> Tensor:
         pixels = to_tensor(np.stack([render(any_scene(rng), rng) for _ in range(batch)])).to(device)

@@ -48,10 +48,6 @@ class Scene:
     symbols: tuple[str, ...] = ()
     decor: str | None = None
 
-    def without_symbols(self) -> Scene:
-        """The clean twin of this scene."""
-        return Scene(self.background, self.objects, (), self.decor)
-
 
 def random_scene(rng: random.Random, symbols: int = 0, decor: bool = False) -> Scene:
     """A scene with so many symbols (0 to 2), and with a decor if asked (then without symbols)."""

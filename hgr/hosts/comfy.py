@@ -92,7 +92,8 @@ class _Patch:
 
     def __call__(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
         guider = executor.class_obj
-        if MODES[self.mode][0] == 0 and math.isclose(getattr(guider, "cfg", 0.0), 1.0):
+        # only the host's own guider: others keep their scales elsewhere, or as lists
+        if MODES[self.mode][0] == 0 and type(guider) is comfy.samplers.CFGGuider and math.isclose(guider.cfg, 1.0):
             log.warning("mode \"%s\" acts through the negative prompt, which cfg 1 leaves out: it has no effect in this run. "
                         "Use \"redirect\".", self.mode)
         guider.conds = self.rewrite(guider.conds)
