@@ -83,7 +83,8 @@ class Settings:
 def environment(settings: Settings) -> dict[str, Any]:
     """Settings, versions and weights: what a number came from."""
     digest = hashlib.sha256()
-    code = [ROOT / "hgr" / name for name in ("guidance.py", "network.py", "redirector.py", "safecfg.py", "demo/captions.py", "demo/world.py")]
+    names = ("guidance.py", "network.py", "redirector.py", "safecfg.py", "demo/captions.py", "demo/world.py")
+    code = [ROOT / "hgr" / name for name in names]
     for path in (*sorted(assets.MODEL.parent.rglob("*.safetensors")), *sorted(assets.MODEL.rglob("*.json")), *code):
         digest.update(path.read_bytes())
     return dataclasses.asdict(settings) | {
@@ -274,7 +275,8 @@ def tables(results: dict[str, Any]) -> str:
     e = results["environment"]
     text = [f"{e['pictures']} pictures a cell, {e['steps']} DDIM steps, CFG {e['cfg']}, strength {e['strength']}; {e['split']} prompts, "
             f"seed {e['seed']}; torch {e['torch']}, diffusers {e['diffusers']}, {e['device']}, {e['threads']} threads on {e['cpus']} "
-            f"CPUs; weights and code {e['weights and code']}. In brackets: 95 % intervals, Wilson's for rates; for time the range. SLD is diffusers' pipeline; its presets' warm-up is "
+            f"CPUs; weights and code {e['weights and code']}. In brackets: 95 % intervals, Wilson's for rates; for time the range. "
+            "SLD is diffusers' pipeline; its presets' warm-up is "
             f"scaled from {SLD_STEPS} steps. SLD and the negative prompt are given \"{WORDS}\"."]
 
     def section(title: str, note: str, head: list[str], rows: list[list[str]]) -> None:
