@@ -83,7 +83,7 @@ def train(work: Path, tokenizer: PreTrainedTokenizerFast, seed: int, device: str
     torch.manual_seed(seed + 1)
     encoder = build(tokenizer).to(device)
     head = nn.Linear(WIDTH, sum(ATTRIBUTE_CLASSES)).to(device)
-    loop = Loop("text", nn.ModuleDict({"encoder": encoder, "head": head}), steps, 1e-3, work, seed, device)
+    loop = Loop("text", nn.ModuleDict({"encoder": encoder, "head": head}), steps, 1e-3, work, seed)
 
     def loss(rng: random.Random, generator: torch.Generator) -> Tensor:
         captions = [base_mixture(rng) for _ in range(batch)]
