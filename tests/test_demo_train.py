@@ -22,6 +22,7 @@ def test_demo_train_makes_files_that_load_and_goes_on_where_it_was(tmp_path, mon
         monkeypatch.setattr(getattr(train, stage), "train", None)  # would be called only to make a finished stage again
     train_all(work, steps=short, output=output)
 
+    assert not any(str(tmp_path) in path.read_text() for path in output.rglob("*.json")), "a path of this machine"
     hgr = file.load(output / assets.HGR_FILE.name)
     assert hgr.ids == ["skull", "dagger", "splatter", "bomb"] and hgr.training["seed"] == 0
     load_classifier(output / assets.CLASSIFIER.name)

@@ -73,6 +73,10 @@ def train_all(work: Path, seed: int = 0, device: str = "cpu", steps: Steps = Ste
                                        scheduler=unet.scheduler(), safety_checker=None, feature_extractor=None,
                                        requires_safety_checker=False)
     pipeline.save_pretrained(output / assets.MODEL.name)
+    for config in (output / assets.MODEL.name).glob("*/config.json"):
+        described = json.loads(config.read_text())
+        described.pop("_name_or_path", None)  # a folder of the machine that it was made on
+        config.write_text(json.dumps(described, indent=2) + "\n")
     index = output / assets.MODEL.name / "model_index.json"
     described = json.loads(index.read_text())
     described["tokenizer"] = ["transformers", "PreTrainedTokenizerFast"]  # the name that every transformers release knows
