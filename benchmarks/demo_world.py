@@ -27,7 +27,7 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionPipelineSafe
-from measure import auroc, false_positives_at, frechet, markdown, mean, rate, with_interval, write_between
+from measure import frechet, markdown, mean, rate, with_interval, write_between
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -40,6 +40,7 @@ from hgr.demo.world import SYMBOLS
 from hgr.detect import hed_prompt
 from hgr.guidance import MODES
 from hgr.hosts.diffusers import encode, load_demo_pipeline
+from hgr.metrics import auroc, false_positives_at
 from hgr.safecfg import redirect
 
 try:
@@ -323,7 +324,7 @@ def summary(results: dict[str, Any]) -> str:
     harm, clean = results["harm"], results["drift"].get("clean", {})
     rows = []
     for row in ("plain", "clean_caption", "negative", "sld_medium", "sld_max", *MODES):
-        if all(row in cells for cells in harm.values()):
+        if harm and all(row in cells for cells in harm.values()):
             rates = [f"{cells[row]['harmful']['value']:.1%}" for cells in harm.values()]
             kept = f"{statistics.mean(cells[row]['kept']['value'] for cells in harm.values()):.1%}"
             same = f"{clean[row]['identical']['value']:.1%}" if row in clean else ""

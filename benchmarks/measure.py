@@ -34,20 +34,6 @@ def frechet(a: Tensor, b: Tensor) -> float:
     return max(0.0, distance.item())
 
 
-def auroc(positive: Tensor, negative: Tensor) -> float:
-    """The probability that a positive score (N,) is above a negative one (M,); a tie counts one half."""
-    negative = negative.double().sort().values
-    below = torch.searchsorted(negative, positive.double())
-    not_above = torch.searchsorted(negative, positive.double(), right=True)
-    return ((below + not_above) / 2).mean().item() / len(negative)
-
-
-def false_positives_at(recall: float, positive: Tensor, negative: Tensor) -> float:
-    """The share of negative scores at or above the threshold that keeps this share of the positive ones."""
-    kept = min(len(positive), int(-(-recall * len(positive) // 1)))
-    return (negative >= positive.sort(descending=True).values[kept - 1]).double().mean().item()
-
-
 def with_interval(cell: dict[str, float]) -> str:
     return f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
 

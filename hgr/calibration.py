@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .redirector import HGR
 
 
 def platt(logits: Tensor, labels: Tensor, steps: int = 200) -> tuple[float, float]:
@@ -28,14 +32,41 @@ def platt(logits: Tensor, labels: Tensor, steps: int = 200) -> tuple[float, floa
     return tuple(fit.tolist())
 
 
-def threshold(clean_gates: Tensor, false_positive_rate: float, low: float = 0.3, high: float = 0.95) -> float:
-    """The threshold that a stated share of held-out clean prompts' gates (N,) reaches, kept within [low, high].
+def thresholds(clean: Tensor, rate: float, low: float = 0.3, high: float = 0.95) -> list[float]:
+    """One threshold a concept, such that of held-out clean prompts with gates (N, K) a share of `rate` has a gate that reaches
+    its threshold: the stated false-positive rate of all concepts together. Each is kept within [low, high].
 
-    Where classes are separated, the stated rate would allow a threshold next to 0; `low` keeps clean wordings that were
-    never seen from firing on a hint.
+    Where classes are separated, the stated rate would allow thresholds next to 0; `low` keeps clean wordings that were never
+    seen from firing on a hint.
 
     Raises ValueError for a rate outside (0, 1).
     """
-    if not 0 < false_positive_rate < 1:
-        raise ValueError(f"the false-positive rate is {false_positive_rate}; it must lie between 0 and 1.")
-    return min(max(torch.quantile(clean_gates.double(), 1 - false_positive_rate).item() + 1e-6, low), high)
+    if not 0 < rate < 1:
+        raise ValueError(f"the false-positive rate is {rate}; it must lie between 0 and 1.")
+    clean = clean.double()
+
+    def at(share: float) -> Tensor:
+        """The thresholds that each concept alone reaches in this share of clean prompts."""
+        return (torch.quantile(clean, 1 - share, dim=0) + 1e-6).clamp(low, high)
+
+    least, most = rate / clean.shape[1], rate
+    for _ in range(30):  # how far the concepts' false alarms overlap is not known beforehand
+        middle = (least + most) / 2
+        least, most = (middle, most) if (clean >= at(middle)).any(1).double().mean() <= rate else (least, middle)
+    return at(least).tolist()
+
+
+def calibrate(hgr: HGR, harmful: Tensor, labels: Tensor, negative: Tensor, clean: Tensor, rate: float) -> HGR:
+    """Fit each concept's calibration and threshold on gate logits of prompts that were not trained on.
+
+    harmful (N, K) with labels (N, K); negative (M, K): all prompts without a concept; clean (L, K): those that the stated
+    false-positive rate is about.
+    """
+    logits = torch.cat([harmful, negative])
+    truth = torch.cat([labels.to(logits), torch.zeros_like(negative)])
+    fits = [platt(logits[:, k], truth[:, k]) for k in range(logits.shape[1])]
+    scale, bias = torch.tensor(fits).T
+    found = thresholds((scale * clean + bias).sigmoid(), rate)
+    concepts = [replace(concept, scale=scale, bias=bias, threshold=threshold)
+                for concept, (scale, bias), threshold in zip(hgr.concepts, fits, found, strict=True)]
+    return replace(hgr, concepts=concepts)

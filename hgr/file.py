@@ -14,14 +14,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from .network import HGRNetwork
+from .network import HGRNetwork, HGRUnion, parts_of
 from .redirector import HGR, Concept, Encoder, HGRError
 
 FORMAT, VERSION = "hgr", 1
 _MAX_BYTES = 2**30
 _MAX_HEADER = 2**22
 _FIELDS = ("format", "format_version", "concepts", "text_dim", "pooled_dim", "encoder", "network", "training")
-_LIMITS = {"text_dim": (1, 65536), "pooled_dim": (0, 65536), "width": (8, 4096), "depth": (1, 64), "heads": (1, 256)}
+_MAX_NETWORKS = 64
+_LIMITS = {"text_dim": (1, 65536), "pooled_dim": (0, 65536), "concepts": (1, 1024), "width": (8, 4096), "depth": (1, 64),
+           "heads": (1, 256)}
 
 
 def save_safely(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -38,14 +40,14 @@ def save_safely(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]
 
 def save(hgr: HGR, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
     """Write an HGR file; the network's weights in `dtype`."""
-    net, encoder = hgr.network, hgr.encoder
-    tensors = {f"network.{key}": value.to(dtype) for key, value in net.state_dict().items()}
+    net, encoder, parts = hgr.network, hgr.encoder, parts_of(hgr.network)
+    tensors = {f"network.{i}.{key}": value.to(dtype) for i, part in enumerate(parts) for key, value in part.state_dict().items()}
     tensors |= {"fingerprint.first": encoder.first.float(), "fingerprint.mean": encoder.mean.float()}
     metadata = {
         "format": FORMAT, "format_version": VERSION, "concepts": [dataclasses.asdict(c) for c in hgr.concepts],
         "text_dim": net.text_dim, "pooled_dim": net.pooled_dim,
         "encoder": {"family": encoder.family, "chunk": encoder.chunk, "fixed_start": encoder.fixed_start},
-        "network": {"width": net.width, "depth": net.depth, "heads": net.heads},
+        "network": [{"concepts": len(part.anchors), "width": part.width, "depth": part.depth, "heads": part.heads} for part in parts],
         "training": hgr.training,
     }
     text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
@@ -59,10 +61,9 @@ def load(path: str | Path) -> HGR:
     """
     path = Path(path)
     header, shapes = _open(path)
-    size = header["network"]
     with torch.device("meta"):
-        network = HGRNetwork(header["text_dim"], header["pooled_dim"], len(header["concepts"]), **size)
-    wanted = {f"network.{key}": tuple(value.shape) for key, value in network.state_dict().items()}
+        parts = [HGRNetwork(header["text_dim"], header["pooled_dim"], **size) for size in header["network"]]
+    wanted = {f"network.{i}.{key}": tuple(value.shape) for i, part in enumerate(parts) for key, value in part.state_dict().items()}
     wanted |= dict.fromkeys(("fingerprint.first", "fingerprint.mean"), (header["text_dim"],))
     for key in wanted.keys() | shapes.keys():
         if wanted.get(key) != shapes.get(key):
@@ -74,11 +75,13 @@ def load(path: str | Path) -> HGR:
             if not torch.isfinite(tensor).all():
                 raise HGRError(f"{path.name}: tensor \"{key}\" holds NaN or infinity; the file is damaged.")
             tensors[key] = tensor
-    spreads = [tensors[key] for key in ("network.std", "network.pooled_std") if key in tensors]
+    spreads = [tensor for key, tensor in tensors.items() if key.endswith((".std", ".pooled_std"))]
     if any((spread <= 0).any() for spread in spreads) or tensors["fingerprint.first"].norm() == 0:
         raise HGRError(f"{path.name}: a standard deviation or the fingerprint is zero; the file is damaged.")
-    prefix = "network."
-    network.load_state_dict({k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}, assign=True)
+    for i, part in enumerate(parts):
+        prefix = f"network.{i}."
+        part.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}, assign=True)
+    network = parts[0] if len(parts) == 1 else HGRUnion(parts)
     network.eval().requires_grad_(False)
     encoder = Encoder(**header["encoder"], first=tensors["fingerprint.first"], mean=tensors["fingerprint.mean"])
     return HGR(network, [Concept(**c) for c in header["concepts"]], encoder, header["training"], name=path.name)
@@ -125,20 +128,27 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
 
 def _check_fields(header: dict[str, Any]) -> None:
     """Raise ValueError, TypeError or KeyError unless every field has its type and range."""
-    network, encoder, concepts = header["network"], header["encoder"], header["concepts"]
-    for key, (low, high) in _LIMITS.items():
-        value = header[key] if key in header else network[key]
-        if type(value) is not int or not low <= value <= high:
-            raise ValueError(f"{key} is {value!r}, not a whole number from {low} to {high}")
-    if set(network) != {"width", "depth", "heads"} or network["width"] % network["heads"]:
-        raise ValueError("network must give width, depth and heads, width a multiple of heads")
+    networks, encoder, concepts = header["network"], header["encoder"], header["concepts"]
+    if not isinstance(concepts, list) or not 1 <= len(concepts) <= 1024:
+        raise ValueError("concepts must be a list of 1 to 1024 concepts")
+    if not isinstance(networks, list) or not 1 <= len(networks) <= _MAX_NETWORKS:
+        raise ValueError(f"network must be a list of 1 to {_MAX_NETWORKS} networks")
+    for network in networks:
+        if set(network) != {"concepts", "width", "depth", "heads"}:
+            raise ValueError("a network must give concepts, width, depth and heads")
+        for key, (low, high) in _LIMITS.items():
+            value = network[key] if key in network else header[key]
+            if type(value) is not int or not low <= value <= high:
+                raise ValueError(f"{key} is {value!r}, not a whole number from {low} to {high}")
+        if network["width"] % network["heads"]:
+            raise ValueError("a network's width must be a multiple of its heads")
+    if sum(network["concepts"] for network in networks) != len(concepts):
+        raise ValueError("the networks must have as many concepts together as are listed")
     if set(encoder) != {"family", "chunk", "fixed_start"} or type(encoder["chunk"]) is not int or encoder["chunk"] < 0 \
             or type(encoder["fixed_start"]) is not bool:
         raise ValueError("encoder must give family, chunk (0 or more) and fixed_start (true or false)")
     if not isinstance(header["training"], dict) or not isinstance(encoder["family"], str):
         raise ValueError("training must be an object and encoder.family a text")
-    if not isinstance(concepts, list) or not 1 <= len(concepts) <= 1024:
-        raise ValueError("concepts must be a list of 1 to 1024 concepts")
     for concept in concepts:
         Concept(**concept)
         numbers = [concept["threshold"], concept["scale"], concept["bias"]]

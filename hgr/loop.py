@@ -1,4 +1,4 @@
-"""The training loop: schedule, weight average, checkpoints, resume."""
+"""The training loop: schedule, weight average, checkpoints, resume, several processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .file import save_safely
@@ -26,85 +26,126 @@ def step_random(seed: int, stage: str, step: int) -> random.Random:
     return random.Random(f"{seed}/{stage}/{step}")
 
 
+def checkpoint_file(work: Path, stage: str) -> Path:
+    """Where a stage's unfinished training is kept."""
+    return work / f"{stage}.checkpoint.safetensors"
+
+
+def rate(lr: float, step: int, steps: int) -> float:
+    """The learning rate of a step, counted from 0: linear warm-up over 2 % of the steps, then a cosine to zero."""
+    warmup = max(1, steps // 50)
+    return lr * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
 class Loop:
     """Trains `module` for `steps` steps of `loss(rng, generator) -> scalar`.
 
     AdamW, linear warm-up over 2 % of the steps, cosine decay to zero, gradient norm clipped at 1, an exponential
     moving average of the weights that is copied into `module` at the end. The state is checkpointed to
-    `work/STAGE.checkpoint.safetensors` and resumed from there.
+    `work/STAGE.checkpoint.safetensors`, also when the run is interrupted, and resumed from there.
 
-    Raises FloatingPointError if the loss stops being finite; the last checkpoint stays.
+    identity: what the training depends on; a checkpoint of another one is not resumed. main: whether this process writes
+    checkpoints. reduce: replaces tensors by their mean over all processes. on_step: called after each step with the number
+    of steps done and the loss, the mean over all processes; it may stop the run by raising.
+
+    Raises FloatingPointError if the loss stops being finite, and the last checkpoint stays; ValueError for a checkpoint that
+    belongs to another training or is damaged, or that not every process sees.
     """
 
     def __init__(self, stage: str, module: nn.Module, steps: int, lr: float, work: Path, seed: int,
-                 average: float = 0.999, weight_decay: float = 0.01):
+                 average: float = 0.999, weight_decay: float = 0.01, identity: str = "", main: bool = True,
+                 reduce: Callable[[list[Tensor]], None] | None = None, on_step: Callable[[int, float], None] | None = None):
         self.stage, self.module, self.steps, self.lr, self.seed = stage, module, steps, lr, seed
-        self.path = work / f"{stage}.checkpoint.safetensors"
-        self.decay = average
+        self.path = checkpoint_file(work, stage)
+        self.decay, self.identity, self.main, self.reduce, self.on_step = average, identity, main, reduce, on_step
         self.names = [n for n, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
         self.average = [p.detach().clone() for p in self.parameters]
         self.step = self.resume()
+        if reduce:
+            self._agree()
 
     def resume(self) -> int:
         if not self.path.exists():
             return 0
-        with safe_open(self.path, "pt") as file:
-            step = int(json.loads(file.metadata()["progress"])["step"])
-            for name, p, average in zip(self.names, self.parameters, self.average, strict=True):
-                p.data.copy_(file.get_tensor(f"weight/{name}"))
-                average.copy_(file.get_tensor(f"average/{name}"))
-                self.optimizer.state[p] = {
-                    "step": torch.tensor(float(step)),
-                    "exp_avg": file.get_tensor(f"first/{name}").to(p.device),
-                    "exp_avg_sq": file.get_tensor(f"second/{name}").to(p.device),
-                }
+        try:
+            with safe_open(self.path, "pt") as file:
+                progress = json.loads(file.metadata()["progress"])
+                if progress.get("identity", "") != self.identity:
+                    raise ValueError(f"{self.path} is the checkpoint of a training with other settings, prompts or another encoder: "
+                                     "remove it, or train in another folder.")
+                step = int(progress["step"])
+                for name, p, average in zip(self.names, self.parameters, self.average, strict=True):
+                    p.data.copy_(file.get_tensor(f"weight/{name}"))
+                    average.copy_(file.get_tensor(f"average/{name}"))
+                    self.optimizer.state[p] = {
+                        "step": torch.tensor(float(step)),
+                        "exp_avg": file.get_tensor(f"first/{name}").to(p.device),
+                        "exp_avg_sq": file.get_tensor(f"second/{name}").to(p.device),
+                    }
+        except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{self.path} is damaged or no checkpoint of this training ({error}): remove it.") from None
         log.info("%s: resumed at step %d of %d", self.stage, step, self.steps)
         return step
 
+    def _agree(self) -> None:
+        """Raise ValueError unless every process stands at the same step. None goes on before all have read the checkpoint, which
+        the main process may replace or remove soon after."""
+        step = torch.tensor([self.step, self.step**2], dtype=torch.double)
+        self.reduce([step])
+        if step[0] ** 2 != step[1]:  # the variance over the processes
+            raise ValueError(f"{self.path} is not there for every process: give them one folder that all can read.")
+
     def checkpoint(self) -> None:
+        if not self.main or not self.step:
+            return
         tensors = {}
         for name, p, average in zip(self.names, self.parameters, self.average, strict=True):
             state = self.optimizer.state[p]
             tensors |= {f"weight/{name}": p, f"average/{name}": average.clone(),
                         f"first/{name}": state["exp_avg"], f"second/{name}": state["exp_avg_sq"]}
-        save_safely(tensors, self.path, {"progress": json.dumps({"step": self.step})})
-
-    def rate(self) -> float:
-        warmup = max(1, self.steps // 50)
-        done = self.step / self.steps
-        return self.lr * min(1.0, (self.step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * done))
+        save_safely(tensors, self.path, {"progress": json.dumps({"step": self.step, "identity": self.identity})})
 
     def run(self, loss: Callable[[random.Random, torch.Generator], Tensor]) -> None:
         self.module.train()
-        started = saved = time.monotonic()
-        begun, total = self.step, 0.0
-        while self.step < self.steps:
-            rng = step_random(self.seed, self.stage, self.step)
-            generator = torch.Generator().manual_seed(rng.getrandbits(62))
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.rate()
-            value = loss(rng, generator)
-            shown = value.item()
-            if not math.isfinite(shown):  # before the step: neither the weights nor the next checkpoint get to hold a NaN
-                raise FloatingPointError(f"{self.stage}: the loss is {shown} at step {self.step}; the last checkpoint is "
-                                         f"{self.path}. Try a lower learning rate.")
-            self.optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            nn.utils.clip_grad_norm_(self.parameters, 1.0)
-            self.optimizer.step()
-            decay = min(self.decay, (1 + self.step) / (10 + self.step))
-            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
-            self.step += 1
-            total += shown
-            if self.step % 50 == 0:
-                log.info("%s: step %d of %d, loss %.4f, %.2f steps/s", self.stage, self.step, self.steps, total / 50,
-                         (self.step - begun) / (time.monotonic() - started))
-                total = 0.0
-            if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                self.checkpoint()
-                saved = time.monotonic()
+        self.saved = time.monotonic()
+        try:
+            while self.step < self.steps:
+                self._step(loss)
+        except FloatingPointError:
+            raise  # the weights may be what made the loss overflow: an older checkpoint is safer
+        except BaseException:
+            self.checkpoint()
+            raise
         for p, average in zip(self.parameters, self.average, strict=True):
             p.data.copy_(average)
         self.module.eval()
+
+    def _step(self, loss: Callable[[random.Random, torch.Generator], Tensor]) -> None:
+        rng = step_random(self.seed, self.stage, self.step)
+        generator = torch.Generator().manual_seed(rng.getrandbits(62))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate(self.lr, self.step, self.steps)
+        value = loss(rng, generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        mean = value.detach().reshape(1).clone()
+        if self.reduce:  # the loss as well: where one process's is not finite, all of them stop
+            self.reduce([mean, *(p.grad for p in self.parameters if p.grad is not None)])
+        shown = mean.item()
+        if not math.isfinite(shown):  # before the step: neither the weights nor the next checkpoint get to hold a NaN
+            raise FloatingPointError(f"{self.stage}: the loss is {shown} at step {self.step}; the last checkpoint is {self.path}. "
+                                     "Try a lower learning rate.")
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        self.step += 1
+        if self.step % 50 == 0:
+            log.info("%s: step %d of %d, loss %.4f", self.stage, self.step, self.steps, shown)
+        if time.monotonic() - self.saved > CHECKPOINT_SECONDS:
+            self.checkpoint()
+            self.saved = time.monotonic()
+        if self.on_step:
+            self.on_step(self.step, shown)

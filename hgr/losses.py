@@ -1,6 +1,7 @@
 """The losses that train an HGR: gates, and three ways to say that safe features act like the clean caption's.
 
-The formulas are this project's own (the paper publishes none).
+Each is a mean over the batch's samples, so that a batch may be divided among processes. The formulas are this project's own
+(the paper publishes none).
 """
 
 from __future__ import annotations
@@ -17,29 +18,34 @@ def gate_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits))
 
 
-def text_loss(safe: Tensor, target: Tensor, std: Tensor) -> Tensor:
-    """Squared error in units of the features' own spread. safe, target (B, T, D), std (D,)."""
-    return ((safe - target) / std).square().mean()
+def text_loss(safe: Tensor, target: Tensor, std: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Squared error in units of the features' own spread. safe, target (B, ..., D), std (D,), mask (B, ...) of what counts."""
+    error = ((safe - target) / std).square().mean(-1)
+    return error.mean() if mask is None else (error * mask).sum() / mask.sum().clamp(min=1)
 
 
-def attention_loss(layers: Sequence[Callable[[Tensor], Tensor]], safe: Tensor, target: Tensor, original: Tensor) -> Tensor:
-    """How far the denoiser's cross-attention outputs under `safe` are from those under `target`, as a share of how far
-    the original prompt's are: 0 is perfect, 1 is no change at all.
+def attention_distances(layers: Sequence[Callable[[Tensor], Tensor]], harmful: Tensor, clean: Tensor) -> list[float]:
+    """Mean squared distance of each layer's outputs under harmful features (B, T, D) from those under their clean twins'."""
+    with torch.no_grad():
+        return [max((attend(harmful) - attend(clean)).square().mean().item(), 1e-8) for attend in layers]
+
+
+def attention_loss(layers: Sequence[Callable[[Tensor], Tensor]], distances: Sequence[float], safe: Tensor, target: Tensor) -> Tensor:
+    """How far the denoiser's cross-attention outputs under `safe` are from those under `target`, as a share of how far harmful
+    prompts' are (`attention_distances`): 0 is perfect, 1 is no change at all.
 
     layers: each maps features (B, T, D) to its outputs (B, Q, C) for a fixed bank of Q queries. No denoiser pass is needed.
     """
     shares = []
-    for attend in layers:
+    for attend, distance in zip(layers, distances, strict=True):
         with torch.no_grad():
             goal = attend(target)
-            distance = (attend(original) - goal).square().mean()
-        shares.append((attend(safe) - goal).square().mean() / distance.clamp(min=1e-8))
+        shares.append((attend(safe) - goal).square().mean() / distance)
     return torch.stack(shares).mean()
 
 
-def score_loss(denoise: Callable[[Tensor], Tensor], safe: Tensor, target: Tensor, original: Tensor) -> Tensor:
-    """The same share for the denoiser's predictions. denoise: features (B, T, D) to eps (B, ...) at fixed z_t and t."""
-    with torch.no_grad():
-        goal = denoise(target)
-        distance = (denoise(original) - goal).square().mean()
-    return (denoise(safe) - goal).square().mean() / distance.clamp(min=1e-8)
+def score_loss(safe: Tensor, target: Tensor, original: Tensor) -> Tensor:
+    """The same share for the denoiser's predictions (B, ...) under safe, target and original features, at the same z_t and t."""
+    distance = (original - target).flatten(1).square().mean(1)
+    # a pair that the denoiser hardly tells apart at this t must not drown the others
+    return ((safe - target).flatten(1).square().mean(1) / distance.clamp(min=distance.mean().clamp(min=1e-8))).mean()

@@ -123,3 +123,45 @@ class HGRNetwork(nn.Module):
             return delta, None
         moved = F.linear(total_pooled, self.pooled_out.weight) + self.pooled_out.bias * strength
         return delta, moved * self.pooled_std
+
+
+class HGRUnion(nn.Module):
+    """Networks for one encoder side by side, used as one: the concepts of all, in order."""
+
+    def __init__(self, parts: list[HGRNetwork]):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.sizes = [len(part.anchors) for part in parts]
+
+    @property
+    def text_dim(self) -> int:
+        return self.parts[0].text_dim
+
+    @property
+    def pooled_dim(self) -> int:
+        return self.parts[0].pooled_dim
+
+    @property
+    def mean(self) -> Tensor:
+        return self.parts[0].mean
+
+    @property
+    def std(self) -> Tensor:
+        return self.parts[0].std
+
+    def encode(self, features: Tensor, pooled: Tensor | None = None, mask: Tensor | None = None) -> tuple[Encoding, ...]:
+        return tuple(part.encode(features, pooled, mask) for part in self.parts)
+
+    def gate_logits(self, encoding: tuple[Encoding, ...]) -> tuple[Tensor, Tensor]:
+        found = [part.gate_logits(own) for part, own in zip(self.parts, encoding, strict=True)]
+        return tuple(torch.cat(logits, -1) for logits in zip(*found, strict=True))
+
+    def displacement(self, encoding: tuple[Encoding, ...], weights: Tensor) -> tuple[Tensor, Tensor | None]:
+        moved = [part.displacement(own, w) for part, own, w in zip(self.parts, encoding, weights.split(self.sizes, 1), strict=True)]
+        features, pooled = zip(*moved, strict=True)
+        return sum(features), None if pooled[0] is None else sum(pooled)
+
+
+def parts_of(network: HGRNetwork | HGRUnion) -> list[HGRNetwork]:
+    """The single networks of one or of a union."""
+    return list(network.parts) if isinstance(network, HGRUnion) else [network]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..hgr.hosts import comfy as host
+from ..hgr.hosts.comfy import demo
 from .types import CATEGORY
 
 
@@ -28,7 +28,7 @@ class SafeCFGDemoModel(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(*host.load_demo_model())
+        return io.NodeOutput(*demo.load_demo_model())
 
 
 NODES = [SafeCFGDemoModel]

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..hgr.guidance import DEFAULT_MODE, MODES
-from ..hgr.hosts import comfy as host
+from ..hgr.hosts.comfy import guidance
 from .types import CATEGORY, HGRType
 
 
@@ -61,7 +61,7 @@ class SafeCFGGuider(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, positive: Any, negative: Any, cfg: float, **settings: Any) -> io.NodeOutput:
-        return io.NodeOutput(host.make_guider(host.patch_model(model, **settings), positive, negative, cfg))
+        return io.NodeOutput(guidance.make_guider(guidance.patch_model(model, **settings), positive, negative, cfg))
 
 
 class SafeCFGModel(io.ComfyNode):
@@ -83,7 +83,7 @@ class SafeCFGModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, **settings: Any) -> io.NodeOutput:
-        return io.NodeOutput(host.patch_model(model, **settings))
+        return io.NodeOutput(guidance.patch_model(model, **settings))
 
 
 NODES = [SafeCFGGuider, SafeCFGModel]

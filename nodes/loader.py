@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..hgr.hosts import comfy as host
+from ..hgr.hosts.comfy import files
 from .types import CATEGORY, HGRType
 
 
@@ -18,7 +18,7 @@ class SafeCFGHGRLoader(io.ComfyNode):
             description="Loads an HGR (Harmful Guidance Redirector): what tells SafeCFG which concepts to steer away from. "
                         "An HGR belongs to one text encoder; with another model it stops with an error.",
             inputs=[
-                io.Combo.Input("hgr_name", options=host.hgr_names(),
+                io.Combo.Input("hgr_name", options=files.hgr_names(),
                                tooltip="A file in models/hgr, or the one bundled for the demo model. Take the HGR that was "
                                        "trained for the text encoder of your checkpoint."),
             ],
@@ -27,17 +27,17 @@ class SafeCFGHGRLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, hgr_name: str) -> bool | str:
-        found = hgr_name is None or host.hgr_path(hgr_name) is not None  # None where the name comes from another node
+        found = hgr_name is None or files.hgr_path(hgr_name) is not None  # None where the name comes from another node
         return found or f"HGR \"{hgr_name}\" is not in models/hgr."
 
     @classmethod
     def fingerprint_inputs(cls, hgr_name: str) -> tuple[int, int] | None:
-        path = host.hgr_path(hgr_name)
+        path = files.hgr_path(hgr_name)
         return None if path is None else (path.stat().st_mtime_ns, path.stat().st_size)
 
     @classmethod
     def execute(cls, hgr_name: str) -> io.NodeOutput:
-        return io.NodeOutput(host.load_hgr(hgr_name))
+        return io.NodeOutput(files.load_hgr(hgr_name))
 
 
 NODES = [SafeCFGHGRLoader]

@@ -38,7 +38,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_modes_are_the_methods_own():
-    assert cli.MODES == tuple(MODES)
+    assert cli.sample.MODES == tuple(MODES)
 
 
 def test_info_shows_concepts_encoder_and_training(hgr_file, capsys):

@@ -1,5 +1,6 @@
 """The HGR file: what is written is read back, and everything unsound is refused with the file's name and the fault."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from hgr import file
+from hgr.merge import merge
 from hgr.redirector import HGRError
 
 
@@ -43,13 +45,15 @@ def test_round_trip(path):
     (dict(metadata={"concepts": "[" * 100_000}), "not sound"),
     (dict(metadata={"text_dim": "1e99"}), "text_dim"),
     (dict(metadata={"text_dim": "17"}), "should have shape"),
-    (dict(metadata={"network": json.dumps({"width": 24, "depth": 9999, "heads": 4})}), "depth"),
-    (dict(tensors={"network.mean": torch.zeros(3)}), "network.mean"),
-    (dict(tensors={"network.mean": None}), "network.mean"),
+    (dict(metadata={"network": json.dumps([{"concepts": 2, "width": 24, "depth": 9999, "heads": 4}])}), "depth"),
+    (dict(metadata={"network": json.dumps([{"concepts": 1, "width": 24, "depth": 1, "heads": 4}])}), "as many concepts"),
+    (dict(metadata={"network": "[]"}), "1 to 64 networks"),
+    (dict(tensors={"network.0.mean": torch.zeros(3)}), "network.0.mean"),
+    (dict(tensors={"network.0.mean": None}), "network.0.mean"),
     (dict(tensors={"extra": torch.zeros(3)}), "extra"),
-    (dict(tensors={"network.mean": torch.full((16,), torch.nan)}), "NaN"),
-    (dict(tensors={"network.mean": torch.zeros(16, dtype=torch.int64)}), "I64"),
-    (dict(tensors={"network.std": torch.zeros(16)}), "zero"),
+    (dict(tensors={"network.0.mean": torch.full((16,), torch.nan)}), "NaN"),
+    (dict(tensors={"network.0.mean": torch.zeros(16, dtype=torch.int64)}), "I64"),
+    (dict(tensors={"network.0.std": torch.zeros(16)}), "zero"),
     (dict(tensors={"fingerprint.first": torch.zeros(16)}), "zero"),
     (dict(metadata={"encoder": json.dumps({"family": "x", "chunk": 6, "fixed_start": "no"})}), "fixed_start"),
 ])
@@ -95,3 +99,33 @@ def test_a_failed_save_keeps_the_old_file(path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         file.save(small_hgr(), path)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+
+
+def test_a_merged_hgr_does_what_each_part_does_alone(tmp_path):
+    a, b = small_hgr(), small_hgr((-20.0, 20.0), seed=3)
+    b.concepts = [dataclasses.replace(c, id="d" + c.id) for c in b.concepts]
+    file.save(merge([a, b]), tmp_path / "both.safetensors", torch.float32)
+    both = file.load(tmp_path / "both.safetensors")
+    assert both.ids == ["c0", "c1", "dc0", "dc1"]
+    x = prompt(2)
+    assert torch.equal(both.read(x).gates, torch.cat([a.read(x).gates, b.read(x).gates], -1))
+    assert torch.allclose(both.redirect(x) - x, (a.redirect(x) - x) + (b.redirect(x) - x), atol=1e-5)
+    only_a = both.redirect(x, strengths=torch.tensor([1.0, 1, 0, 0]))
+    assert torch.equal(only_a, a.redirect(x))
+    assert merge([both, renamed(a, "e")]).ids[-1] == "ec1"  # a union can be merged again
+
+
+def renamed(hgr, prefix):
+    hgr.concepts = [dataclasses.replace(c, id=prefix + c.id) for c in hgr.concepts]
+    return hgr
+
+
+def test_hgrs_that_cannot_be_merged_are_named_both():
+    a, b = small_hgr(), small_hgr()
+    a.name, b.name = "one.safetensors", "two.safetensors"
+    with pytest.raises(HGRError, match=r"one\.safetensors and two\.safetensors have the concept \"c0\""):
+        merge([a, b])
+    renamed(b, "x")
+    b.encoder = dataclasses.replace(b.encoder, first=-b.encoder.first, family="another")
+    with pytest.raises(HGRError, match=r"one\.safetensors was made for a test encoder, two\.safetensors for another"):
+        merge([a, b])

@@ -2,15 +2,21 @@
 
 import pytest
 import torch
-from helpers import prompt, small_hgr
+import torch.nn.functional as F
+from helpers import prompt
 from torch import nn
 
-from hgr.attention import attend, query_bank
-from hgr.calibration import platt, threshold
+from hgr import training
+from hgr.attention import cross_attention, record
+from hgr.calibration import platt, thresholds
+from hgr.examples import Examples
+from hgr.features import Features
 from hgr.loop import Loop
-from hgr.losses import attention_loss, score_loss
-from hgr.network import HGRNetwork
-from hgr.training import Batch, Weights, calibrate, step_loss
+from hgr.losses import attention_distances, attention_loss, score_loss
+from hgr.pairs import Pair, Pairs, PairsError, Topic
+from hgr.redirector import HGRError
+from hgr.safecfg import Prompt
+from hgr.training import Denoiser, Settings, train
 
 
 def line(seed=0):
@@ -37,7 +43,6 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         first.run(interrupted)
-    first.checkpoint()
     resumed = line(seed=5)
     second = Loop("b", resumed, 20, 0.1, tmp_path, 0)
     second.stage = "a"
@@ -65,10 +70,31 @@ def test_platt_calibrates_and_the_threshold_holds_its_rate():
     scale, bias = platt(logits, labels)
     assert abs(scale - 0.5) < 0.05 and abs(bias + 1) < 0.1
     gates = torch.rand(10_000, generator=generator)
-    assert abs((gates >= threshold(gates, 0.1)).float().mean() - 0.1) < 0.01
-    assert threshold(torch.zeros(10), 0.01) == 0.3 and threshold(torch.ones(10), 0.01) == 0.95
+    for overlap in (1.0, 0.0):  # two concepts that fire on the same clean prompts, and two that do not
+        both = torch.stack([gates, gates * overlap + gates.roll(1) * (1 - overlap)], 1)
+        fired = (both >= torch.tensor(thresholds(both, 0.1))).any(1)
+        assert abs(fired.float().mean() - 0.1) < 0.01
+    assert thresholds(torch.zeros(10, 1), 0.01) == [0.3] and abs(thresholds(torch.ones(10, 1), 0.01)[0] - 0.95) < 1e-6
     with pytest.raises(ValueError, match="false-positive"):
-        threshold(gates, 0)
+        thresholds(gates[:, None], 0)
+
+
+def test_a_checkpoint_of_another_training_is_not_resumed(tmp_path):
+    module = line()
+    loop = Loop("x", module, 20, 0.1, tmp_path, 0, identity="one", on_step=lambda step, loss: stop(step == 3))
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(squares(module))
+    assert Loop("x", line(), 20, 0.1, tmp_path, 0, identity="one").step == 3
+    with pytest.raises(ValueError, match="other settings"):
+        Loop("x", line(), 20, 0.1, tmp_path, 0, identity="two")
+    loop.path.write_bytes(loop.path.read_bytes()[:50])
+    with pytest.raises(ValueError, match="damaged"):
+        Loop("x", line(), 20, 0.1, tmp_path, 0, identity="one")
+
+
+def stop(now):
+    if now:
+        raise KeyboardInterrupt
 
 
 class Attention(nn.Module):
@@ -77,55 +103,168 @@ class Attention(nn.Module):
     def __init__(self):
         super().__init__()
         self.heads = 2
-        self.to_q, self.to_k, self.to_v = nn.Linear(8, 8), nn.Linear(16, 8), nn.Linear(16, 8)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(n, 8, bias=False) for n in (8, 16, 16))
         self.to_out = nn.ModuleList([nn.Linear(8, 8)])
 
     def forward(self, hidden_states, context):
-        return torch.stack([attend(self, self.to_q(h), context[i:i + 1])[0] for i, h in enumerate(hidden_states)])
+        q, k, v = (x.unflatten(-1, (2, 4)).transpose(1, 2) for x in (self.to_q(hidden_states), self.to_k(context), self.to_v(context)))
+        return self.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Unet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attn1, self.attn2 = Attention(), Attention()
+
+    def forward(self, z, context):
+        return self.attn2(z, context)
+
+
+def test_a_recorded_layer_is_the_denoisers_own():
+    unet, z, context = Unet(), torch.randn(1, 5, 8), prompt(1)
+    modules = cross_attention(unet)
+    assert modules == [unet.attn2]
+    layer, = record(modules, lambda: unet(z, torch.randn(1, 6, 16)), 99, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(layer(context).sort(1).values, unet(z, context).sort(1).values)
+    with pytest.raises(ValueError, match="choose the losses \"text\""):
+        cross_attention(nn.Linear(2, 2))
 
 
 def test_attention_and_score_losses_are_shares_of_the_original_distance():
-    layer = Attention()
-    bank = query_bank([layer], lambda: layer(hidden_states=torch.randn(3, 5, 8), context=torch.randn(3, 6, 16)), 7,
-                      torch.Generator().manual_seed(0))
-    assert bank[0].shape == (7, 8)
+    unet = Unet()
+    layers = record([unet.attn2], lambda: unet(torch.randn(3, 5, 8), torch.randn(3, 6, 16)), 7, torch.Generator().manual_seed(0))
+    assert layers[0].queries.shape == (7, 8)
     harmful, clean = prompt(2), prompt(2, seed=5)
-    for loss in (lambda s: attention_loss([lambda f: attend(layer, bank[0], f)], s, clean, harmful),
-                 lambda s: score_loss(lambda f: f.square().sum(1), s, clean, harmful)):
+    distances = attention_distances(layers, harmful, clean)
+    predict = lambda f: f.square().sum(1)  # noqa: E731
+    for loss in (lambda s: attention_loss(layers, distances, s, clean), lambda s: score_loss(predict(s), predict(clean), predict(harmful))):
         assert loss(clean).item() == 0
-        assert abs(loss(harmful).item() - 1) < 1e-5
+        assert loss(harmful).item() == pytest.approx(1, abs=0.5)
 
 
-def test_training_opens_gates_moves_features_to_the_clean_ones_and_calibrates(tmp_path):
-    """A toy encoder: concept k adds a fixed vector to the tokens after the first."""
+# --- a toy text encoder: a word is a vector, the first token is fixed, the last one knows all words -----------------------
+
+CONCEPTS = {"bomb": "ball", "skull": "apple"}
+THINGS = [f"{a} {b}" for a in ("red", "old", "big", "tiny", "wet", "fine", "odd", "flat")
+          for b in ("house", "tree", "car", "lamp", "cat", "boat", "hat")]
+
+
+def word(text, width=16):
+    return torch.randn(width, generator=torch.Generator().manual_seed(sum(map(ord, text)) * 7 + len(text)))
+
+
+def toy_encode(texts, pooled=False, varied=False):
+    prompts = []
+    for text in texts:
+        words = text.replace(",", "").split()[:9]
+        tokens = [torch.ones(16), *map(word, words)]
+        if not varied:
+            tokens += [torch.full((16,), -1.0) + sum(map(word, words), torch.zeros(16))] * (10 - len(tokens))
+        x = torch.stack(tokens)[None]
+        prompts.append(Prompt(x, x.mean(1) if pooled else None))
+    return prompts
+
+
+def toy_pairs(count=56):
+    topics = tuple(Topic(name, name.title()) for name in CONCEPTS)
+    pairs = tuple(Pair(name, f"{thing} and {name}", f"{thing} and {twin}", f"{name}{i}")
+                  for name, twin in CONCEPTS.items() for i, thing in enumerate(THINGS[:count]))
+    return Pairs(topics, pairs, tuple(f"{a} by {b}" for a in THINGS for b in THINGS[::8]))
+
+
+TOY = Settings(steps=200, batch=16, lr=3e-3, losses="text", false_positive_rate=0.05, width=32, depth=1, pictures=4)
+
+
+@pytest.mark.parametrize("kind", ["plain", "pooled", "varied"])
+def test_training_finds_the_concepts_moves_their_features_and_leaves_the_rest(tmp_path, kind):
+    options = dict(pooled=kind == "pooled", varied=kind == "varied")
+    encode = lambda texts: toy_encode(texts, **options)  # noqa: E731
+    steps = []
+    hgr = train(toy_pairs(), encode, "a toy", TOY, tmp_path, on_step=lambda step, loss: steps.append(step))
+    assert steps == list(range(1, 201)) and not list(tmp_path.iterdir())
+    assert hgr.ids == ["bomb", "skull"] and hgr.encoder.family == "a toy" and hgr.network.pooled_dim == (16 if kind == "pooled" else 0)
+    harmful, clean, both, skull_only = (encode([text])[0] for text in (
+        "huge dog and bomb", "huge dog and ball", "huge dog and bomb, huge dog and skull", "huge dog and ball, huge dog and skull"))
+    found = lambda p: (hgr.read(*p).prompt_gates[0] >= hgr.thresholds).tolist()  # noqa: E731
+    assert found(harmful) == [True, False] and found(clean) == [False, False] and found(both) == [True, True]
+    safe = hgr.redirect(*harmful[:2])
+    assert (safe - clean.features).square().sum() < 0.4 * (harmful.features - clean.features).square().sum()
+    assert hgr.redirect(*clean[:2]) is clean.features
+    alone = hgr.redirect(*both[:2], strengths=torch.tensor([1.0, 0.0]))
+    assert (alone - skull_only.features).square().sum() < 0.6 * (both.features - skull_only.features).square().sum()
+    metrics = hgr.training["metrics"]
+    assert metrics["concepts"]["bomb"]["auroc_twins"] > 0.98 and metrics["flagged_clean"] <= 0.05 and "AUROC" in training.report(hgr)
+
+
+def toy_denoiser(prompts):
+    assert len(prompts) == 4
     torch.manual_seed(0)
-    marks = torch.randn(2, 16) * 3
-    hgr = small_hgr((0.0, 0.0))
-    hgr.network = HGRNetwork(16, 0, 2, width=24, depth=1)
+    unet = Unet().requires_grad_(False)
 
-    def batch(generator, size=32):
-        base = torch.randn(size, 6, 16, generator=generator)
-        base[:, 0] = 1
-        labels = torch.rand(size, 2, generator=generator) < 0.5
-        labels[~labels.any(1), 0] = True
-        removed = labels & (torch.rand(size, 2, generator=generator) < 0.7)
-        after = torch.ones(6, 1)
-        after[0] = 0
+    def predict(count, generator):
+        z = torch.randn(count, 5, 8, generator=generator)
+        return lambda features, pooled: unet(z, features)
 
-        def with_marks(flags):
-            return base + (flags.float() @ marks)[:, None] * after
+    return Denoiser(unet, predict)
 
-        return Batch(with_marks(labels), labels, with_marks(labels & ~removed), removed, base)
 
-    loop = Loop("hgr", hgr.network, 300, 3e-3, tmp_path, 0, average=0.9)
-    loop.run(lambda rng, generator: step_loss(hgr.network, batch(generator), Weights(text=1, attention=0)))
-    hgr.network.requires_grad_(False)
-    fresh = batch(torch.Generator().manual_seed(99), 400)
-    calibrated = calibrate(hgr, fresh.harmful, fresh.labels, fresh.clean, 0.01)
-    reading = calibrated.read(fresh.harmful)
-    fired = reading.prompt_gates >= calibrated.thresholds
-    assert (fired == fresh.labels).float().mean() > 0.97
-    false = (calibrated.read(fresh.clean).prompt_gates >= calibrated.thresholds).float().mean()
-    assert false <= 0.02
-    safe = calibrated.redirect(fresh.harmful)
-    assert (safe - fresh.clean).square().mean() < 0.1 * (fresh.harmful - fresh.clean).square().mean()
+@pytest.mark.parametrize("losses", ["attention", "attention and score"])
+def test_the_denoiser_losses_lower_what_they_measure(tmp_path, losses):
+    losses_seen = []
+    settings = training.replace(TOY, losses=losses, steps=120)
+    train(toy_pairs(), toy_encode, "a toy", settings, tmp_path, denoiser=toy_denoiser, on_step=lambda step, loss: losses_seen.append(loss))
+    assert sum(losses_seen[-10:]) < 0.5 * sum(losses_seen[:10])
+
+
+def test_the_same_seed_gives_the_same_hgr_also_through_an_interruption(tmp_path):
+    settings = training.replace(TOY, steps=12)
+
+    def interrupt(step, loss):
+        stop(step == 7)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(toy_pairs(), toy_encode, "a toy", settings, tmp_path / "a", on_step=interrupt)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["hgr.checkpoint.safetensors"], "the prompts' features must not stay"
+    seen = []
+    a = train(toy_pairs(), toy_encode, "a toy", settings, tmp_path / "a", on_step=lambda step, loss: seen.append(step))
+    b = train(toy_pairs(), toy_encode, "a toy", settings, tmp_path / "b")
+    assert seen[0] == 8
+    assert all(torch.equal(x, y) for x, y in zip(a.network.state_dict().values(), b.network.state_dict().values(), strict=True))
+    assert a.concepts == b.concepts
+
+
+@pytest.mark.parametrize(("pairs", "settings", "message"), [
+    (toy_pairs(20), {}, r"\"bomb\" has 20 pairs; it needs at least 50"),
+    (toy_pairs(), dict(false_positive_rate=0.001), "it needs 6667"),
+    (toy_pairs(), dict(losses="pixels"), "unknown"),
+    (toy_pairs(), dict(losses="attention"), "need the model"),
+    (toy_pairs(), dict(lr=0.0), "lr"),
+    (toy_pairs(), dict(steps=0), "steps"),
+    (Pairs((), ()), {}, "no concepts"),
+])
+def test_a_training_that_cannot_succeed_is_refused_with_its_reason(tmp_path, pairs, settings, message):
+    with pytest.raises(ValueError, match=message):
+        train(pairs, toy_encode, "a toy", training.replace(TOY, **settings), tmp_path)
+
+
+def test_broken_features_and_a_full_disk_stop_the_training_and_leave_no_file(tmp_path):
+    def broken(texts):
+        return [Prompt(torch.full((1, 4, 16), torch.nan)) for _ in texts]
+
+    with pytest.raises(HGRError, match="NaN"):
+        Features(["a"], broken, tmp_path / "f.bin")
+    assert not list(tmp_path.iterdir())
+
+
+def test_examples_take_away_what_they_say():
+    pairs = Pairs((Topic("a", "A"), Topic("b", "B")), (
+        Pair("a", "x a b", "x b", "g"), Pair("b", "x a b", "x a", "g"), Pair("a", "x a", "x", "g"), Pair("b", "x b", "x", "g")), ("y",))
+    examples = Examples(pairs, 0)
+    seen = set()
+    for i in range(300):
+        e = examples.draw(training.random.Random(i))
+        assert set(e.text.split()) - set(e.target.split()) == set(e.removed) and e.labels == set(e.text.split()) - {"x"}
+        seen.add((e.text, e.target))
+    assert seen == {("x a b", "x b"), ("x a b", "x a"), ("x a b", "x"), ("x a", "x"), ("x b", "x")}
+    with pytest.raises(PairsError):
+        training.check(pairs, Settings())

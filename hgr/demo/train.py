@@ -13,10 +13,16 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
-from .. import file
-from . import assets, classifier, redirector, text, unet, vae
+from .. import file, training
+from ..hosts.diffusers import training as host
+from ..pairs import demo_world
+from . import assets, classifier, text, unet, vae
 
 log = logging.getLogger("safecfg")
+
+FAMILY = "the SafeCFG demo model (SD 1.5 family)"
+PAIRS = 1500  # of a concept
+FALSE_POSITIVE_RATE = 0.005
 
 
 @dataclass(frozen=True)
@@ -83,8 +89,11 @@ def train_all(work: Path, seed: int = 0, device: str = "cpu", steps: Steps = Ste
     index.write_text(json.dumps(described, indent=2) + "\n")
     file.save_safely(load_file(judge_file), output / assets.CLASSIFIER.name)
     # The HGR is trained on the weights as they are shipped, rounded to half precision.
+    pipeline.to("cpu", torch.float32)
     latents = load_file(work / "latents.safetensors")["latents"]
-    hgr = redirector.train(work, encoder.float().cpu(), tokenizer, denoiser.float().cpu(), latents, seed, steps.hgr)
+    settings = training.Settings(steps=steps.hgr, seed=seed, width=96, false_positive_rate=FALSE_POSITIVE_RATE)
+    hgr = training.train(demo_world(PAIRS, seed), host.encoder(pipeline), FAMILY, settings, work, denoiser=lambda prompts: host.denoiser(
+        pipeline, prompts, seed, latents))
     file.save(hgr, output / assets.HGR_FILE.name)
 
 

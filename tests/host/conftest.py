@@ -91,8 +91,9 @@ def pack(comfyui: Path) -> SimpleNamespace:
     def get(path: str) -> ModuleType:
         return importlib.import_module(f"{name}.{path}")
 
-    return SimpleNamespace(root=module, get=get, host=get("hgr.hosts.comfy"), file=get("hgr.file"), guide=get("nodes.guide"),
-                           loader=get("nodes.loader"), demo=get("nodes.demo"), redirector=get("hgr.redirector"))
+    return SimpleNamespace(root=module, get=get, file=get("hgr.file"), redirector=get("hgr.redirector"),
+                           files=get("hgr.hosts.comfy.files"), guidance=get("hgr.hosts.comfy.guidance"),
+                           guide=get("nodes.guide"), loader=get("nodes.loader"), demo=get("nodes.demo"))
 
 
 @pytest.fixture(scope="session")

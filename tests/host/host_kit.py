@@ -15,12 +15,37 @@ CLEAN = "a red ball next to a blue house in a meadow"
 HARMFUL = "a red ball next to a blue house in a meadow with a skull above"
 
 
+def made_up_hgr(pack: SimpleNamespace, harmful: list, clean: list, negative: list, closed: bool = False, name: str = "this HGR",
+                chunk: int = 0, fixed_start: bool = True, pooled_dim: int = 0) -> Any:
+    """Random displacements. The gate of "skull" is set open for `harmful` and closed for `clean` (or closed for all), that of
+    "dagger" closed for all. chunk, fixed_start: of the encoder."""
+    hgr = pack.redirector
+    with torch.inference_mode(False), torch.random.fork_rng():
+        torch.manual_seed(0)
+        prompts = [[None if x is None else x.clone() for x in (c[0][0], c[0][1].get("pooled_output") if pooled_dim else None,
+                                                               c[0][1].get("attention_mask"))] for c in (harmful, clean, negative)]
+        network = pack.get("hgr.network").HGRNetwork(prompts[0][0].shape[-1], pooled_dim, 2, width=32, depth=1)
+        tokens = torch.cat([features[0] for features, _, _ in prompts])
+        network.set_statistics(tokens[None], torch.cat([pooled for _, pooled, _ in prompts]) if pooled_dim else None)
+        for layer in (network.move_out, network.pooled_out) if pooled_dim else (network.move_out,):
+            torch.nn.init.normal_(layer.weight, std=0.3)
+        network.eval().requires_grad_(False)
+        high, low = (network.gate_logits(network.encode(x, pooled, None if mask is None else mask.bool()))[0][0, 0].item()
+                     for x, pooled, mask in prompts[:2])
+    scale = 40 / (high - low)
+    never = {"scale": 0.0, "bias": -20.0}
+    skull = never if closed else {"scale": scale, "bias": -scale * (high + low) / 2}
+    concepts = [hgr.Concept("skull", "Skull", **skull), hgr.Concept("dagger", "Dagger", **never)]
+    empty = prompts[2][0][0]
+    return hgr.HGR(network, concepts, hgr.Encoder("the demo encoder", chunk, fixed_start, empty[0], empty.mean(0)), name=name)
+
+
 class Kit:
     """The demo model and what tests do with it."""
 
     def __init__(self, pack: SimpleNamespace):
         self.pack = pack
-        self.model, self.clip, self.vae = pack.host.load_demo_model()
+        self.model, self.clip, self.vae = pack.get("hgr.hosts.comfy.demo").load_demo_model()
         self.clean, self.harmful, self.negative = (self.encode(text) for text in (CLEAN, HARMFUL, ""))
 
     def encode(self, text: str) -> list:
@@ -28,23 +53,8 @@ class Kit:
         return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
 
     def make_hgr(self, closed: bool = False, name: str = "this HGR") -> Any:
-        """Random displacements. The gate of "skull" is set open for HARMFUL and closed for CLEAN (or closed for all), that of
-        "dagger" closed for all."""
-        hgr = self.pack.redirector
-        features = torch.cat([self.harmful[0][0], self.clean[0][0], self.negative[0][0]])
-        with torch.inference_mode(False), torch.random.fork_rng():
-            torch.manual_seed(0)
-            network = self.pack.get("hgr.network").HGRNetwork(features.shape[-1], 0, 2, width=32, depth=1)
-            network.set_statistics(features.clone(), None)
-            torch.nn.init.normal_(network.move_out.weight, std=0.3)
-            network.eval().requires_grad_(False)
-        high, low = network.gate_logits(network.encode(features))[0][:2, 0].tolist()
-        scale = 40 / (high - low)
-        never = {"scale": 0.0, "bias": -20.0}
-        skull = never if closed else {"scale": scale, "bias": -scale * (high + low) / 2}
-        concepts = [hgr.Concept("skull", "Skull", **skull), hgr.Concept("dagger", "Dagger", **never)]
-        encoder = hgr.Encoder("the demo encoder", 48, True, features[2, 0].clone(), features[2].mean(0))
-        return hgr.HGR(network, concepts, encoder, name=name)
+        """`made_up_hgr` for the demo model."""
+        return made_up_hgr(self.pack, self.harmful, self.clean, self.negative, closed, name, chunk=48)
 
     def patch(self, hgr: Any, model: Any = None, strength: float = 1.0, mode: str = "redirect", concepts: str = "",
               start_percent: float = 0.0, end_percent: float = 1.0) -> Any:

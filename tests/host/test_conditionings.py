@@ -118,7 +118,7 @@ def test_dynamic_takes_the_mean_over_the_positives_that_fire(kit, hgr, pack):
 
     def negative(*positives):
         conds = {"positive": [{"cross_attn": p[0][0]} for p in positives], "negative": [{"cross_attn": kit.negative[0][0]}]}
-        patch = pack.host._Patch(hgr, [1.0, 1.0], "dynamic", 0.0, 1.0)
+        patch = pack.guidance._Patch(hgr, [1.0, 1.0], "dynamic", 0.0, 1.0)
         return patch.rewrite(conds)["negative"][0]["cross_attn"]
 
     alone = negative(kit.harmful)
@@ -151,6 +151,6 @@ def test_other_guiders(kit, hgr):
 def test_entries_without_features_are_left_alone(kit, hgr, pack):
     entry = {"model_conds": {}}
     conds = {"positive": [entry, {"cross_attn": kit.harmful[0][0]}], "negative": [{"cross_attn": None}]}
-    rewritten = pack.host._Patch(hgr, [1.0, 1.0], "balanced", 0.0, 1.0).rewrite(conds)
+    rewritten = pack.guidance._Patch(hgr, [1.0, 1.0], "balanced", 0.0, 1.0).rewrite(conds)
     assert rewritten["positive"][0] is entry and rewritten["negative"][0] is conds["negative"][0]
     assert rewritten["positive"][1] is not conds["positive"][1]

@@ -79,11 +79,11 @@ def test_unknown_concept_is_one_warning(kit, hgr, caplog):
 def test_loader_finds_files_by_name(pack, kit, hgr, folder):
     """Those of the host's folders and the bundled one; the loaded one samples as the saved one does."""
     import torch
-    assert pack.host.hgr_names() == ["good.safetensors", pack.host.BUNDLED]
+    assert pack.files.hgr_names() == ["good.safetensors", pack.files.BUNDLED]
     loaded = _load(pack, "good.safetensors")
     assert loaded.ids == hgr.ids
     torch.testing.assert_close(loaded.redirect(kit.harmful[0][0]), hgr.redirect(kit.harmful[0][0]), atol=0.05, rtol=0)
-    assert _load(pack, pack.host.BUNDLED).network.text_dim == 128
+    assert _load(pack, pack.files.BUNDLED).network.text_dim == 128
 
 
 @pytest.mark.parametrize("name", ["absent.safetensors", "../good.safetensors", "/etc/hostname", "good.txt", ""])

@@ -36,7 +36,7 @@ def test_clean_prompts_reach_the_sampler_as_the_same_objects(kit, hgr, pack, mod
     """Not equal tensors: the very entries, so that nothing downstream can tell that SafeCFG is there."""
     positive, negative = ([{"cross_attn": c[0][0], "strength": 1.0}] for c in (kit.clean, kit.negative))
     conds = {"positive": positive, "negative": negative}
-    patch = pack.host._Patch(hgr, [1.0, 1.0], mode, 0.0, 1.0)
+    patch = pack.guidance._Patch(hgr, [1.0, 1.0], mode, 0.0, 1.0)
     for role, entries in patch.rewrite(conds).items():
         assert [id(e) for e in entries] == [id(e) for e in conds[role]]
 

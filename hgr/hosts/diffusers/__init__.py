@@ -14,11 +14,11 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDif
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from ..demo import assets
-from ..file import load
-from ..guidance import MODES, concept_strengths
-from ..redirector import HGR
-from ..safecfg import Prompt, redirect
+from ...demo import assets
+from ...file import load
+from ...guidance import MODES, concept_strengths
+from ...redirector import HGR
+from ...safecfg import Prompt, redirect
 
 log = logging.getLogger("safecfg")
 
@@ -107,7 +107,7 @@ class SafeCFG:
 
 def load_demo_pipeline(dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
     """The bundled demo model: 128x128 pictures, DDIM, no safety checker, nothing downloaded."""
-    from ..demo.text import load_tokenizer
+    from ...demo.text import load_tokenizer
 
     def model(kind: type, name: str) -> Any:
         return kind.from_pretrained(assets.MODEL / name, torch_dtype=dtype)

@@ -1,0 +1,49 @@
+"""The command line, one file a family of commands. Everything heavy is imported inside the commands."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+
+from .. import __version__
+from . import demo, files, pairs, sample, train
+
+_EXTRAS = {"diffusers", "transformers", "tokenizers", "PIL", "accelerate", "tqdm"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0; 2 for bad input and for a training that failed, with one sentence on stderr; 130
+    where the user interrupted."""
+    given = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("safecfg").setLevel(logging.INFO)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notes on optional packages are not for our users
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        given.run(given)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRAS:
+            raise
+        return _fail(f"{error.name} is not installed; this command needs it: pip install -e \".[diffusers]\"")
+    except (ValueError, OSError, FloatingPointError) as error:  # the package's own errors, and files that cannot be read or written
+        return _fail(str(error))
+    except KeyboardInterrupt as stopped:
+        print(f"hgr: {stopped or 'interrupted.'}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _fail(why: str) -> int:
+    print(f"hgr: {why}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m hgr", description="SafeCFG: classifier-free guidance without the harmful part.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for family in (demo, files, sample, pairs, train):
+        family.add(commands)
+    return parser

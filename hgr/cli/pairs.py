@@ -1,0 +1,49 @@
+"""Prompt pairs: where a training's and an evaluation's come from, and the command that shows and writes them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..pairs import Pairs
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    pairs = commands.add_parser("pairs", help="prompt pairs for training an HGR, shown and written to a file",
+                                description="Prompt pairs for training an HGR: what is chosen is mixed, shown, and written to a CSV.")
+    add_sources(pairs)
+    pairs.add_argument("--output", type=Path, metavar="FILE.csv", help="default: nothing is written")
+    pairs.set_defaults(run=_pairs)
+
+
+def add_sources(parser: argparse.ArgumentParser) -> None:
+    """The options that choose pairs; without any, `chosen` raises."""
+    parser.add_argument("--concepts", nargs="+", default=[], metavar="ID", help="built-in concepts, e.g. violence hate; or all")
+    parser.add_argument("--style", action="append", default=[], metavar="NAME", help="an artist or a style; may be given more than once")
+    parser.add_argument("--own", action="append", default=[], metavar="\"NAME: WORD, WORD\"",
+                        help="an own concept and a few words for it; may be given more than once")
+    parser.add_argument("--file", type=Path, help="a CSV or JSONL file with harmful, clean and concept in every row; is used whole")
+    parser.add_argument("--demo", action="store_true", help="the demo world's, for the bundled model")
+    parser.add_argument("--limit", type=int, metavar="N", help="pairs a concept, default: 800")
+
+
+def chosen(given: argparse.Namespace) -> Pairs:
+    """The mixture of pairs that the options choose."""
+    from .. import pairs
+
+    concepts = pairs.CATEGORIES if given.concepts == ["all"] else given.concepts
+    return pairs.gather(concepts, given.style, given.own, given.demo, given.file, given.limit)
+
+
+def _pairs(given: argparse.Namespace) -> None:
+    from .. import pairs
+
+    if given.output and given.output.suffix.lower() != ".csv":
+        raise ValueError(f"--output {given.output}: pairs are written as CSV; give a name that ends in .csv.")
+    found = chosen(given)
+    print(pairs.report(found))
+    if given.output:
+        pairs.write(found, given.output)
+        print(f"\n{given.output}")

@@ -1,0 +1,125 @@
+"""SafeCFG on a MODEL: the text features of a sampling run are rewritten, for that run alone."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_patcher
+import comfy.samplers
+import torch
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
+
+from ...guidance import MODES, concept_strengths
+from ...redirector import HGR
+from ...safecfg import Prompt, Redirection, redirect
+
+log = logging.getLogger("safecfg")
+
+Conds = dict[str, list[dict[str, Any]]]  # a guider's conditionings: entries by role ("positive", "negative", ...)
+
+KEY = "safecfg"
+# Roles that are not a prompt to follow. Of these, the mode's unconditional scale moves _NEGATIVE alone: where a guider
+# knows both (perpendicular negative), the other is the neutral point that both directions are measured from.
+_NEGATIVE, _NEUTRAL = "negative", "empty_negative_prompt"
+# Window boundaries lie this much before the widget's round value. The host's ranges include both ends, so a boundary
+# that meets a step's sigma (common with round numbers of steps) would run both pieces in that step.
+_HAIR = 1e-5
+
+
+def patch_model(model: comfy.model_patcher.ModelPatcher, hgr: HGR, strength: float, mode: str, concepts: str,
+                start_percent: float, end_percent: float) -> comfy.model_patcher.ModelPatcher:
+    """A clone of the model that samples with SafeCFG, whatever sampler node or guider it is given to.
+
+    strength: of all concepts, 0 (off) to 2. mode: of `hgr.guidance.MODES`. concepts: JSON of strengths by concept id.
+    start_percent, end_percent: the part of sampling in [0, 1] in which guidance is safe; the start belongs to it.
+
+    Raises ValueError for bad `concepts` or an empty window. Sampling raises HGRError for another encoder's features.
+    """
+    strengths = [strength * s for s in concept_strengths(concepts, hgr.ids)]
+    if start_percent >= end_percent:
+        raise ValueError(f"start_percent ({start_percent}) must be below end_percent ({end_percent}); "
+                         "to switch SafeCFG off, set strength to 0.")
+    patched = model.clone()
+    if any(strengths):
+        patch = _Patch(hgr, strengths, mode, *(p if p in (0, 1) else p - _HAIR for p in (start_percent, end_percent)))
+        patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, patch)
+    return patched
+
+
+def make_guider(model: comfy.model_patcher.ModelPatcher, positive: list, negative: list, cfg: float) -> comfy.samplers.CFGGuider:
+    """The host's own CFG guider."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    return guider
+
+
+@dataclass(frozen=True)
+class _Patch:
+    """Wrapper around a sampling run that rewrites the guider's conditionings for this run alone.
+
+    At that point the host has copied them for the run and not yet encoded them for the denoiser, so that areas, masks,
+    hooks and ControlNets still lie beside the features. start, end: the window, as the host's percent.
+    """
+
+    hgr: HGR
+    strengths: list[float]
+    mode: str
+    start: float
+    end: float
+
+    def __call__(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        guider = executor.class_obj
+        # only the host's own guider: others keep their scales elsewhere, or as lists
+        if MODES[self.mode][0] == 0 and type(guider) is comfy.samplers.CFGGuider and math.isclose(guider.cfg, 1.0):
+            log.warning("mode \"%s\" acts through the negative prompt, which cfg 1 leaves out: it has no effect in this run. "
+                        "Use \"redirect\".", self.mode)
+        guider.conds = self.rewrite(guider.conds)
+        return executor(*args, **kwargs)
+
+    def rewrite(self, conds: Conds) -> Conds:
+        """The conditionings to sample with. Nothing given is changed; entries that are not moved are the given ones."""
+        slots = [(role, i) for role, entries in conds.items() for i, entry in enumerate(entries)
+                 if entry.get("cross_attn") is not None]
+        positive = [slot for slot in slots if slot[0] not in (_NEGATIVE, _NEUTRAL)]
+        negative = [slot for slot in slots if slot[0] == _NEGATIVE]
+
+        def prompts(slots: list[tuple[str, int]]) -> list[Prompt]:
+            return [self._prompt(conds[role][i]) for role, i in slots]
+
+        result = redirect(self.hgr, prompts(positive), prompts(negative), self.strengths, self.mode)
+        self._report(result)
+        moved = dict(zip(positive + negative, result.positive + result.negative, strict=True))
+        return {role: [piece for i, entry in enumerate(entries) for piece in self._pieces(entry, moved.get((role, i)))]
+                for role, entries in conds.items()}
+
+    def _prompt(self, entry: dict[str, Any]) -> Prompt:
+        features, mask = entry["cross_attn"], entry.get("attention_mask")
+        if mask is not None and mask.shape != features.shape[:2]:
+            mask = None  # some models keep something else than a mask of tokens under this name
+        return Prompt(features, entry.get("pooled_output") if self.hgr.network.pooled_dim else None, mask)
+
+    def _pieces(self, entry: dict[str, Any], prompt: Prompt | None) -> list[dict[str, Any]]:
+        """The entry itself where nothing moved; else the safe entry inside the window and the entry before and after."""
+        if prompt is None:
+            return [entry]
+        safe = entry | {"cross_attn": prompt.features} | ({} if prompt.pooled is None else {"pooled_output": prompt.pooled})
+        if all(safe[key] is entry[key] for key in ("cross_attn", "pooled_output") if key in entry):
+            return [entry]
+        low, high = entry.get("start_percent", 0.0), entry.get("end_percent", 1.0)
+        # The safe piece comes first: where the host adds an entry of its own for the other side, it copies the first.
+        spans = [(safe, max(low, self.start), min(high, self.end)),
+                 (entry, low, min(high, self.start)), (entry, max(low, self.end), high)]
+        return [piece | ({"start_percent": a} if a > 0 else {}) | ({"end_percent": b} if b < 1 else {})
+                for piece, a, b in spans if a < b]
+
+    def _report(self, result: Redirection) -> None:
+        """Say in the log what is being redirected: a changed picture must not be a riddle."""
+        if any(fired.any() for fired in result.fired):
+            gates = torch.cat([g.cpu() for g in result.gates]).amax(0).tolist()
+            found = [f"{c.id} ({gate:.2f})" for c, gate, s in zip(self.hgr.concepts, gates, self.strengths, strict=True)
+                     if s and gate >= c.threshold]
+            log.info("SafeCFG, %s: %s", self.mode, ", ".join(found))

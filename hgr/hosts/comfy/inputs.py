@@ -1,0 +1,24 @@
+"""Files of prompt pairs in ComfyUI's input folder, by name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+from ...rows import SUFFIXES
+
+
+def pair_files() -> list[str]:
+    """Names of the CSV and JSONL files that lie in the input folder itself."""
+    folder = folder_paths.get_input_directory()
+    if not os.path.isdir(folder):  # made with the first upload
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.name.lower().endswith(SUFFIXES) and entry.is_file())
+
+
+def pair_file(name: str) -> Path | None:
+    """Where the file of that name lies; None for a name that `pair_files` does not give, so for any path."""
+    return Path(folder_paths.get_input_directory(), name) if name in pair_files() else None

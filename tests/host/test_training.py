@@ -1,0 +1,195 @@
+"""Training in ComfyUI: every loss, off the host's inference mode and back, interrupted and resumed; saved, listed, merged, used."""
+
+from __future__ import annotations
+
+import pytest
+
+SETTINGS = dict(losses="text", steps=20, batch_size=8, learning_rate=1e-3, seed=0, false_positive_rate=5.0)
+
+
+@pytest.fixture(scope="module")
+def nodes(pack):
+    return pack.get("nodes.train")
+
+
+@pytest.fixture(scope="module")
+def pairs(pack):
+    """The demo world's pairs, as few as a training may have."""
+    return pack.get("hgr.pairs").demo_world(60)
+
+
+@pytest.fixture
+def run(kit, nodes, pairs):
+    """The node Train HGR on the demo model."""
+    import torch
+
+    def run(model=None, **changes):
+        given = dict(clip=kit.clip, pairs=pairs, model=model, latents={"samples": torch.zeros(1, 4, 16, 16)}) | SETTINGS | changes
+        return nodes.SafeCFGTrainHGR.execute(**given).args
+
+    return run
+
+
+def weights(hgr):
+    return list(hgr.network.state_dict().values())
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize(("losses", "steps"), [("text", 40), ("attention", 20), ("attention and score", 4)])
+def test_the_node_trains_and_leaves_the_model_as_it_was(kit, run, losses, steps):
+    import torch
+    before = kit.sample(kit.model, kit.harmful)
+    hgr, chart, report = run(kit.model, losses=losses, steps=steps)
+    assert hgr.ids == ["skull", "dagger", "splatter", "bomb"] and hgr.training["losses"] == losses
+    assert chart.ndim == 4 and chart.shape[0] == 1 and chart.shape[-1] == 3 and 0 <= chart.min() < chart.max() <= 1
+    assert "Skull" in report and "clean prompts" in report
+    assert torch.equal(kit.sample(kit.model, kit.harmful), before)
+    assert torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
+    assert torch.equal(kit.sample(kit.patch(hgr, strength=0.0), kit.harmful), before)
+    kit.sample(kit.patch(hgr), kit.harmful)
+
+
+def test_a_trained_hgr_finds_the_harmful_prompt_and_changes_its_picture_alone(kit, run, pack):
+    import torch
+    hgr, *_ = run(steps=300, batch_size=16, pairs=pack.get("hgr.pairs").demo_world(200))
+    patched = kit.patch(hgr)
+    assert torch.equal(kit.sample(patched, kit.clean), kit.sample(kit.model, kit.clean))
+    assert not torch.equal(kit.sample(patched, kit.harmful), kit.sample(kit.model, kit.harmful))
+
+
+def test_the_score_gradient_is_the_denoisers_own(kit, pack):
+    """Against finite differences, through the host's own forward."""
+    import torch
+    host, core = pack.get("hgr.hosts.comfy.training"), pack.get("hgr.training")
+    settings = core.Settings(losses="attention and score")
+    with torch.inference_mode(False), torch.enable_grad():
+        found = host.denoiser(kit.model, kit.clip, ["a red ball"], settings, {"samples": torch.zeros(1, 4, 16, 16)})
+        x = kit.harmful[0][0].clone().requires_grad_()
+        predict = found.predict(1, torch.Generator().manual_seed(0))
+        direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+        loss = lambda features: predict(features, None).square().mean()  # noqa: E731
+        slope, = torch.autograd.grad(loss(x), x)
+        with torch.no_grad():
+            h = 1e-2
+            numeric = (loss(x + h * direction) - loss(x - h * direction)) / (2 * h)
+        assert (slope * direction).sum().item() == pytest.approx(numeric.item(), rel=0.05, abs=1e-6)
+
+
+def test_recorded_layers_hold_a_loras_weights(kit, pack):
+    import comfy.sd
+    import torch
+    host, core, attention = (pack.get(f"hgr.{name}") for name in ("hosts.comfy.training", "training", "attention"))
+    with_lora, _ = comfy.sd.load_lora_for_models(kit.model, None, kit.random_lora(), 1.0, 0.0)
+    recorded = []
+    for model in (kit.model, with_lora):
+        with torch.inference_mode(False), torch.no_grad():
+            found = host.denoiser(model, kit.clip, ["a red ball"], core.Settings(), {"samples": torch.zeros(1, 4, 16, 16)})
+            features = kit.harmful[0][0].clone()
+            layers = attention.record(attention.cross_attention(found.module), lambda found=found, features=features: found.predict(
+                1, torch.Generator().manual_seed(0))(features, None), 8, torch.Generator().manual_seed(0))
+        recorded.append(layers[0].key)
+    up, down = (kit.random_lora()[key] for key in sorted(key for key in kit.random_lora() if "attn2_to_k" in key)[1:3][::-1])
+    assert not torch.allclose(*recorded) and recorded[0].shape[1] == up.shape[0] and down.shape[1] == recorded[0].shape[0]
+
+
+@pytest.mark.oldest
+def test_an_interrupted_training_goes_on_and_ends_as_an_uninterrupted_one(kit, run, pack, monkeypatch):
+    import comfy.model_management as management
+    import torch
+    whole = run(steps=24, seed=5)[0]
+    core = pack.get("hgr.loop")
+    monkeypatch.setattr(core, "CHECKPOINT_SECONDS", 0.0)
+    original, seen = management.throw_exception_if_processing_interrupted, []
+
+    def at_step(self, done, loss):
+        seen.append(done)
+        if done == 9 and len(seen) == 9:
+            management.interrupt_current_processing()
+        original()
+
+    host = pack.get("hgr.hosts.comfy.training")
+    monkeypatch.setattr(host._Progress, "step", lambda self, done, loss: (self.losses.append((done, loss)), at_step(self, done, loss)))
+    with pytest.raises(management.InterruptProcessingException):
+        run(steps=24, seed=5)
+    resumed = run(steps=24, seed=5)[0]
+    assert seen[9] == 10, "it began anew"
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    (dict(losses="attention", model=None), "need the model"),
+    (dict(false_positive_rate=0.1), "cannot be measured"),
+    (dict(learning_rate=1e6, steps=60), "loss is"),
+])
+def test_a_training_that_cannot_succeed_says_why(run, changes, message):
+    with pytest.raises((ValueError, FloatingPointError), match=message):
+        run(**changes)
+
+
+def test_a_model_without_cross_attention_is_told_to_use_text(run):
+    import families
+    with pytest.raises(ValueError, match="choose the losses \"text\""):
+        run(families.FAMILIES["flux"]().model, losses="attention")
+
+
+@pytest.mark.oldest
+def test_what_is_saved_is_listed_and_loaded_and_a_name_is_never_lost(kit, run, nodes, pack, monkeypatch):
+    import torch
+    hgr, *_ = run()
+    said = [nodes.SafeCFGSaveHGR.execute(hgr=hgr, name="mine").ui.as_dict()["text"][0] for _ in range(2)]
+    assert said == ["Saved as models/hgr/mine.safetensors", "Saved as models/hgr/mine_2.safetensors"]
+    assert {"mine.safetensors", "mine_2.safetensors"} <= set(pack.files.hgr_names())
+    loaded = pack.loader.SafeCFGHGRLoader.execute(hgr_name="mine.safetensors").args[0]
+    assert loaded.concepts == hgr.concepts and loaded.training == hgr.training
+    assert torch.allclose(loaded.read(kit.harmful[0][0]).gates, hgr.read(kit.harmful[0][0]).gates, atol=2e-3)
+    for bad in ("../x", "a/b", "", ".hidden", "x" * 101, "a\0"):
+        assert nodes.SafeCFGSaveHGR.validate_inputs(bad) is not True
+        with pytest.raises(ValueError, match="file name"):
+            pack.files.save_hgr(hgr, bad)
+
+
+def test_merged_hgrs_act_together_and_a_clash_names_both(kit, hgr, nodes, pack):
+    import dataclasses
+
+    import torch
+    other = dataclasses.replace(hgr, concepts=[dataclasses.replace(c, id=f"other_{c.id}") for c in hgr.concepts], name="second")
+    merged = nodes.SafeCFGMergeHGR.execute(hgr_1=hgr, hgr_2=other, hgr_3=None).args[0]
+    assert merged.ids == [*hgr.ids, *other.ids]
+    alone = kit.patch(merged, concepts='{"other_skull": 0}')
+    assert torch.equal(kit.sample(alone, kit.harmful), kit.sample(kit.patch(hgr), kit.harmful))
+    assert not torch.equal(kit.sample(kit.patch(merged), kit.harmful), kit.sample(kit.patch(hgr), kit.harmful))
+    with pytest.raises(pack.redirector.HGRError, match="this HGR and again"):
+        nodes.SafeCFGMergeHGR.execute(hgr_1=hgr, hgr_2=dataclasses.replace(hgr, name="again"))
+
+
+@pytest.fixture(params=["sd1", "sd2", "sdxl", "sd3", "flux", "wan", "qwen", "lumina"])
+def family(request, pack):
+    import families
+    return families.FAMILIES[request.param]()
+
+
+def test_every_family_trains_saves_loads_and_guides(family, nodes, pack):
+    """Concept "bomb" against "ball" on text alone; the family's model is then guided, and left alone at strength 0."""
+    import torch
+    core = pack.get("hgr.pairs")
+    things = [f"{size} {colour}" for size in ("small", "large", "old", "bright") for colour in ("red", "blue", "green", "wooden")]
+    prompts = [f"{thing} {noun} {place}" for thing in things for noun in ("house", "cat") for place in ("in the meadow", "on the street")]
+    pairs = core.Pairs((core.Topic("bomb", "Bomb"),), tuple(
+        core.Pair("bomb", f"a bomb next to a {prompt}", f"a ball next to a {prompt}", prompt) for prompt in prompts),
+        tuple(f"a picture of a {prompt}" for prompt in prompts))
+    trained = nodes.SafeCFGTrainHGR.execute(**SETTINGS | dict(clip=family.clip, pairs=pairs, false_positive_rate=20.0)).args[0]
+    assert trained.network.pooled_dim == family.pooled_dim
+    assert (trained.encoder.chunk, trained.encoder.fixed_start) == (family.chunk, family.fixed_start)
+    hgr = pack.files.load_hgr(pack.files.save_hgr(trained, "family"))
+    # a training of seconds moves features, but its gates are not to be relied on: open them
+    hgr.concepts = [pack.redirector.Concept("bomb", "Bomb", scale=0.0, bias=9.0)]
+    harmful, negative = (family.encode(text) for text in ("a photo of a bomb next to a red cat", ""))
+
+    def sample(strength):
+        patched = pack.guide.SafeCFGModel.execute(family.model, hgr=hgr, strength=strength, mode="redirect", concepts="",
+                                                  start_percent=0.0, end_percent=1.0).args[0]
+        return family.sample(patched, harmful, negative)
+
+    plain = family.sample(family.model, harmful, negative)
+    assert torch.equal(sample(0.0), plain)
+    assert not torch.equal(sample(1.0), plain)
