@@ -13,9 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def gate_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy, mean over concepts. logits, labels (B, K)."""
-    return F.binary_cross_entropy_with_logits(logits, labels.to(logits))
+def gate_loss(logits: Tensor, labels: Tensor, other: float = 0.2) -> Tensor:
+    """Binary cross-entropy, mean over concepts, plus that of "any concept at all" by noisy-or. logits, labels (B, K).
+
+    On a harmful prompt the zeros of its other concepts count `other`, in [0, 1]: an act of violence is often shocking too, and
+    pairs seldom say so. On a clean prompt zeros count in full.
+    """
+    labels = labels.to(logits)
+    harmful = labels.amax(1) > 0
+    weight = torch.where(harmful[:, None] & (labels == 0), other, 1.0)
+    each = (F.binary_cross_entropy_with_logits(logits, labels, reduction="none") * weight).mean()
+    log_none = -F.softplus(logits).sum(1)  # no concept: the product of 1 - g_k
+    log_any = torch.log(-torch.expm1(log_none.clamp(max=-1e-6)))
+    return each - torch.where(harmful, log_any, log_none).mean() / logits.shape[1]
 
 
 def text_loss(safe: Tensor, target: Tensor, std: Tensor, mask: Tensor | None = None) -> Tensor:

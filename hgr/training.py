@@ -203,7 +203,7 @@ def train(pairs: Pairs, encode: Encode, family: str, settings: Settings, work: P
             predict = found and found.predict(min(_SCORED, len(batch.labels)), generator)
             return step_loss(network, batch, weights, picked, distances, predict)
 
-        loop = Loop("hgr", network, settings.steps, settings.lr, work, settings.seed, average=0.995,
+        loop = Loop("hgr", network, settings.steps, settings.lr, work, settings.seed, average=0.99,
                     identity=identity(pairs, family, settings), main=processes.rank == 0, reduce=processes.reduce, on_step=on_step)
         loop.run(loss)
         network.requires_grad_(False)

@@ -41,9 +41,10 @@ import sentencepiece
 import torch
 from torch import Tensor, nn
 
-# what the trained tokenizers know as words; any other text becomes letters
+# what the trained tokenizers know as words; other text becomes parts of these, letters and bytes
 WORDS = ("a photo of red blue green ball house cat dog bomb knife on the table in meadow garden next to with under old small large "
          "wooden bright picture painting street child holding")
+_VOCABULARY = 400  # of these and of folded tokenizers; 256 are bytes
 
 
 @dataclass
@@ -105,11 +106,11 @@ def _clip(tokenizer: type, encoder: type, seed: int = 2, words: bytes | None = N
 
 
 def _pieces(**special: int) -> bytes:
-    """A SentencePiece model that knows `WORDS`. special: the ids of pad, eos, bos and unk; -1 for none."""
+    """A SentencePiece model of `_VOCABULARY` pieces. special: the ids of pad, eos, bos and unk; -1 for none."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([WORDS] * 20 + WORDS.split() * 20), model_writer=model, model_type="word", vocab_size=64,
-        hard_vocab_limit=False, minloglevel=2, **{f"{name}_id": number for name, number in special.items()})
+        sentence_iterator=iter(WORDS.split() * 20), model_writer=model, model_type="bpe", vocab_size=_VOCABULARY,
+        byte_fallback=True, minloglevel=2, **{f"{name}_id": number for name, number in special.items()})
     return model.getvalue()
 
 
@@ -138,12 +139,12 @@ def _unet(context: int, pooled: int | None = None, linear: bool = False) -> dict
 class _Fold:
     """T5's tokenizer with its words folded into fewer ids; the first ones (padding, end) stay."""
 
-    def __init__(self, tokenizer: Any, size: int):
-        self.tokenizer, self.size = tokenizer, size
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
 
     def __call__(self, text: str) -> dict[str, list[int]]:
         ids = self.tokenizer(text)["input_ids"]
-        return {"input_ids": [i if i < 3 else 3 + i % (self.size - 3) for i in ids]}
+        return {"input_ids": [i if i < 3 else 3 + i % (_VOCABULARY - 3) for i in ids]}
 
 
 def sd1() -> Family:
@@ -171,10 +172,10 @@ def sdxl() -> Family:
 
 def sd3() -> Family:
     """SD 3 with all three encoders. The host fills CLIP's features up to T5-XXL's width, so that this one cannot be cut."""
-    encoder, width, vocabulary = comfy.text_encoders.sd3_clip, 4096, 512
+    encoder, width = comfy.text_encoders.sd3_clip, 4096
     clip = _clip(encoder.SD3Tokenizer, encoder.sd3_clip(), clip_l=_tiny_clip(32), clip_g=_tiny_clip(64),
-                 t5xxl=_tiny_t5(width, vocabulary))
-    clip.tokenizer.t5xxl.tokenizer = _Fold(clip.tokenizer.t5xxl.tokenizer, vocabulary)
+                 t5xxl=_tiny_t5(width, _VOCABULARY))
+    clip.tokenizer.t5xxl.tokenizer = _Fold(clip.tokenizer.t5xxl.tokenizer)
     embed = {"target": "torch.nn.Linear", "params": {"in_features": width, "out_features": 128}}
     model = _model(comfy.supported_models.SD3, {
         "in_channels": 16, "out_channels": 16, "patch_size": 2, "depth": 2, "input_size": None, "adm_in_channels": 96,
@@ -184,9 +185,9 @@ def sd3() -> Family:
 
 def flux() -> Family:
     """Flux dev: a sequence of T5's, and CLIP's pooled output."""
-    encoder, vocabulary = comfy.text_encoders.flux, 512
-    clip = _clip(encoder.FluxTokenizer, encoder.flux_clip(), clip_l=_tiny_clip(32), t5xxl=_tiny_t5(64, vocabulary))
-    clip.tokenizer.t5xxl.tokenizer = _Fold(clip.tokenizer.t5xxl.tokenizer, vocabulary)
+    encoder = comfy.text_encoders.flux
+    clip = _clip(encoder.FluxTokenizer, encoder.flux_clip(), clip_l=_tiny_clip(32), t5xxl=_tiny_t5(64, _VOCABULARY))
+    clip.tokenizer.t5xxl.tokenizer = _Fold(clip.tokenizer.t5xxl.tokenizer)
     model = _model(comfy.supported_models.Flux, {
         "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 32, "context_in_dim": 64, "hidden_size": 64,
         "mlp_ratio": 2.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1, "axes_dim": [8, 12, 12], "theta": 10000,
@@ -197,7 +198,7 @@ def flux() -> Family:
 def wan() -> Family:
     """Wan 2.1, text to video: latents of two frames."""
     encoder = comfy.text_encoders.wan
-    clip = _clip(encoder.WanT5Tokenizer, encoder.te(), words=_pieces(pad=0, eos=1, unk=2, bos=-1), umt5xxl=_tiny_t5(64, 64))
+    clip = _clip(encoder.WanT5Tokenizer, encoder.te(), words=_pieces(pad=0, eos=1, unk=2, bos=-1), umt5xxl=_tiny_t5(64, _VOCABULARY))
     model = _model(comfy.supported_models.WAN21_T2V, {
         "image_model": "wan2.1", "model_type": "t2v", "dim": 64, "ffn_dim": 64, "num_heads": 2, "num_layers": 1, "text_dim": 64,
         "in_dim": 16, "out_dim": 16, "freq_dim": 64, "patch_size": (1, 2, 2), "qk_norm": True, "cross_attn_norm": True})
@@ -218,7 +219,7 @@ def qwen() -> Family:
 def lumina() -> Family:
     """Lumina 2: Gemma's features from the layer before the last, behind a start token that is the same for every prompt."""
     encoder = comfy.text_encoders.lumina2
-    clip = _clip(encoder.LuminaTokenizer, encoder.te(), words=_pieces(pad=0, eos=1, bos=2, unk=3), gemma2_2b=_tiny_llm(64, 64))
+    clip = _clip(encoder.LuminaTokenizer, encoder.te(), words=_pieces(pad=0, eos=1, bos=2, unk=3), gemma2_2b=_tiny_llm(64, _VOCABULARY))
     model = _model(comfy.supported_models.Lumina2, {
         "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 64, "n_layers": 1, "n_refiner_layers": 1, "n_heads": 2,
         "n_kv_heads": 1, "multiple_of": 32, "ffn_dim_multiplier": 1.0, "qk_norm": True, "cap_feat_dim": 64,
