@@ -85,7 +85,7 @@ def test_texts_are_tidy(everything):
 
 def test_articles_fit(everything):
     for text in (*everything.clean, *(pair.harmful for pair in everything.pairs), *(pair.clean for pair in everything.pairs)):
-        assert not re.search(r"\ba [aio]\w|\ban [bcdfgjklmnpqrstvwz]|\b(a|an) (a|an|two|some)\b", text), text
+        assert not re.search(r"\ba [aio]\w|\ban [bcdfgjklmnpqrstvwz]|\b(a|an|cute|knitted) (a|an|two|some)\b", text), text
 
 
 def test_clean_prompts_hold_a_term_only_as_hard_negatives(everything):
@@ -129,7 +129,7 @@ def test_every_file_of_the_library_is_installed():
 # --- a style, an own concept -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["Vincent van Gogh", "pixel art", "oil painting", "Ghibli", "H. R. Giger", "北斎", "{place} (style)"])
+@pytest.mark.parametrize("name", ["Vincent van Gogh", "pixel art", "oil painting", "mural", "Ghibli", "北斎", "{place} (style)"])
 def test_any_style_has_pairs(name):
     style = art_style(name)
     assert len({pair.harmful for pair in style.pairs}) == len(style.pairs) >= 300
@@ -249,11 +249,11 @@ def test_a_split_needs_a_share():
 
 # --- files -------------------------------------------------------------------------------------------------------------
 
-CSV = """\ufeffid,Concept,clean,harmful,source
-1,violence,two men dance,two men fight,x
+CSV = """\ufeffConcept,id,clean,harmful,source
+violence,1,two men dance,two men fight,x
 
-2,mine,a cup,"a gun, ""loaded""\nand  black",y
-3,,an old dog,,
+mine,2,a cup,"a gun, ""loaded""\nand  black",y
+,3,an old dog,,
 """
 
 

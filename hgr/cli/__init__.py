@@ -8,7 +8,7 @@ import os
 import sys
 
 from .. import __version__
-from . import demo, files, pairs, sample, train
+from . import demo, eval, files, pairs, sample, train
 
 _EXTRAS = {"diffusers", "transformers", "tokenizers", "PIL", "accelerate", "tqdm"}
 
@@ -44,6 +44,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m hgr", description="SafeCFG: classifier-free guidance without the harmful part.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for family in (demo, files, sample, pairs, train):
+    for family in (demo, files, sample, pairs, train, eval):
         family.add(commands)
     return parser

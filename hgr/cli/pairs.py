@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..pairs import Pairs
 
+SOURCES = {"concepts": None, "style": None, "own": None, "file": None, "demo": False, "limit": None}  # the options' defaults
+
 
 def add(commands: argparse._SubParsersAction) -> None:
     pairs = commands.add_parser("pairs", help="prompt pairs for training an HGR, shown and written to a file",
@@ -19,10 +21,10 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
-    """The options that choose pairs; without any, `chosen` raises."""
-    parser.add_argument("--concepts", nargs="+", default=[], metavar="ID", help="built-in concepts, e.g. violence hate; or all")
-    parser.add_argument("--style", action="append", default=[], metavar="NAME", help="an artist or a style; may be given more than once")
-    parser.add_argument("--own", action="append", default=[], metavar="\"NAME: WORD, WORD\"",
+    """The options that choose pairs, `SOURCES`; without any, `chosen` raises."""
+    parser.add_argument("--concepts", nargs="+", action="extend", metavar="ID", help="built-in concepts, e.g. violence hate; or all")
+    parser.add_argument("--style", action="append", metavar="NAME", help="an artist or a style; may be given more than once")
+    parser.add_argument("--own", action="append", metavar="\"NAME: WORD, WORD\"",
                         help="an own concept and a few words for it; may be given more than once")
     parser.add_argument("--file", type=Path, help="a CSV or JSONL file with harmful, clean and concept in every row; is used whole")
     parser.add_argument("--demo", action="store_true", help="the demo world's, for the bundled model")
@@ -33,8 +35,8 @@ def chosen(given: argparse.Namespace) -> Pairs:
     """The mixture of pairs that the options choose."""
     from .. import pairs
 
-    concepts = pairs.CATEGORIES if given.concepts == ["all"] else given.concepts
-    return pairs.gather(concepts, given.style, given.own, given.demo, given.file, given.limit)
+    concepts = pairs.CATEGORIES if given.concepts == ["all"] else given.concepts or ()
+    return pairs.gather(concepts, given.style or (), given.own or (), given.demo, given.file, given.limit)
 
 
 def _pairs(given: argparse.Namespace) -> None:

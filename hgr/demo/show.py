@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..hosts.diffusers import SafeCFG, load_demo_pipeline
+from ..hosts.diffusers.evaluation import evaluations
 from . import assets
 from .captions import draw
 from .classifier import Judgement, load_classifier
@@ -32,21 +31,6 @@ KINDS = {
     "two": "Two harmful concepts",
     "held_out": "One harmful concept, in wording kept out of training",
 }
-
-
-@contextmanager
-def evaluations(unet: nn.Module) -> Iterator[list[int]]:
-    """Counts the denoiser's evaluations, one for each sample of a batch, into the only item of the list."""
-    count = [0]
-
-    def add(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        count[0] += len(arguments[0])
-
-    hook = unet.register_forward_pre_hook(add)
-    try:
-        yield count
-    finally:
-        hook.remove()
 
 
 @torch.inference_mode()

@@ -23,23 +23,22 @@ def draw_loss(points: list[tuple[int, float]], steps: int) -> Image.Image:
     """The loss of each step and its running mean, on a logarithmic scale. points: (step, loss), the loss above 0."""
     picture = Image.new("RGB", _SIZE, _PAPER)
     pen = ImageDraw.Draw(picture)
-    font = ImageFont.load_default()
+    font = ImageFont.load_default(13)
     width, height = _SIZE[0] - _LEFT - _RIGHT, _SIZE[1] - _TOP - _BOTTOM
     values = [max(loss, 1e-6) for _, loss in points] or [1.0]
-    low, high = 10 ** math.floor(math.log10(min(values))), 10 ** math.ceil(math.log10(max(values)) + 1e-9)
-    high = high if high > low else low * 10
+    ticks = [digit * 10.0 ** decade for decade in range(-6, 7) for digit in (1, 2, 5)]
+    low = max(tick for tick in ticks if tick <= min(values))
+    high = min((tick for tick in ticks if tick >= max(values) and tick > low), default=ticks[-1])
 
     def at(step: float, loss: float) -> tuple[float, float]:
         return (_LEFT + width * step / steps,
                 _TOP + height * (math.log10(high) - math.log10(max(loss, low))) / (math.log10(high) - math.log10(low)))
 
-    for decade in range(round(math.log10(low)), round(math.log10(high)) + 1):
-        for digit in (1, 2, 5):
-            value = digit * 10.0 ** decade
-            if value <= high:
-                y = at(0, value)[1]
-                pen.line((_LEFT, y, _LEFT + width, y), _GRID)
-                pen.text((_LEFT - 8, y), f"{value:g}", _INK, font, anchor="rm")
+    for tick in ticks:
+        if low <= tick <= high:
+            y = at(0, tick)[1]
+            pen.line((_LEFT, y, _LEFT + width, y), _GRID)
+            pen.text((_LEFT - 8, y), f"{tick:g}", _INK, font, anchor="rm")
     for i in range(5):
         x = _LEFT + width * i / 4
         pen.line((x, _TOP, x, _TOP + height), _GRID)
@@ -54,7 +53,7 @@ def draw_loss(points: list[tuple[int, float]], steps: int) -> Image.Image:
     return picture
 
 
-def _smooth(values: list[float], share: float = 0.05) -> list[float]:
+def _smooth(values: list[float], share: float = 0.1) -> list[float]:
     """A running mean, over fewer values at the start."""
     result, mean = [], values[0]
     for i, value in enumerate(values):

@@ -1,0 +1,37 @@
+"""Progress on a terminal."""
+
+from __future__ import annotations
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+
+class Bars:
+    """One progress bar after the other. A context, in which lines of the log go above the bar and not through it.
+
+    shown: whether there are any; where stderr is no terminal there are none.
+    """
+
+    def __init__(self, shown: bool = True):
+        self.disable = None if shown else True
+        self.name, self.bar, self.redirected = "", None, logging_redirect_tqdm()
+
+    def __enter__(self) -> Bars:
+        self.redirected.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close()
+        self.redirected.__exit__(*error)
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def show(self, name: str, done: int, total: int, note: str = "") -> None:
+        """The bar of this name at `done` of `total`; another name starts another bar."""
+        if name != self.name:
+            self._close()
+            self.name, self.bar = name, tqdm(desc=name, total=total, initial=max(0, done - 1), disable=self.disable)
+        self.bar.set_postfix_str(note, refresh=False)
+        self.bar.update(done - self.bar.n)

@@ -1,0 +1,49 @@
+"""A command's options from a JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise ValueError(message)
+
+
+def read(path: Path, options: Callable[[argparse.ArgumentParser], None], names: list[str], switches: list[str]) -> dict[str, Any]:
+    """The options that a JSON file gives, as those of a command line: {"steps": 500, "concepts": ["violence"], "demo": true}.
+
+    options: adds them to a parser. names: theirs, with underscores; in the file a dash does as well. switches: those without a value.
+    Raises ValueError, naming the file and the key, for an unknown key and for a value that the option does not take.
+    """
+    try:
+        given = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path.name}: cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name}: not sound JSON ({error}).") from None
+    if not isinstance(given, dict):
+        raise ValueError(f"{path.name}: must be a JSON object such as {{\"steps\": 500}}.")
+    parser = _Parser(argument_default=argparse.SUPPRESS, allow_abbrev=False, add_help=False)
+    options(parser)
+    found = argparse.Namespace()
+    for key, value in given.items():
+        name = key.replace("-", "_")
+        if name not in names:
+            raise ValueError(f"{path.name}: \"{key}\" is unknown; there are {', '.join(n.replace('_', '-') for n in names)}.")
+        if value is None:
+            continue
+        if (name in switches) != isinstance(value, bool) or isinstance(value, dict):
+            raise ValueError(f"{path.name}: \"{key}\" is {json.dumps(value)}, but must be "
+                             f"{'true or false' if name in switches else 'a number, a text or a list of texts'}.")
+        flag = "--" + name.replace("_", "-")
+        values = value if isinstance(value, list) else [value]
+        try:
+            parser.parse_args(([flag] if value else []) if name in switches else [f"{flag}={each}" for each in values], found)
+        except ValueError as error:
+            raise ValueError(f"{path.name}: {error}.") from None
+    return vars(found)

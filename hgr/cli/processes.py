@@ -1,0 +1,96 @@
+"""This process among those that `accelerate launch` started, and what it does when it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+from torch import Tensor
+
+from ..training import Processes
+
+log = logging.getLogger("safecfg")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes that train together. device: this one's. wait: returns when all have called it."""
+
+    device: torch.device
+    processes: Processes
+    wait: Callable[[], None]
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one that prints and writes."""
+        return self.processes.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so; all must ask."""
+        if not self.processes.reduce:
+            return flag
+        flags = torch.tensor([float(flag)])
+        self.processes.reduce([flags])
+        return flags.item() > 0
+
+
+def launched() -> int:
+    """How many processes `accelerate launch` started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def device(name: str | None) -> torch.device:
+    """The device of this name as PyTorch has it; by default a GPU if there is one. Raises ValueError for one that is not there."""
+    found = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(1, device=found).device
+    except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
+        raise ValueError(f"--device {found}: {str(error).partition(chr(10))[0]}") from None
+
+
+def join(name: str | None) -> Group:
+    """Meet the other processes, if there are any. name: of the device; of several processes on GPUs, each takes its own."""
+    if launched() == 1:
+        return Group(device(name), Processes(), lambda: None)
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=device(name).type == "cpu")
+
+    def reduce(tensors: list[Tensor]) -> None:
+        # as one: a message costs more than its length
+        mean = accelerator.reduce(torch.cat([x.detach().flatten() for x in tensors]).to(accelerator.device), "mean")
+        for x, part in zip(tensors, mean.split([x.numel() for x in tensors]), strict=True):
+            x.copy_(part.view_as(x))
+
+    processes = Processes(accelerator.process_index, accelerator.num_processes, reduce)
+    return Group(accelerator.device, processes, accelerator.wait_for_everyone)
+
+
+class Interruption:
+    """Ctrl-C, or a SIGTERM, at the end of a step, so that what is kept is whole. Use as a context; `asked` says that it came.
+
+    The second Ctrl-C stops at once, but not among several processes: each gets it from the terminal and again from the launcher.
+    """
+
+    def __init__(self, alone: bool):
+        self.alone, self.asked = alone, False
+
+    def __enter__(self) -> Interruption:
+        self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and self.alone:
+            raise KeyboardInterrupt
+        if not self.asked and self.alone:
+            log.info("stopping after this step; once more to stop at once")
+        self.asked = True

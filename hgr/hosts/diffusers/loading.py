@@ -1,0 +1,63 @@
+"""Models from a folder in diffusers' layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoPipelineForText2Image, DiffusionPipeline
+from diffusers.utils import logging
+
+from . import load_demo_pipeline
+
+# What neither training nor an evaluation asks for: pictures stay latents, and are judged by nobody.
+_UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}
+_PICTURES = {"unet", "vae"}
+
+
+def load_pipeline(model: Path | None, device: torch.device, text_only: bool = False) -> DiffusionPipeline:
+    """The pipeline in the folder `model`, or the bundled demo model, to train for or to evaluate with: in float16 on a GPU, without
+    its safety checker. text_only: without denoiser and autoencoder, which then take no memory.
+
+    Raises ValueError for a folder that holds no Stable Diffusion 1.x, 2.x or XL in diffusers' layout, OSError for one that cannot
+    be read.
+    """
+    dtype = torch.float32 if device.type == "cpu" else torch.float16
+    if model is None:
+        return load_demo_pipeline(dtype).to(device)
+    parts = _index(model)
+    if not parts.keys() >= _PICTURES | {"text_encoder"}:
+        raise ValueError(f"{model}: a {parts.get('_class_name', 'model without a name')}; only Stable Diffusion 1.x, 2.x and XL can be "
+                         "used here. For other models, train in ComfyUI.")
+    options = dict.fromkeys((_UNUSED | (_PICTURES if text_only else set())) & parts.keys())
+    if "requires_safety_checker" in parts:
+        options["requires_safety_checker"] = False
+    # a download of the half-precision files alone has no others
+    files = [path.name for path in (model / "text_encoder").glob("*.safetensors")]
+    if files and all(".fp16." in name for name in files):
+        options["variant"] = "fp16"
+    pipe = AutoPipelineForText2Image.from_pretrained(model, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **options)
+    return pipe.to(device)
+
+
+def quiet() -> None:
+    """For a command line: without diffusers' bar for every load, and its warning of the long prompt that shows how an encoder
+    divides prompts."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def _index(model: Path) -> dict[str, object]:
+    """What the folder says that it holds."""
+    if not model.is_dir():
+        raise ValueError(f"{model}: no such folder.")
+    try:
+        parts = json.loads((model / "model_index.json").read_text("utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{model}: holds no model_index.json, so it is no model in diffusers' layout.") from None
+    except ValueError as error:
+        raise ValueError(f"{model}: its model_index.json is damaged ({error}).") from None
+    if not isinstance(parts, dict):
+        raise ValueError(f"{model}: its model_index.json is damaged.")
+    return parts
