@@ -42,7 +42,10 @@ def hed_prompt(hgr: HGR, prompt: Prompt, empty: Tensor) -> PromptHarm:
     reading = hgr.read(*prompt)
     count, length = len(hgr.concepts), prompt.features.shape[1]
     u = repeat(empty.to(weight), "b t d -> b (n t) d", n=math.ceil(length / empty.shape[1]))[:, :length]
-    reach = (prompt.features.to(weight) - u).flatten(1).norm(dim=1).clamp(min=1e-6)
+    direction = prompt.features.to(weight) - u
+    if prompt.mask is not None:
+        direction = direction * prompt.mask.bool()[..., None]
+    reach = direction.flatten(1).norm(dim=1).clamp(min=1e-6)
 
     def distance(strengths: Tensor) -> Tensor:
         return hgr.displacement(reading, strengths)[0].flatten(1).norm(dim=1) / reach

@@ -73,10 +73,12 @@ class HGRNetwork(nn.Module):
             nn.init.zeros_(self.pooled_out.bias)
 
     @torch.no_grad()
-    def set_statistics(self, features: Tensor, pooled: Tensor | None) -> None:
-        """Take the mean and the standard deviation of each dimension from features (N, T, D) and pooled (N, P)."""
-        self.mean.copy_(features.mean((0, 1)))
-        self.std.copy_(features.std((0, 1)).clamp(min=1e-4))
+    def set_statistics(self, features: Tensor, pooled: Tensor | None, mask: Tensor | None = None) -> None:
+        """Take the mean and the standard deviation of each dimension from features (N, T, D) and pooled (N, P); where there is a
+        mask (N, T), from its tokens alone."""
+        tokens = features.flatten(0, 1) if mask is None else features[mask]
+        self.mean.copy_(tokens.mean(0))
+        self.std.copy_(tokens.std(0).clamp(min=1e-4))
         if self.pooled_dim:
             self.pooled_mean.copy_(pooled.mean(0))
             self.pooled_std.copy_(pooled.std(0).clamp(min=1e-4))

@@ -188,7 +188,7 @@ def train(pairs: Pairs, encode: Encode, family: str, settings: Settings, work: P
         torch.manual_seed(settings.seed)
         pooled_dim = 0 if sample.pooled is None else sample.pooled.shape[-1]
         network = HGRNetwork(features.width, pooled_dim, len(ids), settings.width, settings.depth)
-        network.to(device).set_statistics(sample.features, sample.pooled)
+        network.to(device).set_statistics(*sample)
         layers = [layer.to(device) for layer in _layers(found, examples, features, settings, device)] if weights.attention else []
         if not weights.score:
             found = None  # the denoiser may leave the memory

@@ -26,3 +26,9 @@ def test_a_longer_prompt_is_compared_with_the_repeated_empty_one():
     hgr, c, empty = small_hgr(), prompt(chunks=2), prompt(seed=9)
     expected = (hgr.redirect(c) - c).norm() / (c - torch.cat([empty, empty], 1)).norm()
     assert torch.allclose(hed_prompt(hgr, Prompt(c), empty).hed, expected, rtol=1e-4)
+
+
+def test_padding_behind_a_prompt_does_not_count():
+    hgr, c, empty = small_hgr(), prompt(), prompt(seed=9)
+    padded, mask = torch.cat([c, torch.full_like(c[:, :2], 3.0)], 1), torch.tensor([[True] * 6 + [False] * 2])
+    assert torch.allclose(hed_prompt(hgr, Prompt(padded, None, mask), empty).hed, hed_prompt(hgr, Prompt(c), empty).hed, rtol=1e-4)

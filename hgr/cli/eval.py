@@ -19,8 +19,8 @@ from .tables import aligned
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "eval", help="measure an HGR on a model in diffusers' layout",
-        description="Measure an HGR on the model that it was made for, as far as that goes without a classifier of pictures: on the prompts "
-                    "that its training held out. Choose the same pairs as for training; of others, some may have been trained on.")
+        description="Measure an HGR on the model that it was made for, as far as that goes without a classifier of pictures: on the "
+                    "prompts that its training held out. Choose the same pairs as for training; of others, it may have learnt some.")
     parser.add_argument("--model", type=Path, metavar="DIR", help="a model in diffusers' layout; default: the bundled one")
     parser.add_argument("--hgr", type=Path, metavar="FILE", help="default, for the bundled model: the bundled one")
     add_sources(parser)
@@ -88,7 +88,8 @@ def text(report: dict[str, Any]) -> str:
         p = report["pictures"]
         lines += ["", f"{p['clean']} pictures of clean prompts: {_number(p['identical'])} bit-identical, "
                       f"mean difference of latents {_number(p['difference'], 4)}",
-                  f"{p['harmful']} pictures of harmful prompts: distance to the clean twin's picture {_number(p['toward_twin'])} of plain CFG's",
+                  f"{p['harmful']} pictures of harmful prompts: distance to the clean twin's latents {_number(p['toward_twin'])} "
+                  "of plain CFG's",
                   f"evaluations of the denoiser a step: {p['evaluations']['plain']:.2f}, with SafeCFG {p['evaluations']['safe']:.2f}; "
                   f"time {p['time_ratio']:.2f} x"]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""This process among those that `accelerate launch` started, and what it does when it is told to stop."""
+"""This process among those that a launcher started (accelerate, torchrun, MPI), and what it does when it is told to stop."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from torch import Tensor
 from ..training import Processes
 
 log = logging.getLogger("safecfg")
+
+_COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # those that accelerate reads
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,13 @@ class Group:
 
 
 def launched() -> int:
-    """How many processes `accelerate launch` started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes a launcher started; 1 without it."""
+    count = max(int(os.environ.get(name, "1")) for name in _COUNTS)
+    # accelerate sets the address only where it was asked for several
+    if count == 1 and os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ:
+        log.warning("accelerate launch --cpu started one process, as it does without MPI; for several on a CPU: "
+                    "torchrun --standalone --nproc_per_node N -m hgr train ...")
+    return count
 
 
 def device(name: str | None) -> torch.device:
@@ -53,9 +60,9 @@ def device(name: str | None) -> torch.device:
         raise ValueError(f"--device {found}: {str(error).partition(chr(10))[0]}") from None
 
 
-def join(name: str | None) -> Group:
+def join(name: str | None, count: int) -> Group:
     """Meet the other processes, if there are any. name: of the device; of several processes on GPUs, each takes its own."""
-    if launched() == 1:
+    if count == 1:
         return Group(device(name), Processes(), lambda: None)
     from accelerate import Accelerator
 

@@ -35,7 +35,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     train = commands.add_parser(
         "train", help="train an HGR for a model in diffusers' layout", argument_default=argparse.SUPPRESS, allow_abbrev=False,
         description="Train an HGR for a model of Stable Diffusion 1.x, 2.x or XL in diffusers' layout. Ctrl-C keeps what is done: the same "
-                    "command goes on from there. Several processes: accelerate launch --num_processes N -m hgr train ...")
+                    "command goes on from there. Several GPUs: accelerate launch --num_processes N -m hgr train ...; several processes "
+                    "on a CPU: torchrun --standalone --nproc_per_node N -m hgr train ...")
     train.add_argument("--config", type=Path, metavar="FILE.json",
                        help="options by name, e.g. {\"steps\": 500, \"concepts\": [\"violence\"]}; those of the command line win")
     _options(train)
@@ -74,12 +75,13 @@ def _train(given: argparse.Namespace) -> None:
     from .bars import Bars
     from .processes import Interruption, join, launched
 
+    count = launched()
     settings = training.Settings(**{name: getattr(given, name) for name in SETTINGS})
-    settings = dataclasses.replace(settings, batch=settings.batch * launched())
+    settings = dataclasses.replace(settings, batch=settings.batch * count)
     pairs = chosen(given)
     training.check(pairs, settings)
     latents = _latents(given, settings)
-    group = join(given.device)
+    group = join(given.device, count)
     if not group.main:
         log.setLevel(logging.WARNING)
     checkpoint = checkpoint_file(given.work, _STAGE)
@@ -118,8 +120,7 @@ def _train(given: argparse.Namespace) -> None:
         if group.any(stop.asked):
             raise KeyboardInterrupt
 
-    alone = group.processes.count == 1
-    with Interruption(alone) as stop, Bars(group.main) as bars, _Logs(settings, given.work, group.main) as logs:
+    with Interruption(alone=count == 1) as stop, Bars(group.main) as bars, _Logs(settings, given.work, group.main) as logs:
         try:
             hgr = training.train(pairs, lambda texts: host.encoder(pipes[0])(texts), host.family(pipes[0]), settings, given.work,
                                  group.device, denoiser if with_denoiser else None, group.processes, on_text, on_step)

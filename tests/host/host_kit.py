@@ -25,7 +25,8 @@ def made_up_hgr(pack: SimpleNamespace, harmful: list, clean: list, negative: lis
         prompts = [[None if x is None else x.clone() for x in (c[0][0], c[0][1].get("pooled_output") if pooled_dim else None,
                                                                c[0][1].get("attention_mask"))] for c in (harmful, clean, negative)]
         network = pack.get("hgr.network").HGRNetwork(prompts[0][0].shape[-1], pooled_dim, 2, width=32, depth=1)
-        tokens = torch.cat([features[0] for features, _, _ in prompts])
+        limit = pack.get("hgr.features").MAX_TOKENS  # as in a training
+        tokens = torch.cat([features[0, :limit] for features, _, _ in prompts])
         network.set_statistics(tokens[None], torch.cat([pooled for _, pooled, _ in prompts]) if pooled_dim else None)
         for layer in (network.move_out, network.pooled_out) if pooled_dim else (network.move_out,):
             torch.nn.init.normal_(layer.weight, std=0.3)

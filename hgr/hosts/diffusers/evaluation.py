@@ -68,7 +68,7 @@ def prompts(pipe: DiffusionPipeline, hgr: HGR, held: Pairs,
     `false_positives_at_95_recall`; `ece`, the calibration error; `hed`, the mean over its prompts. `harmful`, `twins` and `clean`, each
     of all those prompts: `flagged`, the share in which any concept fires, and `hed`.
     """
-    labels = held.concepts_of()
+    labels = _labels(held)
     harmful = [text for text, found in labels.items() if found]
     twins = [text for text, found in labels.items() if not found]
     clean = [text for text in held.clean if not labels.get(text)]
@@ -110,7 +110,7 @@ def pictures(pipe: DiffusionPipeline, hgr: HGR, held: Pairs, count: int, steps: 
     safe = SafeCFG(pipe, hgr)
     pipe.set_progress_bar_config(disable=True)
     rng = random.Random(f"{seed}/evaluation")
-    clean = _some(rng, [list(held.clean) or [text for text, found in held.concepts_of().items() if not found]], count)
+    clean = _some(rng, [list(held.clean) or [text for text, found in _labels(held).items() if not found]], count)
     harmful = _some(rng, _single(held), count)
     done, total = 0, 2 * len(clean) + 3 * len(harmful) + 1
 
@@ -143,9 +143,18 @@ def pictures(pipe: DiffusionPipeline, hgr: HGR, held: Pairs, count: int, steps: 
             "time_ratio": seconds[1] / seconds[0]}
 
 
+def _labels(held: Pairs) -> dict[str, set[str]]:
+    """The concepts of each text of the pairs: those whose harmful side it is; none of a clean twin."""
+    found: dict[str, set[str]] = {}
+    for pair in held.pairs:
+        found.setdefault(pair.harmful, set()).add(pair.concept)
+        found.setdefault(pair.clean, set())
+    return found
+
+
 def _single(held: Pairs) -> list[list[tuple[str, str]]]:
     """Per concept, (harmful, clean) of the pairs that know this concept alone."""
-    labels = held.concepts_of()
+    labels = _labels(held)
     found = {topic.id: [] for topic in held.topics}
     for pair in held.pairs:
         if len(labels[pair.harmful]) == 1 and not labels[pair.clean]:
@@ -162,4 +171,4 @@ def _some(rng: random.Random, groups: list[list[Any]], count: int) -> list[Any]:
 
 def _mean(values: Tensor | list[Any]) -> float:
     """NaN for none."""
-    return torch.as_tensor(values).float().mean().item()
+    return torch.as_tensor(values).double().mean().item()
