@@ -23,9 +23,9 @@ def _settings() -> list[io.Input]:
                        tooltip="How strongly harmful directions are redirected, 0 to 2. 1 is what the HGR was trained for; 0 "
                                "switches SafeCFG off. Above 1 moves further, at the price of more change to the picture."),
         io.Combo.Input("mode", options=list(MODES), default=DEFAULT_MODE,
-                       tooltip="redirect: replaces the harmful direction by the clean one; works at every cfg, 1 included. "
-                               "dynamic: pushes away from it through the negative prompt; keeps more of the picture, leaves more "
-                               "of the harm, needs cfg above 1. balanced: half of the first and all of the second."),
+                       tooltip="redirect: replaces the harmful direction by the clean one; the most thorough, and works at every cfg, 1 "
+                               "included. dynamic: pushes away from it through the negative prompt; leaves much of the harm where a model "
+                               "follows its prompt closely, and needs cfg above 1. balanced: half of the first and all of the second."),
         io.String.Input("concepts", default="", multiline=True,
                         tooltip="Strength of each concept from 0 (off) to 2 as JSON, for example "
                                 "{\"violence\": 1.0, \"shocking\": 0}. Concepts left out count as 1; empty means all on."),
