@@ -60,11 +60,14 @@ def calibrate(hgr: HGR, harmful: Tensor, labels: Tensor, negative: Tensor, clean
     """Fit each concept's calibration and threshold on gate logits of prompts that were not trained on.
 
     harmful (N, K) with labels (N, K); negative (M, K): all prompts without a concept; clean (L, K): those that the stated
-    false-positive rate is about.
+    false-positive rate is about. A gate is the probability of its concept among prompts that have it and prompts that have none:
+    harmful prompts without the label say little about it, for pairs seldom name all concepts of a prompt.
     """
-    logits = torch.cat([harmful, negative])
-    truth = torch.cat([labels.to(logits), torch.zeros_like(negative)])
-    fits = [platt(logits[:, k], truth[:, k]) for k in range(logits.shape[1])]
+    fits = []
+    for k in range(labels.shape[1]):
+        own = harmful[labels[:, k], k]
+        truth = torch.cat([torch.ones(len(own)), torch.zeros(len(negative))])
+        fits.append(platt(torch.cat([own, negative[:, k]]), truth))
     scale, bias = torch.tensor(fits).T
     found = thresholds((scale * clean + bias).sigmoid(), rate)
     concepts = [replace(concept, scale=scale, bias=bias, threshold=threshold)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from . import __version__
 from .attention import AttentionLayer, cross_attention, record
 from .calibration import calibrate
-from .examples import Examples
+from .examples import Example, Examples
 from .features import MAX_TOKENS, Encode, Features, split
 from .loop import Loop
 from .losses import attention_distances, attention_loss, gate_loss, score_loss, text_loss
@@ -37,7 +37,8 @@ log = logging.getLogger("safecfg")
 
 HELD_OUT = 0.15  # of pairs and clean prompts: for calibration, never trained on
 MIN_PAIRS = 50  # of a concept
-_QUERIES = 192  # of each attention layer in a step
+_IDLE = 0.3  # chance that a concept is on in a prompt that does not have it
+_QUERIES = 128  # of each attention layer in a step
 _SCORED = 4  # samples of a batch that the score loss looks at: denoisers are large
 _BANK, _PASSES = 1536, 24  # queries that are kept of each, from so many passes of four samples
 
@@ -69,7 +70,7 @@ class Settings:
     """How to train. batch: harmful prompts a step, with as many clean ones. false_positive_rate: of clean prompts, the share in
     which any concept may fire. losses: of `LOSSES`. width, depth: of the network. pictures: that the model makes to look at."""
 
-    steps: int = 1000
+    steps: int = 800
     batch: int = 32
     lr: float = 1.5e-3
     seed: int = 0
@@ -100,14 +101,15 @@ class Processes:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's prompts. harmful with labels (B, K); target: the same prompts without the `removed` (B, K) concepts, a subset
-    of the labels, with target_labels (B, K); clean: prompts without any concept."""
+    """One step's prompts. harmful with labels (B, K); target: the same prompts without some of these concepts, with target_labels
+    (B, K); switched (B, K): the concepts that are on, those that the target lacks and some that the prompt never had; clean: prompts
+    without any concept."""
 
     harmful: Prompt
     labels: Tensor
     target: Prompt
     target_labels: Tensor
-    removed: Tensor
+    switched: Tensor
     clean: Prompt
 
 
@@ -126,7 +128,7 @@ def step_loss(network: HGRNetwork, batch: Batch, weights: Weights, layers: list[
     total = weights.gate * (gate_loss(network.gate_logits(encoding)[0], batch.labels)
                             + gate_loss(network.gate_logits(network.encode(*target))[0], batch.target_labels)
                             + gate_loss(clean_logits, torch.zeros_like(clean_logits)))
-    delta, pooled_delta = network.displacement(encoding, batch.removed.to(harmful.features))
+    delta, pooled_delta = network.displacement(encoding, batch.switched.to(harmful.features))
     safe = harmful.features + delta
     pooled = None
     if pooled_delta is not None:
@@ -199,7 +201,9 @@ def train(pairs: Pairs, encode: Encode, family: str, settings: Settings, work: P
             clean = [rng.choice(examples.clean) for _ in range(settings.batch)]
             mine = slice(processes.rank, None, processes.count)
             picked = [layer.some(_QUERIES, generator) for layer in layers]
-            batch = make_batch(drawn[mine], clean[mine], examples, features, ids, device)
+            # gates of related concepts fire together: those that are not there must add nothing to what the others move
+            switched = [e.removed | {id for id in ids if id not in e.labels and rng.random() < _IDLE} for e in drawn]
+            batch = make_batch(drawn[mine], switched[mine], clean[mine], examples, features, ids, device)
             predict = found and found.predict(min(_SCORED, len(batch.labels)), generator)
             return step_loss(network, batch, weights, picked, distances, predict)
 
@@ -221,7 +225,7 @@ def train(pairs: Pairs, encode: Encode, family: str, settings: Settings, work: P
 
 def check(pairs: Pairs, settings: Settings) -> None:
     """Raise ValueError for settings out of range, PairsError where there is too little to train or to calibrate on."""
-    for name, low in (("steps", 1), ("batch", 1), ("width", 8), ("depth", 1)):
+    for name, low in (("steps", 1), ("batch", 1), ("width", 8), ("depth", 1), ("pictures", 1)):
         if getattr(settings, name) < low:
             raise ValueError(f"{name} is {getattr(settings, name)}; it must be {low} or more.")
     if settings.losses not in LOSSES:
@@ -252,9 +256,9 @@ def describe(encode: Encode, family: str) -> Encoder:
     return Encoder(family, len(empty) if fixed and even else 0, bool(fixed), empty[0], empty.mean(0))
 
 
-def make_batch(drawn: list, clean: list[str], examples: Examples, features: Features, ids: list[str],
-               device: torch.device | str) -> Batch:
-    """A step's batch of drawn examples and clean prompts."""
+def make_batch(drawn: list[Example], switched: list[frozenset[str]], clean: list[str], examples: Examples, features: Features,
+               ids: list[str], device: torch.device | str) -> Batch:
+    """A step's batch of drawn examples, the concepts that are on for each, and clean prompts."""
     x = features([*(e.text for e in drawn), *(e.target for e in drawn), *clean], device)
     harmful, target, calm = split(x, [len(drawn), len(drawn), len(clean)])
 
@@ -262,7 +266,7 @@ def make_batch(drawn: list, clean: list[str], examples: Examples, features: Feat
         return torch.tensor([[id in found for id in ids] for found in sets], device=device)
 
     return Batch(harmful, flags([e.labels for e in drawn]), target, flags([examples.labels(e.target) for e in drawn]),
-                 flags([e.removed for e in drawn]), calm)
+                 flags(switched), calm)
 
 
 def label_matrix(texts: list[str], examples: Examples, ids: list[str]) -> Tensor:
@@ -334,8 +338,8 @@ def _metrics(hgr: HGR, harmful: Tensor, labels: Tensor, twins: Tensor, clean: Te
     per_concept = {}
     for k, concept in enumerate(hgr.concepts):
         own = harmful[labels[:, k], k]
-        gates = torch.cat([harmful[:, k], negative[:, k]])
-        truth = torch.cat([labels[:, k].float(), torch.zeros(len(negative))])
+        gates = torch.cat([own, negative[:, k]])
+        truth = torch.cat([torch.ones(len(own)), torch.zeros(len(negative))])
         per_concept[concept.id] = {
             "auroc_twins": auroc(own, twins[:, k]), "auroc_clean": auroc(own, clean[:, k]),
             "recall": (own >= concept.threshold).float().mean().item(),

@@ -166,25 +166,9 @@ def test_another_encoder_and_another_pipeline_are_errors(pipe, safe):
 
 @pytest.fixture(scope="module")
 def xl(pipe):
-    """SDXL's pipeline with random weights around the demo model's tokenizer and autoencoder."""
-    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    import tiny
 
-    torch.manual_seed(0)
-    tokens = pipe.tokenizer
-    config = CLIPTextConfig(
-        vocab_size=len(tokens), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=tokens.model_max_length, projection_dim=32,
-        bos_token_id=tokens.bos_token_id, eos_token_id=tokens.eos_token_id, pad_token_id=tokens.pad_token_id)
-    unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=64, attention_head_dim=(2, 4),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=32 + 6 * 8)
-    made = StableDiffusionXLPipeline(
-        vae=pipe.vae, text_encoder=CLIPTextModel(config), text_encoder_2=CLIPTextModelWithProjection(config), tokenizer=tokens,
-        tokenizer_2=tokens, unet=unet, scheduler=pipe.scheduler, add_watermarker=False)
-    made.set_progress_bar_config(disable=True)
-    return made
+    return tiny.sdxl(pipe)
 
 
 def test_sdxl_with_its_pooled_vector(xl):

@@ -47,7 +47,7 @@ def launched() -> int:
     # accelerate sets the address only where it was asked for several
     if count == 1 and os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ:
         log.warning("accelerate launch --cpu started one process, as it does without MPI; for several on a CPU: "
-                    "torchrun --standalone --nproc_per_node N -m hgr train ...")
+                    "accelerate launch --multi_gpu --num_processes N -m hgr train --device cpu ...")
     return count
 
 

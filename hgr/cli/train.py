@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("safecfg")
 
 # of hgr.training, which would import torch
-SETTINGS = {"steps": 1000, "batch": 32, "lr": 1.5e-3, "seed": 0, "losses": "attention", "false_positive_rate": 0.01, "width": 128,
+SETTINGS = {"steps": 800, "batch": 32, "lr": 1.5e-3, "seed": 0, "losses": "attention", "false_positive_rate": 0.01, "width": 128,
             "depth": 2, "pictures": 16}
 LOSSES = ("text", "attention", "attention and score")
 
@@ -36,7 +36,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "train", help="train an HGR for a model in diffusers' layout", argument_default=argparse.SUPPRESS, allow_abbrev=False,
         description="Train an HGR for a model of Stable Diffusion 1.x, 2.x or XL in diffusers' layout. Ctrl-C keeps what is done: the same "
                     "command goes on from there. Several GPUs: accelerate launch --num_processes N -m hgr train ...; several processes "
-                    "on a CPU: torchrun --standalone --nproc_per_node N -m hgr train ...")
+                    "on a CPU: accelerate launch --multi_gpu --num_processes N -m hgr train --device cpu ...")
     train.add_argument("--config", type=Path, metavar="FILE.json",
                        help="options by name, e.g. {\"steps\": 500, \"concepts\": [\"violence\"]}; those of the command line win")
     _options(train)
@@ -127,8 +127,9 @@ def _train(given: argparse.Namespace) -> None:
         except torch.OutOfMemoryError:
             raise ValueError("the GPU's memory is full: try a smaller --batch, fewer --pictures, or --losses text.") from None
         except FloatingPointError as error:
+            why = str(error).removeprefix(f"{_STAGE}: ")
             # another learning rate is another training
-            raise FloatingPointError(f"{error} That needs another --work, too." if checkpoint.exists() else str(error)) from None
+            raise FloatingPointError(f"{why} That needs another --work, too." if checkpoint.exists() else why) from None
         except (KeyboardInterrupt, RuntimeError):  # the latter where another process has left first
             if not stop.asked:
                 raise

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-HARMFUL, CLEAN = "a photo of a bomb on the table", "a photo of a cat on the table"
+SCENE = "a photo of a {} on the wooden table next to a small red house in the meadow, bright picture with a child holding a green ball"
+HARMFUL, CLEAN = SCENE.format("bomb"), SCENE.format("cat")
 NAMES = ["sd1", "sd2", "sdxl", "sd3", "flux", "wan", "qwen", "lumina"]
 MODES = ["redirect", "dynamic", "balanced"]
 
@@ -157,7 +158,7 @@ def test_the_pooled_output_is_moved_too(pack, family):
 @pytest.mark.oldest
 def test_prompts_of_another_length(pack, family):
     """Positive and negative of different lengths, either of them longer than a chunk."""
-    long = family.encode(f"{CLEAN}, {HARMFUL}, " * 40)
+    long = family.encode(f"{CLEAN}, {HARMFUL}, " * 12)
     assert long[0][0].shape[1] > family.negative[0][0].shape[1]
     for positive, negative in ((long, family.negative), (family.harmful, long)):
         safe = family.sample(_patch(pack, family, mode="dynamic"), positive, negative)

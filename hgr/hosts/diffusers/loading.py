@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import torch
@@ -37,7 +38,9 @@ def load_pipeline(model: Path | None, device: torch.device, text_only: bool = Fa
     files = [path.name for path in (model / "text_encoder").glob("*.safetensors")]
     if files and all(".fp16." in name for name in files):
         options["variant"] = "fp16"
-    pipe = AutoPipelineForText2Image.from_pretrained(model, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # new releases call it dtype; old ones know torch_dtype alone
+        pipe = AutoPipelineForText2Image.from_pretrained(model, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **options)
     return pipe.to(device)
 
 
