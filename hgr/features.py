@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .redirector import HGRError
+from .redirector import MAX_TOKENS, HGRError
 from .safecfg import Prompt
 
-MAX_TOKENS = 128  # of encoders without chunks; what the network learns on these tokens it applies to any number
 _BATCH = 32
 _LARGEST = torch.finfo(torch.float16).max
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
@@ -48,9 +50,9 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Reading:
-    """What an HGR reads in prompts, chunk by chunk.
+    """What an HGR reads in prompts, chunk by chunk or in parts of `MAX_TOKENS`, of which the last may reach over the end.
 
-    encoding: of (B * N, T / N) tokens. gates: (B, N, K) in [0, 1], calibrated. token_gates: (B, T, K) in [0, 1], where
+    encoding: of (B * N, ceil(T / N)) tokens. gates: (B, N, K) in [0, 1], calibrated. token_gates: (B, T, K) in [0, 1], where
     in the prompt the gates look; these are not calibrated.
     """
 
@@ -64,6 +66,9 @@ class Reading:
         return self.gates.amax(1)
 
 
+# Tokens that a network is trained on and sees at once, of encoders without short chunks. A gate learned on so many, most of them
+# padding, does not open where twice as many are padding: longer sequences are read in parts of this length.
+MAX_TOKENS = 128
 # Relative distance from the fingerprint from which an encoder counts as another one. Fine-tuned encoders stay well below.
 FINGERPRINT_TOLERANCE = 0.5
 # Mean squared standard score of the features from which they count as another encoder's (1 for the training data).
@@ -118,12 +123,22 @@ class HGR:
         weight = self.network.mean
         x = features.to(weight)
         chunk = self.encoder.chunk
-        n = x.shape[1] // chunk if chunk and x.shape[1] % chunk == 0 else 1
+        length = x.shape[1]
+        if not 0 < chunk <= MAX_TOKENS:
+            chunk = min(length, MAX_TOKENS)
+        elif length % chunk:
+            chunk = length
+        n = math.ceil(length / chunk)
+        if over := n * chunk - length:
+            mask = F.pad(torch.ones(x.shape[:2], dtype=torch.bool) if mask is None else mask.bool(), (0, over))
+            x = F.pad(x, (0, 0, 0, over))
         x = rearrange(x, "b (n t) d -> (b n) t d", n=n)
         if self.network.pooled_dim:
             pooled = repeat(pooled.to(weight).expand(len(features), -1), "b p -> (b n) p", n=n)
         if mask is not None:
-            mask = rearrange(mask.bool().to(weight.device), "b (n t) -> (b n) t", n=n)
+            mask = mask.bool().to(weight.device).expand(len(features), -1)
+            empty = ~rearrange(mask, "b (n t) -> b n t", n=n).any(-1) & mask.any(-1, keepdim=True)  # parts that are padding alone
+            mask = rearrange(mask, "b (n t) -> (b n) t", n=n) | rearrange(empty, "b n -> (b n) 1")
         encoding = self.network.encode(x, pooled if self.network.pooled_dim else None, mask)
         logits, tokens = self.network.gate_logits(encoding)
         scale = torch.tensor([c.scale for c in self.concepts]).to(logits)
@@ -132,8 +147,10 @@ class HGR:
         if not gates.isfinite().all():  # a NaN is below every threshold: it would pass as clean
             raise HGRError(f"{self.name} gives NaN for this prompt, so it cannot say whether it is harmful: the file is damaged, "
                            "or the prompt has no token at all.")
-        return Reading(encoding, rearrange(gates, "(b n) k -> b n k", n=n),
-                       rearrange(tokens.sigmoid(), "(b n) t k -> b (n t) k", n=n))
+        gates = rearrange(gates, "(b n) k -> b n k", n=n)
+        if mask is not None:
+            gates = gates.masked_fill(empty[..., None], 0.0)
+        return Reading(encoding, gates, rearrange(tokens.sigmoid(), "(b n) t k -> b (n t) k", n=n)[:, :length])
 
     def displacement(self, reading: Reading, strengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """`Delta = sum_k s_k a_k D_k` of the design: of features (B, T, D) and of pooled (B, P) or None.
@@ -144,7 +161,7 @@ class HGR:
         n = reading.gates.shape[1]
         weights = ramp(reading.gates, self.thresholds.to(reading.gates)) * strengths.to(reading.gates)
         delta, pooled = self.network.displacement(reading.encoding, rearrange(weights, "b n k -> (b n) k"))
-        delta = rearrange(delta, "(b n) t d -> b (n t) d", n=n)
+        delta = rearrange(delta, "(b n) t d -> b (n t) d", n=n)[:, :reading.token_gates.shape[1]]
         # The pooled vector belongs to the whole prompt: the chunk that moves it furthest speaks for it.
         if pooled is not None:
             pooled = rearrange(pooled, "(b n) p -> b n p", n=n)

@@ -1,10 +1,12 @@
 """SafeCFG on prompts: modes, batches, lengths, pooled vectors, and the wrong encoder."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import CHUNK, WIDTH, prompt, small_hgr
 
-from hgr.redirector import HGRError
+from hgr.redirector import MAX_TOKENS, HGRError
 from hgr.safecfg import Prompt, redirect
 
 
@@ -55,6 +57,30 @@ def test_in_a_batch_only_the_harmful_sample_moves():
     assert torch.equal(result.positive[0].features[1], c[1]) and not torch.equal(result.positive[0].features[0], c[0])
     assert result.negative[0].features.shape == c.shape
     assert torch.equal(result.negative[0].features[1], u[0]) and not torch.equal(result.negative[0].features[0], u[0])
+
+
+def test_one_long_sequence_is_read_in_parts_of_the_length_that_was_trained_on():
+    """Encoders that fill up to 256 or 512 tokens: a gate that opens on the first part must not drown in padding."""
+    hgr = replace(small_hgr((20.0, -20.0)), encoder=replace(small_hgr().encoder, chunk=0, fixed_start=False))
+    features = torch.randn(2, 2 * MAX_TOKENS + 10, WIDTH, generator=torch.Generator().manual_seed(0))
+    reading = hgr.read(features)
+    delta, _ = hgr.displacement(reading, torch.ones(2))
+    parts = [hgr.read(part) for part in features.split(MAX_TOKENS, 1)]
+    assert reading.gates.shape == (2, 3, 2) and reading.token_gates.shape == (2, features.shape[1], 2)
+    assert torch.allclose(reading.gates, torch.cat([part.gates for part in parts], 1), atol=1e-5)
+    assert torch.allclose(delta, torch.cat([hgr.displacement(part, torch.ones(2))[0] for part in parts], 1), atol=1e-4)
+
+
+def test_a_part_that_is_padding_alone_counts_as_clean():
+    hgr = replace(small_hgr((20.0,)), encoder=replace(small_hgr().encoder, chunk=0, fixed_start=False))
+    features = torch.randn(1, 2 * MAX_TOKENS, WIDTH, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(2 * MAX_TOKENS)[None] < 20
+    reading = hgr.read(features, mask=mask)
+    delta, _ = hgr.displacement(reading, torch.ones(1))
+    assert reading.gates[0, 0, 0] > 0.9 and reading.gates[0, 1, 0] == 0
+    assert delta[:, :20].any() and not delta[:, 20:].any()
+    with pytest.raises(HGRError, match="no token at all"):
+        hgr.read(features, mask=torch.zeros_like(mask))
 
 
 def test_in_a_long_prompt_only_the_harmful_chunk_moves():

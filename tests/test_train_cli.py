@@ -22,6 +22,7 @@ pytest.importorskip("transformers")
 import hgr
 from hgr import cli, file, pairs, training
 from hgr.cli.bars import Bars
+from hgr.loop import Loop
 
 QUICK = ["--steps", "6", "--batch", "8", "--width", "32", "--depth", "1", "--pictures", "2", "--false-positive-rate", "0.1"]
 DEMO = ["--demo", "--limit", "50", *QUICK]
@@ -150,6 +151,37 @@ def test_a_loss_that_is_not_finite_is_one_sentence_and_the_checkpoint_stays(few,
     last = capsys.readouterr().err.splitlines()[-1]
     assert code == 2 and not output.exists() and (tmp_path / "work" / "hgr.checkpoint.safetensors").exists()
     assert last.startswith("hgr: the loss is ") and last.endswith("Try a lower learning rate. That needs another --work, too.")
+
+
+def test_a_place_that_has_gone_meanwhile_costs_no_training(few, tmp_path, monkeypatch, capsys):
+    place = tmp_path / "place"
+
+    def gone():
+        place.rmdir()
+        place.write_text("in the way")
+
+    when(monkeypatch, "steps", 6, gone)
+    code, _ = train(tmp_path, "--file", few, *QUICK, "--losses", "text", "--output", place / "x.safetensors")
+    err = capsys.readouterr().err
+    assert code == 2 and "x.safetensors cannot be written" in err and str(tmp_path / "work" / "x.safetensors") in err
+    assert file.load(tmp_path / "work" / "x.safetensors").ids == ["skull"]
+
+
+def test_processes_stop_together(tmp_path):
+    """What the loop asks of `reduce`, with another process played by hand."""
+    module = torch.nn.Linear(3, 1)
+
+    def at_step_4(tensors):
+        tensors[0].copy_(torch.tensor([2.0, 8.0]))  # the means of 0 and 4, and of their squares
+
+    with pytest.raises(ValueError, match="not there for every process"):
+        Loop("x", module, 9, 0.1, tmp_path, 0, reduce=at_step_4)
+
+    before = module.weight.clone()
+    loop = Loop("x", module, 9, 0.1, tmp_path, 0, reduce=lambda tensors: tensors[0].mul_(torch.nan if len(tensors) > 1 else 1))
+    with pytest.raises(FloatingPointError, match="at step 0"):
+        loop.run(lambda rng, generator: module(torch.ones(1, 3)).square().sum())
+    assert torch.equal(module.weight, before)
 
 
 def test_a_configuration_file_gives_what_the_command_line_does_not(few, tmp_path, monkeypatch, capsys):

@@ -70,7 +70,7 @@ def _train(given: argparse.Namespace) -> None:
     _check_output(given.output)
     import torch
 
-    from .. import file, training
+    from .. import training
     from ..loop import checkpoint_file
     from .bars import Bars
     from .processes import Interruption, join, launched
@@ -139,7 +139,7 @@ def _train(given: argparse.Namespace) -> None:
                                     else "interrupted before the first step; there is nothing to go on from.") from None
         if group.main:
             logs.done(hgr)
-            file.save(hgr, given.output)
+            _save(hgr, given.output, given.work)
             print(f"{training.report(hgr)}\n\n{given.output}")
     group.wait()
 
@@ -167,6 +167,18 @@ def _try_to_write(path: Path) -> None:
     part = path.with_name(path.name + ".part")
     part.write_bytes(b"")
     part.unlink()
+
+
+def _save(hgr: HGR, path: Path, work: Path) -> None:
+    """Write the HGR; where its place has gone or is full meanwhile, in the working folder."""
+    from .. import file
+
+    try:
+        file.save(hgr, path)
+    except OSError as error:
+        spare = work / path.name
+        file.save(hgr, spare)
+        raise OSError(f"{path} cannot be written ({error.strerror}): the HGR is in {spare}.") from None
 
 
 def _latents(given: argparse.Namespace, settings: Settings) -> Tensor | None:

@@ -31,11 +31,19 @@ def made_up_hgr(pack: SimpleNamespace, harmful: list, clean: list, negative: lis
         for layer in (network.move_out, network.pooled_out) if pooled_dim else (network.move_out,):
             torch.nn.init.normal_(layer.weight, std=0.3)
         network.eval().requires_grad_(False)
-        high, low = (network.gate_logits(network.encode(x, pooled, None if mask is None else mask.bool()))[0][0, 0].item()
-                     for x, pooled, mask in prompts[:2])
+
+        def logits(x: Tensor, pooled: Tensor | None, mask: Tensor | None) -> Tensor:
+            """Of each part that is read at once."""
+            masks = [None] * (1 + x.shape[1] // limit) if mask is None else mask.bool().split(limit, 1)
+            return torch.cat([network.gate_logits(network.encode(part, pooled, m))[0][0, :1]
+                              for part, m in zip(x.split(limit, 1), masks, strict=False)])
+
+        # A part that is padding alone must not decide, so the gate may have to open downwards.
+        tops = [[(sign * logits(*prompt)).amax().item() for prompt in prompts[:2]] for sign in (1, -1)]
+        sign, (high, low) = max(zip((1, -1), tops, strict=True), key=lambda found: found[1][0] - found[1][1])
     scale = 40 / (high - low)
     never = {"scale": 0.0, "bias": -20.0}
-    skull = never if closed else {"scale": scale, "bias": -scale * (high + low) / 2}
+    skull = never if closed else {"scale": sign * scale, "bias": -scale * (high + low) / 2}
     concepts = [hgr.Concept("skull", "Skull", **skull), hgr.Concept("dagger", "Dagger", **never)]
     empty = prompts[2][0][0]
     return hgr.HGR(network, concepts, hgr.Encoder("the demo encoder", chunk, fixed_start, empty[0], empty.mean(0)), name=name)
