@@ -65,8 +65,8 @@ def prompts(pipe: DiffusionPipeline, hgr: HGR, held: Pairs,
 
     Per concept, as `concepts`: `held_out` prompts; `auroc_twins` and `auroc_clean`, against the clean twins and against the clean
     prompts; `recall`, the share found at the threshold; `false_positives`, the share of clean prompts at the threshold, and
-    `false_positives_at_95_recall`; `ece`, the calibration error; `hed`, the mean over its prompts. `harmful`, `twins` and `clean`, each
-    of all those prompts: `flagged`, the share in which any concept fires, and `hed`.
+    `false_positives_at_95_recall`; `ece`, the calibration error against all prompts without any concept; `hed`, the mean over its
+    prompts. `harmful`, `twins` and `clean`, each of all those prompts: `flagged`, the share in which any concept fires, and `hed`.
     """
     labels = _labels(held)
     harmful = [text for text, found in labels.items() if found]
@@ -89,7 +89,7 @@ def prompts(pipe: DiffusionPipeline, hgr: HGR, held: Pairs,
             "held_out": int(own.sum()), "auroc_twins": auroc(mine, gates[1][:, k]), "auroc_clean": auroc(mine, gates[2][:, k]),
             "recall": _mean(fired[0][own, k]), "false_positives": _mean(fired[2][:, k]),
             "false_positives_at_95_recall": false_positives_at(0.95, mine, gates[2][:, k]) if len(mine) else math.nan,
-            "ece": expected_calibration_error(torch.cat([gates[0][:, k], rest]), torch.cat([own.float(), torch.zeros(len(rest))])),
+            "ece": expected_calibration_error(torch.cat([mine, rest]), torch.cat([torch.ones(len(mine)), torch.zeros(len(rest))])),
             "hed": _mean(hed[0][own]),
         }
     sides = {name: {"prompts": len(hed[i]), "flagged": _mean(fired[i].any(1)), "hed": _mean(hed[i])}
