@@ -71,7 +71,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """Rows by number. `near`: those out of distribution that repeat a text of the training are in neither."""
+    """Rows by number. Those at the ends of held-out blocks, or with a text of the training, are in none."""
 
     train: list[int]
     inside: list[int]
@@ -293,10 +293,9 @@ def measure_fold(hgr: HGR, encoder: Encoder, rows: list[Row], sides: dict[str, l
                 "pooled": auroc(harmful.any, scores.any), "pooled fpr95": false_positives_at(0.95, harmful.any, scores.any),
                 "pooled, highest gate": auroc(harmful.gates.amax(1), scores.gates.amax(1)), "pooled, HED": auroc(harmful.hed, scores.hed),
             }
-        gates = torch.cat([harmful.gates, negative["twins"].gates, negative["captions"].gates])
-        truth = torch.cat([own, torch.zeros(len(gates) - len(own), len(names), dtype=torch.bool)])
-        found["ece"] = {name: expected_calibration_error(gates[:, k], truth[:, k]) for k, name in enumerate(names)}
-        found["ece, any"] = expected_calibration_error(noisy_or(gates), truth.any(1))
+        clean = torch.cat([negative["twins"].gates, negative["captions"].gates])
+        found["ece"] = {name: _ece(harmful.gates[own[:, k], k], clean[:, k]) for k, name in enumerate(names)}
+        found["ece, any"] = _ece(harmful.any, noisy_or(clean))
         result["sides"][side] = found
         result["attacks"][side] = {"none": {"auroc": found["captions"]["pooled"], "recall": found["recall"]}}
         for kind in ATTACKS:
@@ -306,6 +305,10 @@ def measure_fold(hgr: HGR, encoder: Encoder, rows: list[Row], sides: dict[str, l
                 "recall": _share(hit.fired.any(1)),
             }
     return result
+
+
+def _ece(positive: Tensor, negative: Tensor) -> float:
+    return expected_calibration_error(torch.cat([positive, negative]), torch.cat([torch.ones(len(positive)), torch.zeros(len(negative))]))
 
 
 def _share(flags: Tensor) -> float:
@@ -377,7 +380,7 @@ def tables(results: dict[str, Any]) -> str:
         [name, *(f"{_mean(folds, side, against, 'auroc', name):.4f} ({_mean(folds, side, against, 'fpr95', name):.3f})"
                  for side, against in TARGETS)] for name in names])
     section("Thresholds and calibration", "With the HGR's own thresholds. Recall: any concept fires. ECE: expected calibration error in 15 "
-            "bins over harmful prompts, their twins and captions, mean over the gates; of the labels only the one category a prompt has. "
+            "bins over a category's prompts, all twins and captions, mean over the gates; any: noisy-or, over all prompts. "
             "Other categories: AUROC of a gate on its category's prompts against other categories' (many prompts fit several).",
             ["prompts", "captions flagged", "twins flagged", "recall", "recall, own concept", "ECE", "ECE, any", "other categories",
              "highest gate is own"], [
