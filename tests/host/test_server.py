@@ -141,8 +141,8 @@ def test_nodes_as_the_editor_sees_them(object_info, node_id):
 def test_every_node_of_the_pack_has_tooltips(object_info):
     for node_id, info in object_info.items():
         if info["category"].startswith("SafeCFG"):
-            for group in info["input"].values():
-                for name, (_, *options) in group.items():
+            for group in ("required", "optional"):
+                for name, (_, *options) in info["input"].get(group, {}).items():
                     assert options and options[0].get("tooltip"), f"{node_id}: {name}"
 
 
