@@ -255,6 +255,13 @@ def test_broken_features_and_a_full_disk_stop_the_training_and_leave_no_file(tmp
         Features(["a"], broken, tmp_path / "f.bin")
     assert not list(tmp_path.iterdir())
 
+    def full(done, total):
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        train(toy_pairs(), toy_encode, "a toy", TOY, tmp_path, on_text=full)
+    assert not list(tmp_path.iterdir())
+
 
 def test_examples_take_away_what_they_say():
     pairs = Pairs((Topic("a", "A"), Topic("b", "B")), (
