@@ -43,14 +43,6 @@ def scheduler() -> DDIMScheduler:
 
 
 @torch.no_grad()
-def encode_captions(encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerFast, texts: list[str], batch: int = 256) -> Tensor:
-    """Text features (B, 48, 128), float32."""
-    device = next(encoder.parameters()).device
-    ids = tokenize(tokenizer, texts).to(device)
-    return torch.cat([encoder(part).last_hidden_state for part in ids.split(batch)])
-
-
-@torch.no_grad()
 def picture_set(vae: AutoencoderKL, work: Path, seed: int, size: int) -> tuple[Tensor, list[str]]:
     """Latents (N, 4, 16, 16) and captions of `size` rendered pictures, made once and kept in `work`."""
     path, texts_path = work / "latents.safetensors", work / "captions.json"

@@ -175,7 +175,7 @@ class _Progress:
     """The node's progress bar, its preview and the interrupt button."""
 
     def __init__(self, steps: int):
-        self.steps, self.losses, self.shown, self.first = steps, [], 0.0, 0
+        self.steps, self.losses, self.shown = steps, [], 0.0
         self.bar = comfy.utils.ProgressBar(steps)
 
     def text(self, done: int, total: int) -> None:
