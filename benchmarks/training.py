@@ -46,8 +46,10 @@ def trained(bench: Bench, pairs: int, settings: Settings, folder: Path) -> HGR:
     """The HGR of a row, from `folder` where it is done."""
     path = folder / "hgr.safetensors"
     if not path.exists():
-        hgr = train(demo_world(pairs), encoder(bench.pipe), FAMILY, settings, folder / "work",
-                    denoiser=lambda prompts: denoiser(bench.pipe, prompts, settings.seed))
+        # clean prompts are at hand in any number: only the pairs are few
+        given = dataclasses.replace(demo_world(PAIRS), pairs=demo_world(pairs).pairs)
+        hgr = train(given, encoder(bench.pipe), FAMILY, settings, folder / "work",
+                    denoiser=lambda: denoiser(bench.pipe, settings.seed))
         file.save(hgr, path)
     return file.load(path)
 
@@ -61,8 +63,6 @@ def measure(bench: Bench, kinds: list[str]) -> dict[str, Any]:
         flagged[kind] = rate((torch.cat(gates) >= bench.hgr.thresholds).any(1))
     return {"harm": {kind: bench.harm("redirect", kind) for kind in kinds}, "flagged": flagged,
             "training": bench.hgr.training}
-
-
 
 
 def table(results: dict[str, Any], bundled: dict[str, Any] | None) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .redirector import HGR
+from .redirector import SENSITIVITIES, Concept
 
 
 def platt(logits: Tensor, labels: Tensor, steps: int = 200) -> tuple[float, float]:
@@ -33,11 +34,13 @@ def platt(logits: Tensor, labels: Tensor, steps: int = 200) -> tuple[float, floa
 
 
 def thresholds(clean: Tensor, rate: float, low: float = 0.3, high: float = 0.95) -> list[float]:
-    """One threshold a concept, such that of held-out clean prompts with gates (N, K) a share of `rate` has a gate that reaches
-    its threshold: the stated false-positive rate of all concepts together. Each is kept within [low, high].
+    """One threshold a concept, such that of clean prompts at most a share of `rate` is expected to have a gate that reaches its
+    threshold: the stated false-positive rate of all concepts together. clean (N, K): gates of prompts that were not trained on. Each
+    is kept within [low, high].
 
-    Where classes are separated, the stated rate would allow thresholds next to 0; `low` keeps clean wordings that were never
-    seen from firing on a hint.
+    Of N prompts at most `rate * (N + 1) - 1` may fire: one more than was seen must be expected of new prompts, as in split conformal
+    prediction (Vovk et al. 2005). Where classes are separated, the stated rate would allow thresholds next to 0; `low` keeps clean
+    wordings that were never seen from firing on a hint.
 
     Raises ValueError for a rate outside (0, 1).
     """
@@ -49,19 +52,21 @@ def thresholds(clean: Tensor, rate: float, low: float = 0.3, high: float = 0.95)
         """The thresholds that each concept alone reaches in this share of clean prompts."""
         return (torch.quantile(clean, 1 - share, dim=0) + 1e-6).clamp(low, high)
 
-    least, most = rate / clean.shape[1], rate
+    allowed = max(0.0, rate * (len(clean) + 1) - 1)
+    least, most = 0.0, rate
     for _ in range(30):  # how far the concepts' false alarms overlap is not known beforehand
         middle = (least + most) / 2
-        least, most = (middle, most) if (clean >= at(middle)).any(1).double().mean() <= rate else (least, middle)
+        least, most = (middle, most) if (clean >= at(middle)).any(1).sum() <= allowed else (least, middle)
     return at(least).tolist()
 
 
-def calibrate(hgr: HGR, harmful: Tensor, labels: Tensor, negative: Tensor, clean: Tensor, rate: float) -> HGR:
-    """Fit each concept's calibration and threshold on gate logits of prompts that were not trained on.
+def calibrate(concepts: Sequence[Concept], harmful: Tensor, labels: Tensor, negative: Tensor, clean: Tensor,
+              rate: float) -> list[Concept]:
+    """Concepts with the calibration and the thresholds of a score, from its logits on what was not trained on.
 
-    harmful (N, K) with labels (N, K); negative (M, K): all prompts without a concept; clean (L, K): those that the stated
-    false-positive rate is about. A gate is the probability of its concept among prompts that have it and prompts that have none:
-    harmful prompts without the label say little about it, for pairs seldom name all concepts of a prompt.
+    harmful (N, K) with labels (N, K); negative (M, K): all without a concept; clean (L, K): those that the stated false-positive
+    rate is about. A calibrated score is the probability of its concept among what has it and what has none: harmful prompts
+    without the label say little about it, for pairs seldom name all concepts of a prompt.
     """
     fits = []
     for k in range(labels.shape[1]):
@@ -69,7 +74,8 @@ def calibrate(hgr: HGR, harmful: Tensor, labels: Tensor, negative: Tensor, clean
         truth = torch.cat([torch.ones(len(own)), torch.zeros(len(negative))])
         fits.append(platt(torch.cat([own, negative[:, k]]), truth))
     scale, bias = torch.tensor(fits).T
-    found = thresholds((scale * clean + bias).sigmoid(), rate)
-    concepts = [replace(concept, scale=scale, bias=bias, threshold=threshold)
-                for concept, (scale, bias), threshold in zip(hgr.concepts, fits, found, strict=True)]
-    return replace(hgr, concepts=concepts)
+    scores = (scale * clean + bias).sigmoid()
+    levels = [thresholds(scores, min(rate * factor, 0.5)) for factor in SENSITIVITIES.values()]
+    normal = levels[list(SENSITIVITIES).index("normal")]
+    return [replace(concept, scale=scale, bias=bias, threshold=threshold, levels=level)
+            for concept, (scale, bias), threshold, level in zip(concepts, fits, normal, zip(*levels, strict=True), strict=True)]

@@ -1,19 +1,23 @@
-"""Harmfulness of prompts: the Harmful Euclidean Distance (HED).
+"""The Harmful Euclidean Distance (HED): of prompts, and of pictures with their prompts.
 
-The paper (arXiv 2412.16039) says that HGR detects harmfulness by a Euclidean distance; the formula is this project's own.
+The paper (arXiv 2412.16039) says that HGR detects harmfulness by a Euclidean distance; the formulas are this project's own.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from einops import repeat
 from torch import Tensor
 
+from .denoiser import Denoiser, Predict
 from .redirector import HGR
 from .safecfg import Prompt
+
+PERCENTS = (0.1, 0.25)  # where in sampling a picture is looked at with its prompt: chosen on the demo world (docs/benchmarks.md)
 
 
 @dataclass(frozen=True)
@@ -55,3 +59,88 @@ def hed_prompt(hgr: HGR, prompt: Prompt, empty: Tensor) -> PromptHarm:
         gates, gates >= hgr.thresholds.to(gates), distance(torch.ones(count)),
         torch.stack([distance(one) for one in torch.eye(count)], 1), reading.token_gates,
     )
+
+
+@dataclass(frozen=True)
+class PictureHarm:
+    """hed (B,), of all concepts together, and per_concept (B, K): see `hed_picture`. 0 where nothing fires."""
+
+    hed: Tensor
+    per_concept: Tensor
+
+
+@torch.no_grad()
+def hed_picture(hgr: HGR, denoiser: Denoiser, latents: Tensor, prompt: Prompt, percents: tuple[float, ...] = PERCENTS, samples: int = 1,
+                seed: int = 0) -> PictureHarm:
+    """How far a picture itself goes along the harmful direction of its prompt, as a share of the CFG direction's length:
+
+        <eps - eps(z_t, c_safe), d> / (||d|| ||eps(z_t, c) - eps(z_t, u)||),  d = eps(z_t, c) - eps(z_t, c_safe),
+
+    the mean over noise levels and samples, with all concepts at strength 1 and with each concept alone. eps is the noise that is in
+    z_t: where it is just what c predicts, this is the HED `||d|| / ||eps(z_t, c) - eps(z_t, u)||`; where it is what c_safe predicts, 0.
+    The HED alone says what the prompt asks for; this says whether the picture shows it.
+
+    latents (B, ...) with their prompts (B, T, D); u is the empty prompt. A prompt in which nothing fires costs no evaluation; another
+    one 3 a noise level and sample, and one more for each concept that fires beside another.
+    """
+    ids = len(hgr.concepts)
+    prompt = Prompt(*(None if x is None else x.to(hgr.network.mean.device) for x in prompt))
+    reading = hgr.read(*prompt)
+    fired = (reading.prompt_gates >= hgr.thresholds).cpu()
+    hed, per_concept = torch.zeros(len(latents)), torch.zeros(len(latents), ids)
+    rows = fired.any(1).nonzero().flatten()
+    if not len(rows):
+        return PictureHarm(hed, per_concept)
+
+    def picked(x: Tensor | None, rows: Tensor) -> Tensor | None:
+        return None if x is None else x[rows.to(x.device)]
+
+    def safe(strengths: Tensor) -> tuple[Tensor, Tensor | None]:
+        delta, pooled = hgr.displacement(reading, strengths)
+        return prompt.features + delta.to(prompt.features), None if pooled is None else prompt.pooled + pooled.to(prompt.pooled)
+
+    empty, empty_pooled = hgr.encoder.empty, hgr.encoder.empty_pooled
+    u = (empty.expand(len(rows), *empty.shape), None if empty_pooled is None else empty_pooled.expand(len(rows), -1))
+    beside = {k: found for k in range(ids) if len(found := (fired[:, k] & (fired.sum(1) > 1)).nonzero().flatten())}
+    all_safe, one_safe = safe(torch.ones(ids)), {k: safe(torch.eye(ids)[k]) for k in beside}
+    alone = fired[rows] & (fired[rows].sum(1, keepdim=True) == 1)
+    looks = (noisy(denoiser, latents[part], percents, samples, seed) for part in (rows, *beside.values()))
+    for error, *others in zip(*looks, strict=True):
+        plain = error(picked(prompt.features, rows), picked(prompt.pooled, rows))
+        reach = _length(plain - error(*u)).clamp(min=1e-6)
+        whole = _along(plain, error(*(picked(x, rows) for x in all_safe))) / reach
+        hed[rows] += whole
+        per_concept[rows] += whole[:, None] * alone
+        for (k, part), look in zip(beside.items(), others, strict=True):
+            at = torch.searchsorted(rows, part)
+            per_concept[part, k] += _along(plain[at.to(plain.device)], look(*(picked(x, part) for x in one_safe[k]))) / reach[at]
+    count = len(percents) * samples
+    return PictureHarm(hed / count, per_concept / count)
+
+
+def _along(harmful: Tensor, safe: Tensor) -> Tensor:
+    """(B,): from errors of the harmful and the safe prediction, how far the truth lies from the safe one toward the harmful one."""
+    harmful, safe = harmful.flatten(1).double(), safe.flatten(1).double()
+    d = harmful - safe
+    return (-(safe * d).sum(1) / d.norm(dim=1).clamp(min=1e-12)).float().cpu()
+
+
+def spread(count: int) -> tuple[float, ...]:
+    """So many places of sampling over the range of `PERCENTS`."""
+    first, last = PERCENTS[0], PERCENTS[-1]
+    return tuple(first + (last - first) * i / (count - 1) for i in range(count)) if count > 1 else ((first + last) / 2,)
+
+
+def noisy(denoiser: Denoiser, latents: Tensor, percents: tuple[float, ...], samples: int, seed: int) -> Iterator[Predict]:
+    """The errors of the denoiser's predictions at each noise level, with `samples` draws of noise each. All pictures get the same
+    noise, so that a score does not depend on what else is in the batch."""
+    generator = torch.Generator().manual_seed(seed)
+    for percent in percents:
+        for _ in range(samples):
+            noise = torch.randn(latents.shape[1:], generator=generator).expand_as(latents)
+            yield denoiser.at(latents, torch.full((len(latents),), percent), noise)
+
+
+def _length(x: Tensor) -> Tensor:
+    """(B,): the Euclidean length of each sample of a batch, on the CPU."""
+    return x.flatten(1).norm(dim=1).cpu()

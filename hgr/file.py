@@ -15,13 +15,16 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from .network import HGRNetwork, HGRUnion, parts_of
-from .redirector import HGR, Concept, Encoder, HGRError
+from .redirector import HGR, SENSITIVITIES, Concept, Encoder, HGRError, Probe
 
 FORMAT, VERSION = "hgr", 1
 _MAX_BYTES = 2**30
 _MAX_HEADER = 2**22
 _FIELDS = ("format", "format_version", "concepts", "text_dim", "pooled_dim", "encoder", "network", "training")
+_PROBE = ("mean", "std", "weight", "bias")
 _MAX_NETWORKS = 64
+_MAX_TOKENS = 4096  # of the empty prompt
+_MAX_FEATURES = 65536  # of a probe, at one noise level
 _LIMITS = {"text_dim": (1, 65536), "pooled_dim": (0, 65536), "concepts": (1, 1024), "width": (8, 4096), "depth": (1, 64),
            "heads": (1, 256)}
 
@@ -42,7 +45,9 @@ def save(hgr: HGR, path: str | Path, dtype: torch.dtype = torch.float16) -> None
     """Write an HGR file; the network's weights in `dtype`."""
     net, encoder, parts = hgr.network, hgr.encoder, parts_of(hgr.network)
     tensors = {f"network.{i}.{key}": value.to(dtype) for i, part in enumerate(parts) for key, value in part.state_dict().items()}
-    tensors |= {"fingerprint.first": encoder.first.float(), "fingerprint.mean": encoder.mean.float()}
+    tensors["empty.features"] = encoder.empty.float()
+    if net.pooled_dim:
+        tensors["empty.pooled"] = encoder.empty_pooled.float()
     metadata = {
         "format": FORMAT, "format_version": VERSION, "concepts": [dataclasses.asdict(c) for c in hgr.concepts],
         "text_dim": net.text_dim, "pooled_dim": net.pooled_dim,
@@ -50,6 +55,11 @@ def save(hgr: HGR, path: str | Path, dtype: torch.dtype = torch.float16) -> None
         "network": [{"concepts": len(part.anchors), "width": part.width, "depth": part.depth, "heads": part.heads} for part in parts],
         "training": hgr.training,
     }
+    if probe := hgr.probe:
+        tensors |= {f"probe.{key}": getattr(probe, key).float() for key in _PROBE}
+        metadata["probe"] = {
+            "percents": probe.percents, "heads": [dataclasses.asdict(c) for c in probe.heads],
+            "hed": [dataclasses.asdict(c) for c in probe.hed], "training": probe.training}
     text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     save_safely(tensors, Path(path), text)
 
@@ -64,7 +74,19 @@ def load(path: str | Path) -> HGR:
     with torch.device("meta"):
         parts = [HGRNetwork(header["text_dim"], header["pooled_dim"], **size) for size in header["network"]]
     wanted = {f"network.{i}.{key}": tuple(value.shape) for i, part in enumerate(parts) for key, value in part.state_dict().items()}
-    wanted |= dict.fromkeys(("fingerprint.first", "fingerprint.mean"), (header["text_dim"],))
+    # how many tokens the empty prompt has, and how wide the denoiser is, the tensors say themselves
+    tokens = shapes.get("empty.features", (0,))[0]
+    wanted["empty.features"] = (tokens, header["text_dim"])
+    if not 0 < tokens <= _MAX_TOKENS:
+        raise HGRError(f"{path.name}: the empty prompt has {tokens} tokens; it must have 1 to {_MAX_TOKENS}.")
+    if header["pooled_dim"]:
+        wanted["empty.pooled"] = (header["pooled_dim"],)
+    if header["probe"]:
+        levels, width, count = len(header["probe"]["percents"]), shapes.get("probe.mean", (0, 0))[-1], len(header["concepts"])
+        if not 0 < width <= _MAX_FEATURES:
+            raise HGRError(f"{path.name}: the probe has {width} features; it must have 1 to {_MAX_FEATURES}.")
+        wanted |= {"probe.mean": (levels, width), "probe.std": (levels, width), "probe.weight": (count, levels, width),
+                   "probe.bias": (count,)}
     for key in wanted.keys() | shapes.keys():
         if wanted.get(key) != shapes.get(key):
             raise HGRError(f"{path.name}: tensor \"{key}\" should have shape {wanted.get(key)}, but has {shapes.get(key)}.")
@@ -75,16 +97,25 @@ def load(path: str | Path) -> HGR:
             if not torch.isfinite(tensor).all():
                 raise HGRError(f"{path.name}: tensor \"{key}\" holds NaN or infinity; the file is damaged.")
             tensors[key] = tensor
-    spreads = [tensor for key, tensor in tensors.items() if key.endswith((".std", ".pooled_std"))]
-    if any((spread <= 0).any() for spread in spreads) or tensors["fingerprint.first"].norm() == 0:
+    spreads = [tensor for key, tensor in tensors.items() if key.endswith((".std", ".pooled_std"))]  # probe.std among them
+    if any((spread <= 0).any() for spread in spreads) or tensors["empty.features"][0].norm() == 0:
         raise HGRError(f"{path.name}: a standard deviation or the fingerprint is zero; the file is damaged.")
     for i, part in enumerate(parts):
         prefix = f"network.{i}."
         part.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}, assign=True)
     network = parts[0] if len(parts) == 1 else HGRUnion(parts)
     network.eval().requires_grad_(False)
-    encoder = Encoder(**header["encoder"], first=tensors["fingerprint.first"], mean=tensors["fingerprint.mean"])
-    return HGR(network, [Concept(**c) for c in header["concepts"]], encoder, header["training"], name=path.name)
+    encoder = Encoder(**header["encoder"], empty=tensors["empty.features"], empty_pooled=tensors.get("empty.pooled"))
+    probe = None
+    if found := header["probe"]:
+        heads, hed = (tuple(map(_concept, found[key])) for key in ("heads", "hed"))
+        probe = Probe(tuple(found["percents"]), **{key: tensors[f"probe.{key}"] for key in _PROBE}, heads=heads, hed=hed,
+                      training=found["training"])
+    return HGR(network, list(map(_concept, header["concepts"])), encoder, header["training"], path.name, probe)
+
+
+def _concept(fields: dict[str, Any]) -> Concept:
+    return Concept(**fields | {"levels": tuple(fields["levels"])})
 
 
 def _open(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
@@ -120,6 +151,7 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
         raise bad(f"tensor \"{wrong[0]}\" has type {kinds[wrong[0]]}; only F16, BF16 and F32 are allowed.")
     try:
         header = {key: json.loads(metadata[key]) for key in _FIELDS if key != "format"}
+        header["probe"] = json.loads(metadata.get("probe", "null"))
         _check_fields(header)
     except (KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
         raise bad(f"the metadata is not sound ({error}).") from None
@@ -149,12 +181,35 @@ def _check_fields(header: dict[str, Any]) -> None:
         raise ValueError("encoder must give family, chunk (0 or more) and fixed_start (true or false)")
     if not isinstance(header["training"], dict) or not isinstance(encoder["family"], str):
         raise ValueError("training must be an object and encoder.family a text")
-    for concept in concepts:
-        Concept(**concept)
-        numbers = [concept["threshold"], concept["scale"], concept["bias"]]
-        if not all(type(v) in (int, float) and math.isfinite(v) for v in numbers) or not 0 < numbers[0] < 1:
-            raise ValueError(f"concept {concept.get('id')!r}: threshold must lie in (0, 1), scale and bias must be finite")
-        if not all(isinstance(concept[key], str) for key in ("id", "label", "description")) or not concept["id"]:
-            raise ValueError("a concept's id, label and description must be texts")
+    _check_concepts(concepts)
     if len({concept["id"] for concept in concepts}) < len(concepts):
         raise ValueError("two concepts have the same id")
+    if (probe := header["probe"]) is not None:
+        _check_probe(probe, [concept["id"] for concept in concepts])
+
+
+def _check_concepts(concepts: list[dict[str, Any]]) -> None:
+    for concept in concepts:
+        Concept(**concept)
+        id, levels = concept.get("id"), concept["levels"]
+        if not isinstance(levels, list) or len(levels) not in (0, len(SENSITIVITIES)):
+            raise ValueError(f"concept {id!r}: levels must be empty or {len(SENSITIVITIES)} thresholds")
+        if not all(type(v) in (int, float) and 0 < v < 1 for v in (concept["threshold"], *levels)):
+            raise ValueError(f"concept {id!r}: threshold and levels must lie in (0, 1)")
+        if not all(type(v) in (int, float) and math.isfinite(v) for v in (concept["scale"], concept["bias"])):
+            raise ValueError(f"concept {id!r}: scale and bias must be finite")
+        if not all(isinstance(concept[key], str) for key in ("id", "label", "description")) or not id:
+            raise ValueError("a concept's id, label and description must be texts")
+
+
+def _check_probe(probe: dict[str, Any], ids: list[str]) -> None:
+    percents = probe["percents"]
+    if not isinstance(percents, list) or not 1 <= len(percents) <= 64 \
+            or not all(type(v) in (int, float) and 0 <= v <= 1 for v in percents):
+        raise ValueError("the probe's percents must be 1 to 64 numbers in [0, 1]")
+    for key in ("heads", "hed"):
+        _check_concepts(probe[key])
+        if [concept["id"] for concept in probe[key]] != ids:
+            raise ValueError(f"the probe's {key} must have the file's concepts")
+    if not isinstance(probe["training"], dict):
+        raise ValueError("the probe's training must be an object")

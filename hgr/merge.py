@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
+import torch
 from torch import Tensor
 
 from .network import HGRUnion, parts_of
-from .redirector import FINGERPRINT_TOLERANCE, HGR, HGRError
+from .redirector import FINGERPRINT_TOLERANCE, HGR, SCORE_TOLERANCE, HGRError, Probe
+
+log = logging.getLogger("safecfg")
 
 
 def merge(hgrs: list[HGR]) -> HGR:
@@ -25,7 +30,26 @@ def merge(hgrs: list[HGR]) -> HGR:
             owner[id] = hgr
     network = HGRUnion([part for hgr in hgrs for part in parts_of(hgr.network)])
     return HGR(network, [concept for hgr in hgrs for concept in hgr.concepts], first.encoder,
-               {"merged": [{"name": hgr.name, **hgr.training} for hgr in hgrs]}, " + ".join(hgr.name for hgr in hgrs))
+               {"merged": [{"name": hgr.name, **hgr.training} for hgr in hgrs]}, " + ".join(hgr.name for hgr in hgrs), _probe(hgrs))
+
+
+def _probe(hgrs: list[HGR]) -> Probe | None:
+    """The heads of all probes; None, with a warning, unless every HGR has one that looks at the same denoiser alike."""
+    probes = [hgr.probe for hgr in hgrs]
+    if not any(probes):
+        return None
+    if not all(probes):
+        without = ", ".join(hgr.name for hgr in hgrs if hgr.probe is None)
+        log.warning("%s has no picture probe: the merged HGR does not detect concepts in pictures.", without)
+        return None
+    first = probes[0]
+    if any(p.percents != first.percents or p.mean.shape != first.mean.shape
+           or ((p.mean - first.mean) / first.std).square().mean() > SCORE_TOLERANCE for p in probes):
+        log.warning("the picture probes were made for different denoisers: the merged HGR does not detect concepts in pictures.")
+        return None
+    return Probe(first.percents, first.mean, first.std, torch.cat([p.weight for p in probes]), torch.cat([p.bias for p in probes]),
+                 tuple(head for p in probes for head in p.heads), tuple(head for p in probes for head in p.hed),
+                 {"merged": [p.training for p in probes]})
 
 
 def _check_encoder(first: HGR, other: HGR) -> None:

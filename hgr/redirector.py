@@ -22,7 +22,7 @@ class HGRError(ValueError):
 @dataclass(frozen=True)
 class Concept:
     """One harmful concept. threshold: the gate from which it counts as present, in (0, 1). scale, bias: the calibration,
-    `gate = sigmoid(scale * logit + bias)`."""
+    `gate = sigmoid(scale * logit + bias)`. levels: the thresholds at each of `SENSITIVITIES`; empty where nobody measured them."""
 
     id: str
     label: str
@@ -30,6 +30,7 @@ class Concept:
     threshold: float = 0.5
     scale: float = 1.0
     bias: float = 0.0
+    levels: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,45 @@ class Encoder:
     """The text encoder that an HGR was trained on.
 
     family: a name for people. chunk: tokens a chunk, where long prompts are several chunks; 0 where they are one sequence.
-    fixed_start: the first token's features are the same for every prompt (causal encoders). first, mean: the fingerprint,
-    the empty prompt's features at the first token and on average, each (D,).
+    fixed_start: the first token's features are the same for every prompt (causal encoders). empty (T, D), empty_pooled (P,) or
+    None: what it gives for the empty prompt, its fingerprint.
     """
 
     family: str
     chunk: int
     fixed_start: bool
-    first: Tensor
+    empty: Tensor
+    empty_pooled: Tensor | None = None
+
+    @property
+    def first(self) -> Tensor:
+        """(D,): the first token of the empty prompt."""
+        return self.empty[0]
+
+    @property
+    def mean(self) -> Tensor:
+        """(D,): the mean over the empty prompt's tokens."""
+        return self.empty.mean(0)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Detects concepts in a picture alone: per concept a logistic head on the denoiser's features at a few noise levels, with the
+    empty prompt. See `hgr.probe`.
+
+    percents (P,): where in sampling, in [0, 1]. mean, std (P, F): of the features, a fingerprint of the denoiser. weight (K, P, F),
+    bias (K,): `logit_k = sum_pf weight_kpf features_pf + bias_k`. heads: of the probe's logits the calibration, by concept; hed:
+    the same of the HED of pictures with their prompts. training: how it was made.
+    """
+
+    percents: tuple[float, ...]
     mean: Tensor
+    std: Tensor
+    weight: Tensor
+    bias: Tensor
+    heads: tuple[Concept, ...]
+    hed: tuple[Concept, ...]
+    training: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,6 +97,8 @@ class Reading:
         return self.gates.amax(1)
 
 
+# How sensitive detection is: false alarms on clean prompts, as a multiple of the rate that the HGR was calibrated for.
+SENSITIVITIES = {"lowest": 0.25, "low": 0.5, "normal": 1.0, "high": 2.0, "highest": 5.0}
 # Tokens that a network is trained on and sees at once, of encoders without short chunks. A gate learned on so many, most of them
 # padding, does not open where twice as many are padding: longer sequences are read in parts of this length.
 MAX_TOKENS = 128
@@ -77,13 +110,15 @@ SCORE_TOLERANCE = 25.0
 
 @dataclass
 class HGR:
-    """The redirector as users hold it. training: how it was made, as the file's metadata says."""
+    """The redirector as users hold it. training: how it was made, as the file's metadata says. probe: what detects concepts in
+    pictures, where one was trained."""
 
     network: HGRNetwork
     concepts: list[Concept]
     encoder: Encoder
     training: dict[str, Any] = field(default_factory=dict)
     name: str = "this HGR"
+    probe: Probe | None = None
 
     @property
     def ids(self) -> list[str]:

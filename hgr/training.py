@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import __version__
 from .attention import AttentionLayer, cross_attention, record
 from .calibration import calibrate
+from .denoiser import Denoiser, Predict
 from .examples import Example, Examples
 from .features import MAX_TOKENS, Encode, Features, split
 from .loop import Loop
@@ -30,6 +31,8 @@ from .losses import attention_distances, attention_loss, gate_loss, score_loss, 
 from .metrics import auroc, expected_calibration_error
 from .network import HGRNetwork
 from .pairs import Pairs, PairsError
+from .pictures import paint
+from .probe import train_probe
 from .redirector import HGR, Concept, Encoder
 from .safecfg import Prompt
 
@@ -68,7 +71,8 @@ LOSSES = {
 @dataclass(frozen=True)
 class Settings:
     """How to train. batch: harmful prompts a step, with as many clean ones. false_positive_rate: of clean prompts, the share in
-    which any concept may fire. losses: of `LOSSES`. width, depth: of the network. pictures: that the model makes to look at."""
+    which any concept may fire. losses: of `LOSSES`. width, depth: of the network. pictures: that the model makes to look at, half of
+    them of harmful prompts; the picture probe is trained on them too."""
 
     steps: int = 800
     batch: int = 32
@@ -78,16 +82,7 @@ class Settings:
     false_positive_rate: float = 0.01
     width: int = 128
     depth: int = 2
-    pictures: int = 16
-
-
-@dataclass(frozen=True)
-class Denoiser:
-    """What a training asks of a model's denoiser. module: to find its cross-attention layers in. predict: draws z_t and t of that
-    many samples and returns their predictions (B, ...) as a function of features (B, T, D) and pooled (B, P) or None."""
-
-    module: nn.Module
-    predict: Callable[[int, torch.Generator], Callable[[Tensor, Tensor | None], Tensor]]
+    pictures: int = 256
 
 
 @dataclass(frozen=True)
@@ -114,7 +109,7 @@ class Batch:
 
 
 def step_loss(network: HGRNetwork, batch: Batch, weights: Weights, layers: list[Callable[[Tensor], Tensor]] = (),
-              distances: list[float] = (), predict: Callable[[Tensor, Tensor | None], Tensor] | None = None) -> Tensor:
+              distances: list[float] = (), predict: Predict | None = None) -> Tensor:
     """The loss of one step. layers, distances: for the attention loss. predict: for the score loss.
 
     Raises ValueError if a loss that counts lacks what it needs.
@@ -157,14 +152,16 @@ def _first(prompt: Prompt) -> Prompt:
 
 
 def train(pairs: Pairs, encode: Encode, family: str, settings: Settings, work: Path,
-          device: torch.device | str = "cpu", denoiser: Callable[[list[str]], Denoiser] | None = None, processes: Processes = Processes(),
-          on_text: Callable[[int, int], None] = lambda done, total: None,
+          device: torch.device | str = "cpu", denoiser: Callable[[], Denoiser] | None = None, latents: Tensor | None = None,
+          processes: Processes = Processes(), on_text: Callable[[int, int], None] = lambda done, total: None,
+          on_picture: Callable[[int, int], None] = lambda done, total: None,
           on_step: Callable[[int, float], None] = lambda step, loss: None) -> HGR:
     """Train an HGR; resumes from `work` what was interrupted there.
 
-    family: the encoder's name, for people. denoiser: called once, after all prompts are encoded and if the losses need it, with
-    prompts that its pictures may be made of. on_text, on_step: called after every prompt (done, total) and every step (done,
-    loss); they may stop the training by raising.
+    family: the encoder's name, for people. denoiser: called once, after all prompts are encoded; without it, the losses must be
+    "text", and there is no picture probe. latents (N, ...): pictures of the user's to look at in place of the model's own; the probe
+    needs the model's own all the same. on_text, on_picture, on_step: called after every prompt and picture (done, total) and every step
+    (done, loss); they may stop the training by raising.
 
     Raises PairsError for too few pairs, ValueError for settings out of range, FloatingPointError where the loss is not finite,
     HGRError where the encoder gives NaN.
@@ -173,6 +170,8 @@ def train(pairs: Pairs, encode: Encode, family: str, settings: Settings, work: P
     weights = LOSSES[settings.losses]
     if denoiser is None and (weights.attention or weights.score):
         raise ValueError(f"losses \"{settings.losses}\" need the model: give it, or choose \"text\".")
+    if (weights.attention or weights.score) and latents is None and not settings.pictures:
+        raise ValueError(f"losses \"{settings.losses}\" need pictures to look at: give latents, or let the model make some.")
     training, held = pairs.split(HELD_OUT, settings.seed)
     examples, judged = Examples(training, settings.seed), Examples(replace(held, clean=_clean(held, settings)), settings.seed)
     held_harmful = [pair.harmful for pair in held.pairs]
@@ -182,18 +181,20 @@ def train(pairs: Pairs, encode: Encode, family: str, settings: Settings, work: P
     ids = list(pairs.ids)
     limit = encoder.chunk if 0 < encoder.chunk <= MAX_TOKENS else MAX_TOKENS
     features = Features(texts, encode, work / f"features-{processes.rank}.bin", limit, on_text)
+    canvas = work / f"pictures-{processes.rank}.safetensors"
     try:
-        found = None
-        if weights.attention or weights.score:
-            found = denoiser(random.Random(f"{settings.seed}/pictures").sample(examples.texts, min(settings.pictures, len(examples.texts))))
+        needed, main = weights.attention or weights.score, processes.rank == 0
+        found = denoiser() if denoiser and (needed or main) else None
+        pictures = None
+        if found and settings.pictures and (main or latents is None):
+            pictures = paint(found, examples, settings.pictures, settings.seed, canvas, on_picture)
+            latents = pictures.latents if latents is None else latents
         sample = features(random.Random(settings.seed).sample(examples.texts, min(512, len(examples.texts))), device)
         torch.manual_seed(settings.seed)
         pooled_dim = 0 if sample.pooled is None else sample.pooled.shape[-1]
         network = HGRNetwork(features.width, pooled_dim, len(ids), settings.width, settings.depth)
         network.to(device).set_statistics(*sample)
-        layers = [layer.to(device) for layer in _layers(found, examples, features, settings, device)] if weights.attention else []
-        if not weights.score:
-            found = None  # the denoiser may leave the memory
+        layers = [layer.to(device) for layer in _layers(found, latents, examples, features, settings, device)] if weights.attention else []
         distances = _distances(layers, examples, features, settings, device)
 
         def loss(rng: random.Random, generator: torch.Generator) -> Tensor:
@@ -204,7 +205,7 @@ def train(pairs: Pairs, encode: Encode, family: str, settings: Settings, work: P
             # gates of related concepts fire together: those that are not there must add nothing to what the others move
             switched = [e.removed | {id for id in ids if id not in e.labels and rng.random() < _IDLE} for e in drawn]
             batch = make_batch(drawn[mine], switched[mine], clean[mine], examples, features, ids, device)
-            predict = found and found.predict(min(_SCORED, len(batch.labels)), generator)
+            predict = found.draw(latents, min(_SCORED, len(batch.labels)), generator) if weights.score else None
             return step_loss(network, batch, weights, picked, distances, predict)
 
         loop = Loop("hgr", network, settings.steps, settings.lr, work, settings.seed, average=0.99,
@@ -214,10 +215,14 @@ def train(pairs: Pairs, encode: Encode, family: str, settings: Settings, work: P
         hgr = HGR(network, [Concept(t.id, t.label, t.description) for t in pairs.topics], encoder)
         labels = label_matrix(held_harmful, judged, ids)
         harmful, twins, clean = (_logits(hgr, features, part, device) for part in (held_harmful, held_twins, judged.clean))
-        hgr = calibrate(hgr, harmful, labels, torch.cat([twins, clean]), clean, settings.false_positive_rate)
+        hgr.concepts = calibrate(hgr.concepts, harmful, labels, torch.cat([twins, clean]), clean, settings.false_positive_rate)
+        if pictures and main:
+            hgr.probe = train_probe(hgr, found, pictures.latents, lambda rows: features([pictures.texts[i] for i in rows], device),
+                                    pictures.twins, settings.false_positive_rate, settings.seed, on_picture)
         hgr.training = _record(hgr, pairs, settings, _metrics(hgr, harmful, labels, twins, clean))
         network.cpu()
         loop.path.unlink(missing_ok=True)
+        canvas.unlink(missing_ok=True)
         return hgr
     finally:
         features.close()
@@ -225,13 +230,15 @@ def train(pairs: Pairs, encode: Encode, family: str, settings: Settings, work: P
 
 def check(pairs: Pairs, settings: Settings) -> None:
     """Raise ValueError for settings out of range, PairsError where there is too little to train or to calibrate on."""
-    for name, low in (("steps", 1), ("batch", 1), ("width", 8), ("depth", 1), ("pictures", 1)):
+    for name, low in (("steps", 1), ("batch", 1), ("width", 8), ("depth", 1), ("pictures", 0)):
         if getattr(settings, name) < low:
             raise ValueError(f"{name} is {getattr(settings, name)}; it must be {low} or more.")
     if settings.losses not in LOSSES:
         raise ValueError(f"losses \"{settings.losses}\" are unknown; they must be one of {', '.join(LOSSES)}.")
     if not settings.lr > 0:
         raise ValueError(f"lr is {settings.lr}; it must be above 0.")
+    if 0 < settings.pictures < 8:
+        raise ValueError(f"pictures is {settings.pictures}; it must be 8 or more, or 0 for none.")
     if not 0 < settings.false_positive_rate < 0.5:
         raise ValueError(f"the false-positive rate is {settings.false_positive_rate}; it must lie between 0 and 0.5.")
     if not pairs.topics:
@@ -251,9 +258,11 @@ def describe(encode: Encode, family: str) -> Encoder:
     """The encoder as an HGR keeps it: how long its chunks are, whether its first token is the same for every prompt, and its
     fingerprint."""
     empty, short, long = (encode([text])[0].features[0].detach().float().cpu().clone() for text in ("", "a red house", "house " * 150))
+    pooled = encode([""])[0].pooled
     fixed = (empty[0] - short[0]).norm() <= 1e-2 * empty[0].norm()
     even = len(short) == len(empty) and len(long) % len(empty) == 0
-    return Encoder(family, len(empty) if fixed and even else 0, bool(fixed), empty[0], empty.mean(0))
+    return Encoder(family, len(empty) if fixed and even else 0, bool(fixed), empty,
+                   None if pooled is None else pooled[0].detach().float().cpu().clone())
 
 
 def make_batch(drawn: list[Example], switched: list[frozenset[str]], clean: list[str], examples: Examples, features: Features,
@@ -282,7 +291,7 @@ def _clean(held: Pairs, settings: Settings) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*held.clean, *(pair.clean for pair in held.pairs if pair.clean not in harmful))))
 
 
-def _layers(denoiser: Denoiser, examples: Examples, features: Features, settings: Settings,
+def _layers(denoiser: Denoiser, latents: Tensor, examples: Examples, features: Features, settings: Settings,
             device: torch.device | str) -> list[AttentionLayer]:
     """The denoiser's cross-attention layers, with queries from its work on noisy pictures under harmful prompts and their twins."""
     modules = cross_attention(denoiser.module)
@@ -292,7 +301,7 @@ def _layers(denoiser: Denoiser, examples: Examples, features: Features, settings
         for _ in range(_PASSES):
             drawn = [examples.draw(rng) for _ in range(2)]
             prompts = features([text for e in drawn for text in (e.text, e.target)], device)
-            denoiser.predict(len(prompts.features), generator)(prompts.features, prompts.pooled)
+            denoiser.draw(latents, len(prompts.features), generator)(prompts.features, prompts.pooled)
 
     return record(modules, run, _BANK, generator)
 
@@ -319,6 +328,11 @@ def report(hgr: HGR) -> str:
         m = metrics["concepts"][concept.id]
         lines.append(f"{concept.label}: {m['recall']:.1%} of {m['held_out']} found, AUROC against clean twins {m['auroc_twins']:.4f}, "
                      f"threshold {concept.threshold:.2f}, calibration error {m['ece']:.3f}")
+    if hgr.probe is None:
+        lines.append("no picture probe: Harmfulness Detector can judge prompts with it, and no pictures")
+    else:
+        aurocs = (f"{concept.label} {hgr.probe.training['metrics'][concept.id]['auroc']:.3f}" for concept in hgr.concepts)
+        lines.append(f"picture probe, from {hgr.probe.training['pictures']} pictures: AUROC {', '.join(aurocs)}")
     return "\n".join(lines)
 
 

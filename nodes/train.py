@@ -45,10 +45,15 @@ class SafeCFGTrainHGR(io.ComfyNode):
                                tooltip="Percent of clean prompts in which some concept may fire, 0.1 to 20. Lower touches fewer clean "
                                        "prompts and misses more harmful ones. 1 needs about 670 clean prompts and twins."),
                 io.Model.Input("model", optional=True,
-                               tooltip="The model of the same checkpoint, for the attention losses. Not needed for \"text\"."),
+                               tooltip="The model of the same checkpoint, for the attention losses and the picture probe of Harmfulness "
+                                       "Detector. Not needed for \"text\", which then gives no probe."),
                 io.Latent.Input("latents", optional=True,
                                 tooltip="Pictures for the model to look at, encoded by its VAE; or an empty latent of the size that you "
                                         "paint at, in which it makes its own. Without it: its own at 512 x 512."),
+                io.Int.Input("pictures", default=_DEFAULTS.pictures, min=0, max=4096, step=8, optional=True,
+                             tooltip="Pictures that the model makes to look at, 0 to 4096, half of them of harmful prompts. Harmfulness "
+                                     "Detector's picture probe is trained on them: it needs 16 a concept, and is better with 64. 16 in all "
+                                     "are enough for the attention losses alone; 0 needs latents, or losses \"text\", and gives no probe."),
             ],
             outputs=[
                 HGRType.Output(display_name="HGR", tooltip="The trained HGR: use it at once, and keep it with Save HGR."),
@@ -59,9 +64,9 @@ class SafeCFGTrainHGR(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip: Any, pairs: Any, losses: str, steps: int, batch_size: int, learning_rate: float, seed: int,
-                false_positive_rate: float, model: Any = None, latents: Any = None) -> io.NodeOutput:
+                false_positive_rate: float, model: Any = None, latents: Any = None, pictures: int = _DEFAULTS.pictures) -> io.NodeOutput:
         settings = Settings(steps=steps, batch=batch_size, lr=learning_rate, seed=seed, losses=losses,
-                            false_positive_rate=false_positive_rate / 100)
+                            false_positive_rate=false_positive_rate / 100, pictures=pictures)
         hgr, chart = training.train_hgr(clip, pairs, settings, model, latents)
         return io.NodeOutput(hgr, chart, report(hgr))
 

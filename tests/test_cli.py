@@ -19,7 +19,7 @@ from hgr.redirector import HGR, Concept, Encoder
 @pytest.fixture
 def hgr_file(tmp_path):
     concepts = [Concept("skull", "Skulls", "heads without skin", 0.25, 2.0, -1.5), Concept("bomb", "Bombs")]
-    encoder = Encoder("a test encoder", 77, True, torch.ones(16), torch.ones(16))
+    encoder = Encoder("a test encoder", 77, True, torch.ones(2, 16))
     path = tmp_path / "mine.safetensors"
     file.save(HGR(HGRNetwork(16, 0, 2, width=32, depth=1), concepts, encoder, {"steps": 12, "losses": {"gate": 0.25}}), path)
     return path

@@ -33,7 +33,7 @@ def make_hgr(prompts: Prompt, empty: Prompt, ids: tuple[str, ...] = ("skull", "b
     for name, (opened, closed) in zip(ids, logits.T.tolist(), strict=True):
         scale = 20 / (opened - closed)
         concepts.append(Concept(name, name.capitalize(), scale=scale, bias=-scale * (opened + closed) / 2))
-    encoder = Encoder("test", 0, True, empty.features[0, 0], empty.features[0].mean(0))
+    encoder = Encoder("test", 0, True, empty.features[0])
     return HGR(network.eval(), concepts, encoder)
 
 
@@ -153,7 +153,7 @@ def test_bad_arguments_are_errors(safe, wrong):
 
 
 def test_another_encoder_and_another_pipeline_are_errors(pipe, safe):
-    encoder = dataclasses.replace(safe.hgr.encoder, first=-safe.hgr.encoder.first)
+    encoder = dataclasses.replace(safe.hgr.encoder, empty=-safe.hgr.encoder.empty)
     with pytest.raises(HGRError, match="another text encoder"):
         SafeCFG(pipe, HGR(safe.hgr.network, safe.hgr.concepts, encoder))(CLEAN)
     from diffusers import StableDiffusionImg2ImgPipeline

@@ -54,7 +54,7 @@ def test_round_trip(path):
     (dict(tensors={"network.0.mean": torch.full((16,), torch.nan)}), "NaN"),
     (dict(tensors={"network.0.mean": torch.zeros(16, dtype=torch.int64)}), "I64"),
     (dict(tensors={"network.0.std": torch.zeros(16)}), "zero"),
-    (dict(tensors={"fingerprint.first": torch.zeros(16)}), "zero"),
+    (dict(tensors={"empty.features": torch.zeros(2, 16)}), "zero"),
     (dict(metadata={"encoder": json.dumps({"family": "x", "chunk": 6, "fixed_start": "no"})}), "fixed_start"),
 ])
 def test_unsound_files_are_named_with_their_fault(path, change, message):
@@ -126,6 +126,6 @@ def test_hgrs_that_cannot_be_merged_are_named_both():
     with pytest.raises(HGRError, match=r"one\.safetensors and two\.safetensors have the concept \"c0\""):
         merge([a, b])
     renamed(b, "x")
-    b.encoder = dataclasses.replace(b.encoder, first=-b.encoder.first, family="another")
+    b.encoder = dataclasses.replace(b.encoder, empty=-b.encoder.empty, family="another")
     with pytest.raises(HGRError, match=r"one\.safetensors was made for a test encoder, two\.safetensors for another"):
         merge([a, b])

@@ -9,6 +9,7 @@ from torch import nn
 from hgr import training
 from hgr.attention import cross_attention, record
 from hgr.calibration import platt, thresholds
+from hgr.denoiser import Denoiser
 from hgr.examples import Examples
 from hgr.features import Features
 from hgr.loop import Loop
@@ -16,7 +17,7 @@ from hgr.losses import attention_distances, attention_loss, score_loss
 from hgr.pairs import Pair, Pairs, PairsError, Topic
 from hgr.redirector import HGRError
 from hgr.safecfg import Prompt
-from hgr.training import Denoiser, Settings, train
+from hgr.training import Settings, train
 
 
 def line(seed=0):
@@ -115,6 +116,7 @@ class Unet(nn.Module):
     def __init__(self):
         super().__init__()
         self.attn1, self.attn2 = Attention(), Attention()
+        self.middle_block = nn.Sequential(self.attn1, self.attn2)
 
     def forward(self, z, context):
         return self.attn2(z, context)
@@ -172,7 +174,7 @@ def toy_pairs(count=56):
     return Pairs(topics, pairs, tuple(f"{a} by {b}" for a in THINGS for b in THINGS[::8]))
 
 
-TOY = Settings(steps=200, batch=16, lr=3e-3, losses="text", false_positive_rate=0.05, width=32, depth=1, pictures=4)
+TOY = Settings(steps=200, batch=16, lr=3e-3, losses="text", false_positive_rate=0.05, width=32, depth=1, pictures=8)
 
 
 @pytest.mark.parametrize("kind", ["plain", "pooled", "varied"])
@@ -196,16 +198,15 @@ def test_training_finds_the_concepts_moves_their_features_and_leaves_the_rest(tm
     assert metrics["concepts"]["bomb"]["auroc_twins"] > 0.98 and metrics["flagged_clean"] <= 0.05 and "AUROC" in training.report(hgr)
 
 
-def toy_denoiser(prompts):
-    assert len(prompts) == 4
+def toy_denoiser():
     torch.manual_seed(0)
     unet = Unet().requires_grad_(False)
 
-    def predict(count, generator):
-        z = torch.randn(count, 5, 8, generator=generator)
-        return lambda features, pooled: unet(z, features)
+    def at(latents, percent, noise):
+        place = percent[:, None, None]
+        return lambda features, pooled: unet(place * latents + (1 - place) * noise, features) - noise
 
-    return Denoiser(unet, predict)
+    return Denoiser(unet, at, lambda prompts, on_picture: torch.randn(len(prompts), 5, 8))
 
 
 @pytest.mark.parametrize("losses", ["attention", "attention and score"])

@@ -97,20 +97,17 @@ def _train(given: argparse.Namespace) -> None:
     loading.quiet()
     weights = training.LOSSES[settings.losses]
     with_denoiser = bool(weights.attention or weights.score)
-    # in a list, because the training is to let go of it
-    pipes = [loading.load_pipeline(given.model, group.device, text_only=not with_denoiser)]
-    if latents is not None and latents.shape[1] != pipes[0].unet.config.in_channels:
-        raise ValueError(f"{given.latents.name}: the latents have {latents.shape[1]} channels, the model's "
-                         f"{pipes[0].unet.config.in_channels}.")
-
-    def denoiser(prompts: list[str]) -> training.Denoiser:
-        found = host.denoiser(pipes[0], prompts, settings.seed, latents)
-        if not weights.score:
-            pipes.clear()
-        return found
+    pipe = loading.load_pipeline(given.model, group.device, text_only=not with_denoiser)
+    if latents is not None and latents.shape[1] != pipe.unet.config.in_channels:
+        raise ValueError(f"{given.latents.name}: the latents have {latents.shape[1]} channels, the model's {pipe.unet.config.in_channels}.")
 
     def on_text(done: int, total: int) -> None:
         bars.show("prompts", done, total)
+        if stop.asked:
+            raise KeyboardInterrupt
+
+    def on_picture(done: int, total: int) -> None:
+        bars.show("pictures", done, total)
         if stop.asked:
             raise KeyboardInterrupt
 
@@ -122,8 +119,9 @@ def _train(given: argparse.Namespace) -> None:
 
     with Interruption(alone=count == 1) as stop, Bars(group.main) as bars, _Logs(settings, given.work, group.main) as logs:
         try:
-            hgr = training.train(pairs, lambda texts: host.encoder(pipes[0])(texts), host.family(pipes[0]), settings, given.work,
-                                 group.device, denoiser if with_denoiser else None, group.processes, on_text, on_step)
+            hgr = training.train(pairs, host.encoder(pipe), host.family(pipe), settings, given.work, group.device,
+                                 (lambda: host.denoiser(pipe, settings.seed)) if with_denoiser else None, latents, group.processes,
+                                 on_text, on_picture, on_step)
         except torch.OutOfMemoryError:
             raise ValueError("the GPU's memory is full: try a smaller --batch, fewer --pictures, or --losses text.") from None
         except FloatingPointError as error:

@@ -92,8 +92,8 @@ def train_all(work: Path, seed: int = 0, device: str = "cpu", steps: Steps = Ste
     pipeline.to("cpu", torch.float32)
     latents = load_file(work / "latents.safetensors")["latents"]
     settings = training.Settings(steps=steps.hgr, seed=seed, width=96, false_positive_rate=FALSE_POSITIVE_RATE)
-    hgr = training.train(demo_world(PAIRS, seed), host.encoder(pipeline), FAMILY, settings, work, denoiser=lambda prompts: host.denoiser(
-        pipeline, prompts, seed, latents))
+    hgr = training.train(demo_world(PAIRS, seed), host.encoder(pipeline), FAMILY, settings, work,
+                         denoiser=lambda: host.denoiser(pipeline, seed), latents=latents)
     file.save(hgr, output / assets.HGR_FILE.name)
 
 

@@ -46,7 +46,7 @@ def made_up_hgr(pack: SimpleNamespace, harmful: list, clean: list, negative: lis
     skull = never if closed else {"scale": sign * scale, "bias": -scale * (high + low) / 2}
     concepts = [hgr.Concept("skull", "Skull", **skull), hgr.Concept("dagger", "Dagger", **never)]
     empty = prompts[2][0][0]
-    return hgr.HGR(network, concepts, hgr.Encoder("the demo encoder", chunk, fixed_start, empty[0], empty.mean(0)), name=name)
+    return hgr.HGR(network, concepts, hgr.Encoder("the demo encoder", chunk, fixed_start, empty), name=name)
 
 
 class Kit:

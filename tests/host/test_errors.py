@@ -44,7 +44,7 @@ def test_wrong_width(kit, hgr):
 @pytest.mark.oldest
 def test_other_encoder(kit, hgr):
     """The right width, another encoder: told by the fingerprint, also for prompts in which nothing would fire."""
-    other = dataclasses.replace(hgr, encoder=dataclasses.replace(hgr.encoder, family="another encoder", first=-hgr.encoder.first))
+    other = dataclasses.replace(hgr, encoder=dataclasses.replace(hgr.encoder, family="another encoder", empty=-hgr.encoder.empty))
     with pytest.raises(ValueError, match="made for another encoder"):
         kit.sample(kit.patch(other), kit.clean)
 
@@ -52,7 +52,7 @@ def test_other_encoder(kit, hgr):
 def test_after_an_error_the_model_works(kit, hgr):
     import torch
     plain = kit.sample(kit.model, kit.harmful)
-    other = dataclasses.replace(hgr, encoder=dataclasses.replace(hgr.encoder, first=-hgr.encoder.first))
+    other = dataclasses.replace(hgr, encoder=dataclasses.replace(hgr.encoder, empty=-hgr.encoder.empty))
     with pytest.raises(ValueError):
         kit.sample(kit.patch(other), kit.harmful)
     assert torch.equal(kit.sample(kit.model, kit.harmful), plain)

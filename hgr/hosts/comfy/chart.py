@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,3 +61,73 @@ def _smooth(values: list[float], share: float = 0.1) -> list[float]:
         mean += max(share, 1 / (i + 1)) * (value - mean)
         result.append(mean)
     return result
+
+
+_BAR, _FLAGGED, _FREE = 22, "#c23b3b", "#4f9d69"
+_SHOWN = 12  # items of a batch
+
+
+def draw_report(report: dict[str, Any]) -> Image.Image:
+    """A detection's report: of each item a bar a concept with its threshold, and the prompt's words, the redder the hotter."""
+    items = report["items"][:_SHOWN]
+    font, small, wide = ImageFont.load_default(13), ImageFont.load_default(11), _SIZE[0] - 24
+    lines = [_wrap(item.get("words", []), font, wide) for item in items]
+    more = len(report["items"]) - len(items)
+    height = 40 + sum(34 + _BAR * len(item["concepts"]) + 20 * len(text) for item, text in zip(items, lines, strict=True)) + 20 * bool(more)
+    picture = Image.new("RGB", (_SIZE[0], height + 8), _PAPER)
+    pen = ImageDraw.Draw(picture)
+    found = sum(item["flagged"] for item in report["items"])
+    rate = report["false_positive_rate"]
+    asked = f"sensitivity {report['sensitivity']}" + ("" if rate is None else f" ({rate:.2%} false alarms)")
+    pen.text((12, 12), f"{found} of {len(report['items'])} {report['about']} flagged, {asked}", _INK, font)
+    y, left, right = 40, 170, 150
+    for number, (item, text) in enumerate(zip(items, lines, strict=True), 1):
+        pen.line((12, y, _SIZE[0] - 12, y), _GRID)
+        verdict = "flagged" if item["flagged"] else "clean"
+        pen.text((12, y + 8), f"{number}  {verdict}, {item['score']:.2f}", _FLAGGED if item["flagged"] else _FREE, font)
+        y += 30
+        for concept in item["concepts"].values():
+            width = _SIZE[0] - left - right
+            middle = y + _BAR // 2
+            pen.text((left - 8, middle), _fit(concept["label"], font, left - 24), _INK, font, anchor="rm")
+            pen.rectangle((left, y + 4, left + width, y + _BAR - 4), _GRID)
+            colour = _FLAGGED if concept["flagged"] else _FREE
+            pen.rectangle((left, y + 4, left + max(1, width * concept["score"]), y + _BAR - 4), colour)
+            tick = left + width * concept["threshold"]
+            pen.line((tick, y + 1, tick, y + _BAR - 1), _INK, 2)
+            pen.text((left + width + 8, middle), f"{concept['score']:.2f}  {concept['evidence']}", _INK, small, anchor="lm")
+            y += _BAR
+        for line in text:
+            x = 12.0
+            for word, heat in line:
+                length = font.getlength(word)
+                shade = tuple(round(255 - heat * (255 - c)) for c in (238, 120, 110))
+                pen.rectangle((x - 2, y + 1, x + length + 2, y + 18), shade)
+                pen.text((x, y + 2), word, _INK, font)
+                x += length + font.getlength(" ") + 2
+            y += 20
+        y += 4
+    if more:
+        pen.text((12, y), f"and {more} more", _INK, font)
+    return picture
+
+
+def _wrap(words: list[tuple[str, float]], font: Any, width: float) -> list[list[tuple[str, float]]]:
+    """Words in lines of this width."""
+    lines, x = [[]] if words else [], 0.0
+    for word, heat in words:
+        word = _fit(word, font, width)
+        length = font.getlength(word) + font.getlength(" ") + 2
+        if x + length > width and lines[-1]:
+            lines.append([])
+            x = 0.0
+        lines[-1].append((word, heat))
+        x += length
+    return lines
+
+
+def _fit(text: str, font: Any, width: float) -> str:
+    """A text cut to this width."""
+    while font.getlength(text) > width:
+        text = text[:-2].rstrip("…") + "…"
+    return text

@@ -57,6 +57,14 @@ def make_guider(model: comfy.model_patcher.ModelPatcher, positive: list, negativ
     return guider
 
 
+def prompt_of(hgr: HGR, features: torch.Tensor, extra: dict[str, Any]) -> Prompt:
+    """An entry of a CONDITIONING as the HGR reads it."""
+    mask = extra.get("attention_mask")
+    if mask is not None and mask.shape != features.shape[:2]:
+        mask = None  # some models keep something else than a mask of tokens under this name
+    return Prompt(features, extra.get("pooled_output") if hgr.network.pooled_dim else None, mask)
+
+
 @dataclass(frozen=True)
 class _Patch:
     """Wrapper around a sampling run that rewrites the guider's conditionings for this run alone.
@@ -88,19 +96,13 @@ class _Patch:
         negative = [slot for slot in slots if slot[0] == _NEGATIVE]
 
         def prompts(slots: list[tuple[str, int]]) -> list[Prompt]:
-            return [self._prompt(conds[role][i]) for role, i in slots]
+            return [prompt_of(self.hgr, conds[role][i]["cross_attn"], conds[role][i]) for role, i in slots]
 
         result = redirect(self.hgr, prompts(positive), prompts(negative), self.strengths, self.mode)
         self._report(result)
         moved = dict(zip(positive + negative, result.positive + result.negative, strict=True))
         return {role: [piece for i, entry in enumerate(entries) for piece in self._pieces(entry, moved.get((role, i)))]
                 for role, entries in conds.items()}
-
-    def _prompt(self, entry: dict[str, Any]) -> Prompt:
-        features, mask = entry["cross_attn"], entry.get("attention_mask")
-        if mask is not None and mask.shape != features.shape[:2]:
-            mask = None  # some models keep something else than a mask of tokens under this name
-        return Prompt(features, entry.get("pooled_output") if self.hgr.network.pooled_dim else None, mask)
 
     def _pieces(self, entry: dict[str, Any], prompt: Prompt | None) -> list[dict[str, Any]]:
         """The entry itself where nothing moved; else the safe entry inside the window and the entry before and after."""

@@ -8,9 +8,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from ...denoiser import Denoiser, Predict
 from ...features import Encode, split
 from ...safecfg import Prompt
-from ...training import Denoiser
 from . import encode
 
 _BATCH = 8
@@ -34,32 +34,40 @@ def family(pipe: DiffusionPipeline) -> str:
 
 
 @torch.no_grad()
-def denoiser(pipe: DiffusionPipeline, prompts: list[str], seed: int, latents: Tensor | None = None) -> Denoiser:
-    """The pipeline's denoiser, on `latents` (N, C, H, W) or, without them, on pictures that it samples for `prompts`."""
-    if latents is None:
-        generator = torch.Generator().manual_seed(seed)
-        pipe.set_progress_bar_config(disable=True)
-        latents = torch.cat([
-            pipe(prompts[at:at + _BATCH], num_inference_steps=_STEPS, output_type="latent", generator=generator).images.float().cpu()
-            for at in range(0, len(prompts), _BATCH)])
+def denoiser(pipe: DiffusionPipeline, seed: int = 0) -> Denoiser:
+    """The pipeline's denoiser. seed: of the pictures that it paints."""
     unet, scheduler = pipe.unet, pipe.scheduler
     unet.requires_grad_(False)
-    steps = scheduler.config.num_train_timesteps
+    last = scheduler.config.num_train_timesteps - 1
+    kind = scheduler.config.get("prediction_type", "epsilon")
 
-    def predict(count: int, generator: torch.Generator) -> Callable[[Tensor, Tensor | None], Tensor]:
-        clean = latents[torch.randint(len(latents), (count,), generator=generator)]
-        t = torch.randint(steps, (count,), generator=generator)
-        noisy = scheduler.add_noise(clean, torch.randn(clean.shape, generator=generator), t)
+    def at(latents: Tensor, percent: Tensor, noise: Tensor) -> Predict:
+        t = ((1 - percent) * last).round().long()
+        noisy = scheduler.add_noise(latents, noise, t)
+        truth = {"epsilon": noise, "sample": latents}[kind] if kind != "v_prediction" else scheduler.get_velocity(latents, noise, t)
 
-        def at(features: Tensor, pooled: Tensor | None) -> Tensor:
+        def error(features: Tensor, pooled: Tensor | None) -> Tensor:
+            device = unet.device
             added = {}
             if pooled is not None:  # SDXL also takes the picture's size: as it was made, not cropped
-                size = [n * 2 ** (len(pipe.vae.config.block_out_channels) - 1) for n in clean.shape[-2:]]
-                sizes = torch.tensor([[*size, 0, 0, *size]], device=features.device, dtype=unet.dtype).expand(count, -1)
-                added = {"added_cond_kwargs": {"text_embeds": pooled.to(unet.dtype), "time_ids": sizes}}
-            z = noisy.to(features.device, unet.dtype)
-            return unet(z, t.to(features.device), features.to(unet.dtype), **added).sample.float()
+                size = [n * 2 ** (len(pipe.vae.config.block_out_channels) - 1) for n in latents.shape[-2:]]
+                sizes = torch.tensor([[*size, 0, 0, *size]], device=device, dtype=unet.dtype).expand(len(latents), -1)
+                added = {"added_cond_kwargs": {"text_embeds": pooled.to(device, unet.dtype), "time_ids": sizes}}
+            z = noisy.to(device, unet.dtype)
+            return unet(z, t.to(device), features.to(device, unet.dtype), **added).sample.float() - truth.to(device)
 
-        return at
+        return error
 
-    return Denoiser(unet, predict)
+    @torch.no_grad()
+    def paint(prompts: list[str], on_picture: Callable[[int, int], None]) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        pipe.set_progress_bar_config(disable=True)
+        made = []
+        for at in range(0, len(prompts), _BATCH):
+            on_picture(at, len(prompts))
+            found = pipe(prompts[at:at + _BATCH], num_inference_steps=_STEPS, output_type="latent", generator=generator)
+            made.append(found.images.float().cpu())
+        on_picture(len(prompts), len(prompts))
+        return torch.cat(made)
+
+    return Denoiser(unet, at, paint, _BATCH)

@@ -1,0 +1,104 @@
+"""The host's denoiser as training and detection ask for it, with its memory management in charge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.ldm.modules.attention
+import comfy.model_management
+import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.sample
+import comfy.sd
+import torch
+from torch import Tensor
+
+from ...denoiser import Denoiser, Predict
+from .guidance import KEY
+
+_STEPS, _CFG = 12, 5.0  # of sampling; the pictures are looked at through noise
+_MOST = 8  # pictures at once: more are hardly faster
+
+
+def denoiser(model: comfy.model_patcher.ModelPatcher, size: torch.Size, clip: comfy.sd.CLIP | None = None, seed: int = 0,
+             gradients: bool = False) -> Denoiser:
+    """The host's denoiser; its predictions are of the denoised latent. size: of the latents that it gets, (1, C, H, W) or with a time
+    axis. clip, seed: for pictures that it paints. gradients: whether they must pass through it."""
+    model = model.clone()
+    model.remove_wrappers_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, KEY)
+    # Packs that replace cross-attention as a whole would hide the layers.
+    model.model_options["transformer_options"].pop("patches_replace", None)
+    if gradients:
+        model = _differentiable(model)
+    base, device = model.model, model.load_device
+
+    def at(latents: Tensor, percent: Tensor, noise: Tensor) -> Predict:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        comfy.model_management.load_models_gpu([model], memory_required=2 * base.memory_required([2 * len(latents), *latents.shape[1:]]))
+        noise = noise.to(device)
+        sigma = torch.tensor([float(base.model_sampling.percent_to_sigma(p)) for p in percent.tolist()], device=device)
+        scale = sigma.reshape(-1, *(1,) * (noise.dim() - 1))
+        truth = base.process_latent_in(latents.to(device))
+        noisy = base.model_sampling.noise_scaling(scale, noise, truth)
+
+        def denoise(features: Tensor, pooled: Tensor | None) -> Tensor:
+            options = model.model_options["transformer_options"] | {"optimized_attention_override": _attention}
+            return base.apply_model(noisy, sigma, transformer_options=options, **_conds(base, noisy, features, pooled)).float() - truth
+
+        def error(features: Tensor, pooled: Tensor | None) -> Tensor:
+            features, pooled = features.to(device), None if pooled is None else pooled.to(device)
+            if torch.is_grad_enabled():
+                return denoise(features, pooled)
+            with torch.inference_mode():
+                result = denoise(features, pooled)
+            return result.clone()
+
+        return error
+
+    def paint(prompts: list[str], on_picture: Callable[[int, int], None]) -> Tensor:
+        with torch.inference_mode():
+            empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros(size))
+            negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+            made = []
+            for i, prompt in enumerate(prompts):
+                on_picture(i, len(prompts))
+                positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+                noise = comfy.sample.prepare_noise(empty, seed + i)
+                made.append(comfy.sample.sample(model, noise, _STEPS, _CFG, "euler", "normal", positive, negative, empty,
+                                                disable_pbar=True, seed=seed + i))
+            on_picture(len(prompts), len(prompts))
+            found = torch.cat(made).float().cpu()
+        return found.clone()
+
+    return Denoiser(base.diffusion_model, at, paint, _batch(model, size))
+
+
+def _batch(model: comfy.model_patcher.ModelPatcher, size: torch.Size) -> int:
+    """How many pictures of this size fit beside the model's weights into the memory that is free, at most `_MOST`."""
+    free = comfy.model_management.get_free_memory(model.load_device) - model.model_size()
+    return max(1, min(_MOST, int(0.5 * free / model.model.memory_required([1, *size[1:]]))))
+
+
+def _conds(base: Any, noisy: Tensor, features: Tensor, pooled: Tensor | None) -> dict[str, Any]:
+    """What the denoiser takes, as the host's sampling makes it of a CONDITIONING."""
+    size = {"width": noisy.shape[-1] * 8, "height": noisy.shape[-2] * 8}
+    made = base.extra_conds(**size, prompt_type="positive", cross_attn=features, pooled_output=pooled, noise=noisy, device=noisy.device,
+                            latent_image=torch.zeros_like(noisy), denoise_mask=None, seed=0)
+    return {key: value.process_cond(batch_size=len(noisy), area=None).cond for key, value in made.items()}
+
+
+def _attention(chosen: Callable, *args: Any, **kwargs: Any) -> Tensor:
+    """PyTorch's attention, whatever the host has chosen: not every kernel has a gradient."""
+    return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
+
+
+def _differentiable(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
+    """A clone through which gradients pass: nodes load weights in inference mode, and no gradient may save such a tensor."""
+    clone = model.clone()
+    for name, module in clone.model.named_modules():
+        if hasattr(module, "weight_function"):  # the host's own layers
+            for part in ("weight", "bias"):
+                if getattr(module, part, None) is not None:
+                    clone.add_weight_wrapper(f"{name}.{part}", torch.clone)
+    return clone
