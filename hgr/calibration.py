@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .redirector import SENSITIVITIES, Concept
+
+LOW = 0.3  # below which no threshold goes, but for sensitivities above "normal"
 
 
 def platt(logits: Tensor, labels: Tensor, steps: int = 200) -> tuple[float, float]:
@@ -33,49 +36,47 @@ def platt(logits: Tensor, labels: Tensor, steps: int = 200) -> tuple[float, floa
     return tuple(fit.tolist())
 
 
-def thresholds(clean: Tensor, rate: float, low: float = 0.3, high: float = 0.95) -> list[float]:
+def thresholds(clean: Tensor, rate: float, low: float = LOW, high: float = 0.95) -> list[float]:
     """One threshold a concept, such that of clean prompts at most a share of `rate` is expected to have a gate that reaches its
     threshold: the stated false-positive rate of all concepts together. clean (N, K): gates of prompts that were not trained on. Each
     is kept within [low, high].
 
     Of N prompts at most `rate * (N + 1) - 1` may fire: one more than was seen must be expected of new prompts, as in split conformal
-    prediction (Vovk et al. 2005). Where classes are separated, the stated rate would allow thresholds next to 0; `low` keeps clean
-    wordings that were never seen from firing on a hint.
+    prediction (Vovk et al. 2005). A rate below 1 / (N + 1) cannot be seen: from there on the odds of the threshold grow as the rate
+    falls. Where classes are separated, the stated rate would allow thresholds next to 0; `low` keeps clean wordings that were never
+    seen from firing on a hint.
 
     Raises ValueError for a rate outside (0, 1).
     """
     if not 0 < rate < 1:
         raise ValueError(f"the false-positive rate is {rate}; it must lie between 0 and 1.")
     clean = clean.double()
+    seen = max(rate, 1 / (len(clean) + 1))
 
     def at(share: float) -> Tensor:
         """The thresholds that each concept alone reaches in this share of clean prompts."""
-        return (torch.quantile(clean, 1 - share, dim=0) + 1e-6).clamp(low, high)
+        odds = torch.logit((torch.quantile(clean, 1 - share, dim=0) + 1e-6).clamp(max=1 - 1e-6)) + math.log(seen / rate)
+        return odds.sigmoid().clamp(low, high)
 
-    allowed = max(0.0, rate * (len(clean) + 1) - 1)
-    least, most = 0.0, rate
+    allowed = seen * (len(clean) + 1) - 1 + 1e-9
+    least, most = 0.0, seen
     for _ in range(30):  # how far the concepts' false alarms overlap is not known beforehand
         middle = (least + most) / 2
         least, most = (middle, most) if (clean >= at(middle)).any(1).sum() <= allowed else (least, middle)
     return at(least).tolist()
 
 
-def calibrate(concepts: Sequence[Concept], harmful: Tensor, labels: Tensor, negative: Tensor, clean: Tensor,
-              rate: float) -> list[Concept]:
+def calibrate(concepts: Sequence[Concept], scores: Tensor, labels: Tensor, judged: Tensor, clean: Tensor, rate: float) -> list[Concept]:
     """Concepts with the calibration and the thresholds of a score, from its logits on what was not trained on.
 
-    harmful (N, K) with labels (N, K); negative (M, K): all without a concept; clean (L, K): those that the stated false-positive
-    rate is about. A calibrated score is the probability of its concept among what has it and what has none: harmful prompts
-    without the label say little about it, for pairs seldom name all concepts of a prompt.
+    scores (N, K) with labels (N, K) and judged (N, K), where the label is to be believed; clean (L, K): scores of what has no
+    concept, which the stated false-positive rate is about.
     """
-    fits = []
-    for k in range(labels.shape[1]):
-        own = harmful[labels[:, k], k]
-        truth = torch.cat([torch.ones(len(own)), torch.zeros(len(negative))])
-        fits.append(platt(torch.cat([own, negative[:, k]]), truth))
+    fits = [platt(scores[judged[:, k], k], labels[judged[:, k], k]) for k in range(labels.shape[1])]
     scale, bias = torch.tensor(fits).T
-    scores = (scale * clean + bias).sigmoid()
-    levels = [thresholds(scores, min(rate * factor, 0.5)) for factor in SENSITIVITIES.values()]
+    probabilities = (scale * clean + bias).sigmoid()
+    # a sensitivity is a false-positive rate; where nothing but `LOW` holds a threshold up, its odds move instead
+    levels = [thresholds(probabilities, min(rate * factor, 0.5), 1 / (1 + (1 / LOW - 1) * factor)) for factor in SENSITIVITIES.values()]
     normal = levels[list(SENSITIVITIES).index("normal")]
     return [replace(concept, scale=scale, bias=bias, threshold=threshold, levels=level)
             for concept, (scale, bias), threshold, level in zip(concepts, fits, normal, zip(*levels, strict=True), strict=True)]

@@ -27,7 +27,6 @@ log = logging.getLogger("safecfg")
 PERCENTS = (0.8, 0.94)  # where symbols are told apart best on the demo world (docs/benchmarks.md)
 MIN_PICTURES = 8  # in which a concept is, and in which none is
 _FOLDS = 5
-_OTHER = 0.2  # how much it counts that a concept is missing in a picture that has another one: prompts seldom name them all
 _RIDGE = 0.01  # on weights for standardised features
 
 
@@ -103,17 +102,17 @@ def train_probe(hgr: HGR, denoiser: Denoiser, latents: Tensor, prompts: Callable
     fold[list(twins.values())] = fold[list(twins)]  # a prompt's picture and its twin's look alike
     held = torch.zeros(labels.shape)
     for i in range(_FOLDS):
-        weight, bias = _fit(standard[fold != i], labels[fold != i])
+        weight, bias = fit(standard[fold != i], labels[fold != i])
         held[fold == i] = standard[fold == i] @ weight + bias
-    weight, bias = _fit(standard, labels)
+    weight, bias = fit(standard, labels)
     weight = weight.T.unflatten(1, mean.shape) / std  # of the features as they are
 
     known = [Concept(c.id, c.label, c.description) for c in hgr.concepts]
-    heads = calibrate(known, held, labels, held[clean], held[clean], rate)
+    heads = calibrate(known, held, labels, torch.ones_like(labels), held[clean], rate)
     first, second = list(twins), list(twins.values())
-    absent = torch.cat(other)[first] * (labels[first] & ~labels[second])
-    none = torch.cat([absent, torch.cat(hed)[clean]])
-    distances = calibrate(known, torch.cat(hed), labels, none, none, rate)
+    absent = torch.cat([torch.cat(other)[first] * (labels[first] & ~labels[second]), torch.cat(hed)[clean]])
+    scores, truth = torch.cat([torch.cat(hed), absent]), torch.cat([labels, torch.zeros(absent.shape, dtype=torch.bool)])
+    distances = calibrate(known, scores, truth, torch.ones_like(truth), absent, rate)
     made = {"pictures": count, "latent": list(latents.shape[1:]), "seed": seed, "false_positive_rate": rate,
             "metrics": _metrics(heads, held, labels)}
     return Probe(PERCENTS, mean, std, weight, bias - (weight * mean).sum((1, 2)), tuple(heads), tuple(distances), made)
@@ -130,17 +129,16 @@ def repeat_rows(prompt: Prompt, count: int) -> Prompt:
     return Prompt(*(None if x is None else x.expand(count, *x.shape[1:]) for x in prompt))
 
 
-def _fit(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def fit(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Ridge-regularised logistic heads (F, K) and (K,) for standardised x (N, F) and labels (N, K)."""
     truth = labels.to(x)
-    counts = torch.where(labels.any(1, keepdim=True) & ~labels, _OTHER, 1.0)
     weight = torch.zeros(x.shape[1], truth.shape[1], requires_grad=True)
     bias = torch.zeros(truth.shape[1], requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=300, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(x @ weight + bias, truth, counts) + _RIDGE * weight.square().sum(0).mean()
+        loss = F.binary_cross_entropy_with_logits(x @ weight + bias, truth) + _RIDGE * weight.square().sum(0).mean()
         loss.backward()
         return loss
 
@@ -152,8 +150,8 @@ def _metrics(heads: list[Concept], held: Tensor, labels: Tensor) -> dict[str, An
     """What the heads say of pictures that they were not trained on, by concept."""
     clean, found = ~labels.any(1), {}
     for k, head in enumerate(heads):
-        own, none = (torch.sigmoid(head.scale * held[rows, k] + head.bias) for rows in (labels[:, k], clean))
-        truth = torch.cat([torch.ones(len(own)), torch.zeros(len(none))])
-        found[head.id] = {"pictures": len(own), "auroc": auroc(own, none), "recall": (own >= head.threshold).float().mean().item(),
-                          "ece": expected_calibration_error(torch.cat([own, none]), truth)}
+        scores = torch.sigmoid(head.scale * held[:, k] + head.bias)
+        own = scores[labels[:, k]]
+        found[head.id] = {"pictures": len(own), "auroc": auroc(own, scores[clean]), "recall": (own >= head.threshold).float().mean().item(),
+                          "ece": expected_calibration_error(scores, labels[:, k].float())}
     return found

@@ -215,7 +215,11 @@ def train(pairs: Pairs, encode: Encode, family: str, settings: Settings, work: P
         hgr = HGR(network, [Concept(t.id, t.label, t.description) for t in pairs.topics], encoder)
         labels = label_matrix(held_harmful, judged, ids)
         harmful, twins, clean = (_logits(hgr, features, part, device) for part in (held_harmful, held_twins, judged.clean))
-        hgr.concepts = calibrate(hgr.concepts, harmful, labels, torch.cat([twins, clean]), clean, settings.false_positive_rate)
+        # a gate is the probability of its concept among prompts that have it and prompts that have none: that a harmful prompt lacks
+        # a label says little, for pairs seldom name all concepts of a prompt
+        none = torch.zeros(len(twins) + len(clean), len(ids), dtype=torch.bool)
+        hgr.concepts = calibrate(hgr.concepts, torch.cat([harmful, twins, clean]), torch.cat([labels, none]),
+                                 torch.cat([labels, ~none]), clean, settings.false_positive_rate)
         if pictures and main:
             hgr.probe = train_probe(hgr, found, pictures.latents, lambda rows: features([pictures.texts[i] for i in rows], device),
                                     pictures.twins, settings.false_positive_rate, settings.seed, on_picture)

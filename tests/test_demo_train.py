@@ -11,7 +11,7 @@ from hgr.demo.train import Steps, train_all
 
 
 def test_demo_train_makes_files_that_load_and_goes_on_where_it_was(tmp_path, monkeypatch):
-    short = Steps(vae=1, vae_full=1, vae_decoder=1, text=1, unet=1, classifier=1, hgr=1, pictures=64)
+    short = Steps(vae=1, vae_full=1, vae_decoder=1, text=1, unet=1, classifier=1, hgr=1, pictures=64, probe=8)
     monkeypatch.setattr(train.classifier, "accuracy", lambda *args: [])
     work, output = tmp_path / "work", tmp_path / "out"
     with pytest.MonkeyPatch.context() as patch:

@@ -27,8 +27,8 @@ FALSE_POSITIVE_RATE = 0.005
 
 @dataclass(frozen=True)
 class Steps:
-    """Training steps of each stage, and how many pictures the UNet sees. The defaults take about an hour and a half on two
-    CPU cores."""
+    """Training steps of each stage; how many pictures the UNet sees, and how many it makes for the HGR's probe. The defaults take
+    about an hour and a half on two CPU cores."""
 
     vae: int = 2400
     vae_full: int = 700
@@ -38,6 +38,7 @@ class Steps:
     classifier: int = 1000
     hgr: int = 800
     pictures: int = 16_000
+    probe: int = 768
 
 
 def train_all(work: Path, seed: int = 0, device: str = "cpu", steps: Steps = Steps(), output: Path = assets.MODEL.parent) -> None:
@@ -91,7 +92,8 @@ def train_all(work: Path, seed: int = 0, device: str = "cpu", steps: Steps = Ste
     # The HGR is trained on the weights as they are shipped, rounded to half precision.
     pipeline.to("cpu", torch.float32)
     latents = load_file(work / "latents.safetensors")["latents"]
-    settings = training.Settings(steps=steps.hgr, seed=seed, width=96, false_positive_rate=FALSE_POSITIVE_RATE)
+    settings = training.Settings(steps=steps.hgr, seed=seed, width=96, false_positive_rate=FALSE_POSITIVE_RATE,
+                                 pictures=steps.probe)
     hgr = training.train(demo_world(PAIRS, seed), host.encoder(pipeline), FAMILY, settings, work,
                          denoiser=lambda: host.denoiser(pipeline, seed), latents=latents)
     file.save(hgr, output / assets.HGR_FILE.name)

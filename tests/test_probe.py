@@ -1,0 +1,164 @@
+"""Pictures: HED says whether a picture shows what its prompt asks for, the probe finds concepts without a prompt."""
+
+import dataclasses
+
+import pytest
+import torch
+from helpers import WIDTH, prompt, small_hgr
+from torch import nn
+
+from hgr import file
+from hgr.denoiser import Denoiser, middle
+from hgr.detect import hed_picture
+from hgr.merge import merge
+from hgr.metrics import auroc
+from hgr.probe import empty_prompt, features, logits, train_probe
+from hgr.redirector import HGRError
+from hgr.safecfg import Prompt
+
+
+class Toy(nn.Module):
+    """Predicts a picture (B, 4, 3) that is linear in the prompt's mean features, and looks at the noisy one in its middle block."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.draw, self.middle_block, self.seen = nn.Linear(WIDTH, 12), nn.Linear(3, 8), 0
+
+    def forward(self, noisy, features):
+        self.seen += len(noisy)
+        self.middle_block(noisy)
+        return self.draw(features.mean(1)).unflatten(1, (4, 3))
+
+
+def toy(batch=8):
+    model = Toy().requires_grad_(False)
+
+    def at(latents, percent, noise):
+        place = percent[:, None, None]
+        return lambda features, pooled: model(place * latents + (1 - place) * noise, features) - latents
+
+    return Denoiser(model, at, None, batch)
+
+
+def shown(model, features):
+    """The picture that a prompt's features ask for."""
+    return model.module.draw(features.mean(1)).unflatten(1, (4, 3))
+
+
+def test_a_picture_is_harmful_as_far_as_it_goes_along_the_harmful_direction_of_its_prompt():
+    hgr, model, c = small_hgr(), toy(), prompt(2)
+    safe = hgr.redirect(c)
+    u = shown(model, hgr.encoder.empty[None])
+    whole = (shown(model, c) - shown(model, safe)).flatten(1).norm(dim=1) / (shown(model, c) - u).flatten(1).norm(dim=1)
+    harmful, half, clean = (hed_picture(hgr, model, shown(model, x), Prompt(c)) for x in (c, (c + safe) / 2, safe))
+    torch.testing.assert_close(harmful.hed, whole)
+    torch.testing.assert_close(half.hed, whole / 2)
+    torch.testing.assert_close(clean.hed, torch.zeros(2), atol=1e-5, rtol=0)
+    assert torch.equal(harmful.per_concept[:, 0], harmful.hed) and (harmful.per_concept[:, 1] == 0).all()
+    assert model.module.seen == 3 * 2 * 2 * 3  # three calls, two pictures, two noise levels: c, u and c_safe
+
+
+def test_each_concept_answers_for_itself_and_other_pictures_in_the_batch_change_nothing():
+    hgr, model, c = small_hgr((20.0, 20.0, -20.0)), toy(), prompt(2)
+    alone = hgr.redirect(c, strengths=torch.tensor([1.0, 0, 0]))
+    found = hed_picture(hgr, model, shown(model, c), Prompt(c))
+    d = shown(model, c) - shown(model, alone)
+    reach = (shown(model, c) - shown(model, hgr.encoder.empty[None])).flatten(1).norm(dim=1)
+    torch.testing.assert_close(found.per_concept[:, 0], d.flatten(1).norm(dim=1) / reach)
+    assert (found.per_concept[:, 1] > 0).all() and (found.per_concept[:, 2] == 0).all()
+    single = hed_picture(hgr, model, shown(model, c[1:]), Prompt(c[1:]))
+    torch.testing.assert_close(single.per_concept, found.per_concept[1:])
+
+
+def test_a_clean_prompt_costs_no_evaluation():
+    hgr, model, c = small_hgr((-20.0, -20.0)), toy(), prompt(3)
+    assert (hed_picture(hgr, model, shown(model, c), Prompt(c)).hed == 0).all() and model.module.seen == 0
+
+
+# --- the probe ---------------------------------------------------------------------------------------------------------
+
+
+def made(count=160, noise=0.3, seed=0):
+    """An HGR whose gate 0 opens for some prompts, pictures that show a concept where it does, and prompts by number."""
+    hgr = small_hgr((0.0, 20.0))
+    generator = torch.Generator().manual_seed(seed)
+    harmful = torch.arange(count) % 2 == 0
+    hgr.read = lambda *given: Reading(given[0])
+    pictures = noise * torch.randn(count, 4, 3, generator=generator)
+    pictures[harmful] += torch.tensor([2.0, -1.0, 1.0])
+    x = prompt(count)
+    x[:, 1, 0] = harmful.float()
+    return hgr, pictures, lambda rows: Prompt(x[rows]), harmful
+
+
+class Reading:
+    def __init__(self, x):
+        self.gates = torch.stack([x[:, 1, 0] * 0.9, x[:, 1, 0] * 0.9], -1)[:, None]
+        self.prompt_gates, self.token_gates, self.encoding = self.gates[:, 0], x[..., :2], None
+
+
+@pytest.fixture
+def probed(monkeypatch):
+    hgr, pictures, prompts, harmful = made()
+    hgr.displacement = lambda reading, strengths: (torch.zeros(len(reading.gates), 6, WIDTH) + strengths.sum(), None)
+    twins = {i: i + 1 for i in range(0, len(pictures), 2)}
+    done = []
+    hgr.probe = train_probe(hgr, toy(), pictures, prompts, twins, 0.05, on_picture=lambda n, total: done.append((n, total)))
+    assert done[-1] == (320, 320) and [n for n, _ in done] == sorted(n for n, _ in done)
+    return hgr
+
+
+def test_a_probe_learns_from_the_gates_alone_and_finds_the_concept_in_new_pictures(probed):
+    _, new, _, harmful = made(seed=1)
+    model = toy()
+    x = features(model, new, empty_prompt(probed), probed.probe.percents)
+    assert model.module.seen == 2 * len(new)
+    found = logits(probed.probe, x)
+    assert auroc(found[harmful, 0], found[~harmful, 0]) > 0.99
+    head = probed.probe.heads[0]
+    flagged = (head.scale * found[:, 0] + head.bias).sigmoid() >= head.threshold
+    assert flagged[harmful].float().mean() > 0.9 and flagged[~harmful].float().mean() < 0.1
+    assert list(head.levels) == sorted(head.levels, reverse=True) and head.threshold in head.levels
+    assert probed.probe.training["metrics"]["c0"]["auroc"] > 0.99
+    torch.testing.assert_close(features(toy(3), new[:5], empty_prompt(probed)), x[:5])
+
+
+def test_a_probe_is_kept_in_the_file_and_merged(probed, tmp_path):
+    del probed.read, probed.displacement
+    file.save(probed, tmp_path / "a.safetensors")
+    loaded = file.load(tmp_path / "a.safetensors")
+    for name in ("mean", "std", "weight", "bias"):
+        assert torch.equal(getattr(loaded.probe, name), getattr(probed.probe, name))
+    assert loaded.probe.heads == probed.probe.heads and loaded.probe.hed == probed.probe.hed
+    assert loaded.probe.training["pictures"] == 160 and loaded.probe.percents == probed.probe.percents
+    other = dataclasses.replace(loaded, concepts=[dataclasses.replace(c, id="x" + c.id) for c in loaded.concepts], probe=dataclasses.replace(
+        loaded.probe, heads=tuple(dataclasses.replace(c, id="x" + c.id) for c in loaded.probe.heads),
+        hed=tuple(dataclasses.replace(c, id="x" + c.id) for c in loaded.probe.hed)))
+    both = merge([loaded, other])
+    file.save(both, tmp_path / "both.safetensors")
+    x = torch.randn(3, *loaded.probe.mean.shape) * loaded.probe.std + loaded.probe.mean
+    assert torch.allclose(logits(file.load(tmp_path / "both.safetensors").probe, x), logits(loaded.probe, x).repeat(1, 2))
+    other.probe = None
+    assert merge([loaded, other]).probe is None
+
+
+def test_another_denoiser_and_nan_are_refused_and_too_few_pictures_give_no_probe(probed, caplog):
+    with pytest.raises(HGRError, match="this model has 6"):
+        logits(probed.probe, torch.zeros(1, 2, 6))
+    with pytest.raises(HGRError, match="another denoiser"):
+        logits(probed.probe, probed.probe.mean[None] + 100)
+    with pytest.raises(HGRError, match="NaN"):
+        logits(probed.probe, torch.full((1, 2, 16), torch.nan))
+    hgr, pictures, prompts, _ = made(10)
+    hgr.displacement = probed.displacement
+    assert train_probe(hgr, toy(), pictures, prompts, {}, 0.05) is None
+    assert "5 have prompts with \"c0\", and 8 are needed" in caplog.text
+
+
+def test_the_middle_of_a_transformer_is_its_middle_block_and_a_model_without_blocks_is_refused():
+    transformer = nn.Module()
+    transformer.few, transformer.layers = nn.ModuleList([nn.Identity()] * 2), nn.ModuleList([nn.Linear(1, 1) for _ in range(5)])
+    assert middle(transformer) is transformer.layers[2]
+    with pytest.raises(ValueError, match="no middle block"):
+        middle(nn.Linear(2, 2))
