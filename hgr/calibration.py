@@ -36,13 +36,15 @@ def platt(logits: Tensor, labels: Tensor, steps: int = 200) -> tuple[float, floa
     return tuple(fit.tolist())
 
 
-def thresholds(clean: Tensor, rate: float, low: float = LOW, high: float = 0.95) -> list[float]:
+def thresholds(clean: Tensor, rate: float, none: Tensor | None = None, low: float = LOW, high: float = 0.95) -> list[float]:
     """One threshold a concept, such that of clean prompts at most a share of `rate` is expected to have a gate that reaches its
-    threshold: the stated false-positive rate of all concepts together. clean (N, K): gates of prompts that were not trained on. Each
-    is kept within [low, high].
+    threshold: the stated false-positive rate of all concepts together. clean (N, K): gates of prompts that were not trained on; none
+    (M, K): of all prompts without a concept, these among them. Each threshold is kept within [low, high].
 
-    Of N prompts at most `rate * (N + 1) - 1` may fire: one more than was seen must be expected of new prompts, as in split conformal
-    prediction (Vovk et al. 2005). A rate below 1 / (N + 1) cannot be seen: from there on the odds of the threshold grow as the rate
+    The logits of each concept are brought to mean 0 and standard deviation 1 on `none`, and one limit holds for the highest of a
+    prompt: of N prompts at most `rate * (N + 1) - 1` may reach it, for one more than was seen must be expected of new prompts, as
+    in split conformal prediction (Vovk et al. 2005). A limit for each concept by itself would promise less than it keeps: its few
+    highest prompts are chance. A rate below 1 / (N + 1) cannot be seen: from there on the odds of the threshold grow as the rate
     falls. Where classes are separated, the stated rate would allow thresholds next to 0; `low` keeps clean wordings that were never
     seen from firing on a hint.
 
@@ -50,20 +52,13 @@ def thresholds(clean: Tensor, rate: float, low: float = LOW, high: float = 0.95)
     """
     if not 0 < rate < 1:
         raise ValueError(f"the false-positive rate is {rate}; it must lie between 0 and 1.")
-    clean = clean.double()
+    logits, spread = (torch.logit(x.double(), 1e-9) for x in (clean, clean if none is None else none))
+    mean, std = spread.mean(0), spread.std(0).clamp(min=1e-6)
     seen = max(rate, 1 / (len(clean) + 1))
-
-    def at(share: float) -> Tensor:
-        """The thresholds that each concept alone reaches in this share of clean prompts."""
-        odds = torch.logit((torch.quantile(clean, 1 - share, dim=0) + 1e-6).clamp(max=1 - 1e-6)) + math.log(seen / rate)
-        return odds.sigmoid().clamp(low, high)
-
-    allowed = seen * (len(clean) + 1) - 1 + 1e-9
-    least, most = 0.0, seen
-    for _ in range(30):  # how far the concepts' false alarms overlap is not known beforehand
-        middle = (least + most) / 2
-        least, most = (middle, most) if (clean >= at(middle)).any(1).sum() <= allowed else (least, middle)
-    return at(least).tolist()
+    highest = ((logits - mean) / std).amax(1).sort(descending=True).values
+    limit = highest[int(seen * (len(clean) + 1) + 1e-9) - 1]
+    odds = mean + std * limit + 1e-6 + math.log(seen / rate)
+    return odds.sigmoid().clamp(low, high).tolist()
 
 
 def calibrate(concepts: Sequence[Concept], scores: Tensor, labels: Tensor, judged: Tensor, clean: Tensor, rate: float) -> list[Concept]:
@@ -74,9 +69,10 @@ def calibrate(concepts: Sequence[Concept], scores: Tensor, labels: Tensor, judge
     """
     fits = [platt(scores[judged[:, k], k], labels[judged[:, k], k]) for k in range(labels.shape[1])]
     scale, bias = torch.tensor(fits).T
-    probabilities = (scale * clean + bias).sigmoid()
+    probabilities, none = ((scale * x + bias).sigmoid() for x in (clean, scores[~labels.any(1)]))
     # a sensitivity is a false-positive rate; where nothing but `LOW` holds a threshold up, its odds move instead
-    levels = [thresholds(probabilities, min(rate * factor, 0.5), 1 / (1 + (1 / LOW - 1) * factor)) for factor in SENSITIVITIES.values()]
+    levels = [thresholds(probabilities, min(rate * factor, 0.5), none, 1 / (1 + (1 / LOW - 1) * factor))
+              for factor in SENSITIVITIES.values()]
     normal = levels[list(SENSITIVITIES).index("normal")]
     return [replace(concept, scale=scale, bias=bias, threshold=threshold, levels=level)
             for concept, (scale, bias), threshold, level in zip(concepts, fits, normal, zip(*levels, strict=True), strict=True)]

@@ -8,14 +8,14 @@ from torch import nn
 
 from hgr import training
 from hgr.attention import cross_attention, record
-from hgr.calibration import platt, thresholds
+from hgr.calibration import calibrate, platt, thresholds
 from hgr.denoiser import Denoiser
 from hgr.examples import Examples
 from hgr.features import Features
 from hgr.loop import Loop
 from hgr.losses import attention_distances, attention_loss, score_loss
 from hgr.pairs import Pair, Pairs, PairsError, Topic
-from hgr.redirector import HGRError
+from hgr.redirector import Concept, HGRError
 from hgr.safecfg import Prompt
 from hgr.training import Settings, train
 
@@ -78,6 +78,25 @@ def test_platt_calibrates_and_the_threshold_holds_its_rate():
     assert thresholds(torch.zeros(10, 1), 0.01) == [0.3] and abs(thresholds(torch.ones(10, 1), 0.01)[0] - 0.95) < 1e-6
     with pytest.raises(ValueError, match="false-positive"):
         thresholds(gates[:, None], 0)
+
+
+def test_the_stated_rate_holds_on_new_clean_prompts_though_few_were_seen():
+    generator = torch.Generator().manual_seed(0)
+    rates = []
+    for _ in range(60):
+        # six concepts that fire on different prompts, of which some are noisier
+        seen, new, none = (torch.sigmoid(torch.randn(n, 6, generator=generator) * torch.arange(1, 7)) for n in (200, 4000, 1000))
+        limits = torch.tensor(thresholds(seen, 0.02, none, high=1.0))
+        rates.append((new >= limits).any(1).float().mean())
+    assert 0.01 < torch.stack(rates).mean() < 0.022
+    strict = [thresholds(seen, rate, high=1.0)[0] for rate in (0.02, 0.004, 0.002, 0.001)]
+    assert strict == sorted(strict) and strict[-1] > strict[1], "a rate that 200 prompts cannot show must still be stricter"
+
+
+def test_each_sensitivity_is_stricter_than_the_next_also_where_classes_are_apart():
+    scores, labels = torch.tensor([[9.0], [8.0], [-9.0], [-8.0]] * 60), torch.tensor([[True], [True], [False], [False]] * 60)
+    concept, = calibrate([Concept("a", "A")], scores, labels, torch.ones_like(labels), scores[~labels[:, 0]], 0.01)
+    assert list(concept.levels) == sorted(set(concept.levels), reverse=True) and concept.levels[2] == concept.threshold == 0.3
 
 
 def test_a_checkpoint_of_another_training_is_not_resumed(tmp_path):
