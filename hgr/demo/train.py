@@ -22,7 +22,7 @@ log = logging.getLogger("safecfg")
 
 FAMILY = "the SafeCFG demo model (SD 1.5 family)"
 PAIRS = 1500  # of a concept
-FALSE_POSITIVE_RATE = 0.005
+FALSE_POSITIVE_RATE = 0.01
 
 
 @dataclass(frozen=True)
