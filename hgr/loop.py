@@ -118,6 +118,7 @@ class Loop:
         except BaseException:
             self.checkpoint()
             raise
+        self.checkpoint()  # what comes after the steps may be interrupted too
         for p, average in zip(self.parameters, self.average, strict=True):
             p.data.copy_(average)
         self.module.eval()

@@ -30,7 +30,8 @@ def merge(hgrs: list[HGR]) -> HGR:
             owner[id] = hgr
     network = HGRUnion([part for hgr in hgrs for part in parts_of(hgr.network)])
     return HGR(network, [concept for hgr in hgrs for concept in hgr.concepts], first.encoder,
-               {"merged": [{"name": hgr.name, **hgr.training} for hgr in hgrs]}, " + ".join(hgr.name for hgr in hgrs), _probe(hgrs))
+               {"merged": [part for hgr in hgrs for part in hgr.training.get("merged", [{"name": hgr.name, **hgr.training}])]},
+               " + ".join(hgr.name for hgr in hgrs), _probe(hgrs))
 
 
 def _probe(hgrs: list[HGR]) -> Probe | None:
@@ -42,14 +43,17 @@ def _probe(hgrs: list[HGR]) -> Probe | None:
         without = ", ".join(hgr.name for hgr in hgrs if hgr.probe is None)
         log.warning("%s has no picture probe: the merged HGR does not detect concepts in pictures.", without)
         return None
-    first = probes[0]
+    first, sizes = probes[0], [probe.training.get("latent") for probe in probes]
+    if sizes != [sizes[0]] * len(sizes):
+        log.warning("the picture probes were made for pictures of different sizes: the merged HGR does not detect concepts in pictures.")
+        return None
     if any(p.percents != first.percents or p.mean.shape != first.mean.shape
            or ((p.mean - first.mean) / first.std).square().mean() > SCORE_TOLERANCE for p in probes):
         log.warning("the picture probes were made for different denoisers: the merged HGR does not detect concepts in pictures.")
         return None
     return Probe(first.percents, first.mean, first.std, torch.cat([p.weight for p in probes]), torch.cat([p.bias for p in probes]),
                  tuple(head for p in probes for head in p.heads), tuple(head for p in probes for head in p.hed),
-                 {"merged": [p.training for p in probes]})
+                 {"merged": [part for p in probes for part in p.training.get("merged", [p.training])], "latent": sizes[0]})
 
 
 def _check_encoder(first: HGR, other: HGR) -> None:

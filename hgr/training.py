@@ -333,7 +333,7 @@ def report(hgr: HGR) -> str:
         lines.append(f"{concept.label}: {m['recall']:.1%} of {m['held_out']} found, AUROC against clean twins {m['auroc_twins']:.4f}, "
                      f"threshold {concept.threshold:.2f}, calibration error {m['ece']:.3f}")
     if hgr.probe is None:
-        lines.append("no picture probe: Harmfulness Detector can judge prompts with it, and no pictures")
+        lines.append("no picture probe: it judges prompts alone. For pictures, train with the model or run python -m hgr probe")
     else:
         aurocs = (f"{concept.label} {hgr.probe.training['metrics'][concept.id]['auroc']:.3f}" for concept in hgr.concepts)
         lines.append(f"picture probe, from {hgr.probe.training['pictures']} pictures: AUROC {', '.join(aurocs)}")

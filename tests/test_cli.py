@@ -34,7 +34,7 @@ def test_help_imports_nothing_heavy():
                  "try: cli.main(['--help'])", "except SystemExit: pass",
                  "heavy = {'torch', 'numpy', 'PIL', 'safetensors', 'diffusers', 'transformers'} & set(sys.modules)",
                  "assert not heavy, heavy")
-    assert all(command in out for command in ("demo", "info", "sample", "demo-train"))
+    assert all(command in out for command in ("demo", "info", "sample", "detect", "train", "probe", "demo-train"))
 
 
 def test_modes_are_the_methods_own():
@@ -45,8 +45,17 @@ def test_info_shows_concepts_encoder_and_training(hgr_file, capsys):
     assert cli.main(["info", str(hgr_file)]) == 0
     out = capsys.readouterr().out
     for text in ("mine.safetensors", "a test encoder", "features 16", "Skulls", "heads without skin", "0.250", "-1.50",
-                 "training.losses.gate", "12"):
+                 "training.losses.gate", "12", "probe     none"):
         assert text in out
+
+
+def test_info_says_in_two_lines_how_good_the_probe_is(capsys):
+    assert cli.main(["info", str(assets.HGR_FILE)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("probe"))
+    made = file.load(assets.HGR_FILE).probe.training
+    assert f"trained on {made['pictures']} pictures" in lines[at]
+    assert f"skull {made['metrics']['skull']['auroc']:.3f}, dagger" in lines[at + 1] and not lines[at + 2]
 
 
 def test_info_on_a_damaged_file_is_one_sentence_and_code_2(hgr_file, capsys):

@@ -24,7 +24,7 @@ from hgr import cli, file, pairs, training
 from hgr.cli.bars import Bars
 from hgr.loop import Loop
 
-QUICK = ["--steps", "6", "--batch", "8", "--width", "32", "--depth", "1", "--pictures", "2", "--false-positive-rate", "0.1"]
+QUICK = ["--steps", "6", "--batch", "8", "--width", "32", "--depth", "1", "--pictures", "8", "--false-positive-rate", "0.1"]
 DEMO = ["--demo", "--limit", "50", *QUICK]
 
 
@@ -96,6 +96,38 @@ def test_the_logs_can_be_read_by_tensorboard(whole):
     recall = file.load(whole[1]).training["metrics"]["concepts"]["bomb"]["recall"]
     assert events.Scalars("held_out/bomb/recall")[0].value == pytest.approx(recall)
     assert "report/text_summary" in events.Tags()["tensors"]
+
+
+def test_a_training_with_enough_pictures_makes_a_probe_and_says_how_good_it_is(few, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("hgr.probe.MIN_PICTURES", 2)
+    monkeypatch.setattr("hgr.hosts.diffusers.training._STEPS", 2)
+    code, output = train(tmp_path, "--file", few, *QUICK, "--steps", "40", "--pictures", "16")
+    out = capsys.readouterr().out
+    metrics = file.load(output).probe.training["metrics"]["skull"]
+    assert code == 0 and f"picture probe, from 16 pictures: AUROC Skull {metrics['auroc']:.3f}" in out and "hgr probe" not in out
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(tmp_path / "work" / "logs"))
+    events.Reload()
+    assert events.Scalars("held_out/skull/picture_auroc")[0].value == pytest.approx(metrics["auroc"])
+
+
+def test_pictures_of_another_model_are_not_used(models, few, tmp_path, monkeypatch):
+    from hgr.hosts.diffusers import training as host
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    painted, made = [], host.denoiser
+    monkeypatch.setattr(host, "denoiser", lambda pipe, seed: dataclasses.replace(
+        found := made(pipe, seed), paint=lambda *more: painted.append(pipe) or found.paint(*more)))
+    options = ["--file", few, *QUICK, "--model"]
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_layers", interrupted)
+        for _ in range(2):
+            assert train(tmp_path, *options, models / "sd2")[0] == 130
+    assert len(painted) == 1, "an interrupted training paints them once"
+    assert train(tmp_path, *options, models / "sdxl")[0] == 0
+    assert len(painted) == 2
 
 
 def test_two_processes_give_what_one_gives_with_the_double_batch(whole, tmp_path):
@@ -228,6 +260,7 @@ def test_a_wrong_configuration_names_the_file_and_the_key(text, why, tmp_path, c
     (["--latents", "nowhere.safetensors"], "no such file"),
     (["--latents", "nowhere.safetensors", "--losses", "text"], "look at no pictures"),
     (["--pictures", "0"], "pictures is 0"),
+    (["--pictures", "2"], "pictures is 2"),
     (["--batch", "0"], "batch is 0"),
 ])
 def test_bad_options_of_train_are_one_sentence(few, options, why, tmp_path, monkeypatch, capsys):
@@ -279,13 +312,15 @@ def test_an_hgr_for_each_family_guides_its_model(models, few, family, losses, tm
     assert guided.isfinite().all() and not torch.equal(plain, guided)
 
 
-def test_the_text_losses_need_no_denoiser_and_no_tensorboard(models, few, tmp_path, monkeypatch, caplog):
+def test_the_text_losses_need_no_denoiser_and_no_tensorboard(models, few, tmp_path, monkeypatch, caplog, capsys):
     model = shutil.copytree(models / "sdxl", tmp_path / "sdxl")
     for part in ("unet", "vae"):
         shutil.rmtree(model / part)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     code, output = train(tmp_path, "--model", model, "--file", few, *QUICK, "--steps", "2", "--losses", "text")
     assert code == 0 and file.load(output).network.pooled_dim == 32
+    out = capsys.readouterr().out
+    assert "no picture probe" in out and f"python -m hgr probe --hgr {output}" in out
     assert "TensorBoard is not installed" in caplog.text and not (tmp_path / "work" / "logs").exists()
 
 
@@ -296,18 +331,23 @@ def test_the_users_own_pictures_are_what_the_denoiser_looks_at(models, few, tmp_
     save_file({"latents": latents}, tmp_path / "mine.safetensors")
     save_file({"latents": latents[:, :3].contiguous()}, tmp_path / "rgb.safetensors")
     save_file({"pictures": latents}, tmp_path / "other.safetensors")
-    seen = []
+    made, seen, painted = host.denoiser, [], []
 
-    def stop(pipe, prompts, seed, given):
-        seen.append(given)
-        raise ValueError("seen")
+    def watched(*given):
+        found = made(*given)
+        return dataclasses.replace(found, at=lambda z, *more: seen.append(z) or found.at(z, *more),
+                                   paint=lambda *more: painted.append(1) or found.paint(*more))
 
-    monkeypatch.setattr(host, "denoiser", stop)
-    for name, why in (("mine", "seen"), ("rgb", "3 channels, the model's 4"), ("other", "a tensor \"latents\"")):
-        options = ["--model", models / "sd2", "--file", few, *QUICK, "--latents", tmp_path / f"{name}.safetensors"]
-        assert train(tmp_path, *options)[0] == 2
+    monkeypatch.setattr(host, "denoiser", watched)
+    for name, why in (("rgb", "3 channels, the model's 4"), ("other", "a tensor \"latents\"")):
+        assert train(tmp_path, "--model", models / "sd2", "--file", few, *QUICK, "--latents", tmp_path / f"{name}.safetensors")[0] == 2
         assert why in capsys.readouterr().err
-    assert len(seen) == 1 and torch.equal(seen[0], latents)
+    options = ["--model", models / "sd2", "--file", few, *QUICK, "--latents", tmp_path / "mine.safetensors"]
+    assert train(tmp_path, *options, "--pictures", "0")[0] == 0
+    assert not painted and {tuple(z.flatten().tolist()) for part in seen for z in part} == {tuple(z.flatten().tolist()) for z in latents}
+    assert "no picture probe" in capsys.readouterr().out
+    assert train(tmp_path, *options, name="with_probe")[0] == 0
+    assert painted == [1], "the probe needs the model's own"
 
 
 def test_half_precision_files_alone_are_found(models, tmp_path):

@@ -8,21 +8,21 @@ import os
 import sys
 
 from .. import __version__
-from . import demo, eval, files, pairs, sample, train
+from . import demo, detect, eval, files, pairs, probe, sample, train
 
 _EXTRAS = {"diffusers", "transformers", "tokenizers", "PIL", "accelerate", "tqdm"}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0; 2 for bad input and for a training that failed, with one sentence on stderr; 130
-    where the user interrupted."""
+    """Run one command. Returns the exit code: 0; 1 where `detect` could not judge everything; 2 for bad input and for a training
+    that failed, with one sentence on stderr; 130 where the user interrupted."""
     given = _parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("safecfg").setLevel(logging.INFO)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notes on optional packages are not for our users
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        given.run(given)
+        return given.run(given) or 0
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRAS:
             raise
@@ -32,7 +32,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         print(f"hgr: {stopped or 'interrupted.'}", file=sys.stderr)
         return 130
-    return 0
 
 
 def _fail(why: str) -> int:
@@ -44,6 +43,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m hgr", description="SafeCFG: classifier-free guidance without the harmful part.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for family in (demo, files, sample, pairs, train, eval):
+    for family in (demo, files, sample, detect, pairs, train, probe, eval):
         family.add(commands)
     return parser

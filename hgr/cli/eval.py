@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..demo import assets
+from .outputs import write_text
 from .pairs import add_sources, chosen
 from .sample import MODES
 from .tables import aligned
@@ -66,10 +66,7 @@ def _eval(given: argparse.Namespace) -> None:
                                                                 on_picture=partial(bars.show, "pictures"))
     print(text(report))
     if given.output:
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-        part = given.output.with_name(given.output.name + ".part")
-        part.write_text(json.dumps(_without_nan(report), indent=2) + "\n", "utf-8")
-        os.replace(part, given.output)
+        write_text(given.output, json.dumps(_without_nan(report), indent=2) + "\n")
         print(f"\n{given.output}")
 
 

@@ -7,7 +7,9 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from types import FrameType
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -17,11 +19,13 @@ from ..training import Processes
 log = logging.getLogger("safecfg")
 
 _COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # those that accelerate reads
+# for another process, which may look at its pictures while the others are done; where one has died, the launcher ends them all
+_PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True)
 class Group:
-    """The processes that train together. device: this one's. wait: returns when all have called it."""
+    """The processes that work together. device: this one's. wait: returns when all have called it."""
 
     device: torch.device
     processes: Processes
@@ -47,7 +51,7 @@ def launched() -> int:
     # accelerate sets the address only where it was asked for several
     if count == 1 and os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ:
         log.warning("accelerate launch --cpu started one process, as it does without MPI; for several on a CPU: "
-                    "accelerate launch --multi_gpu --num_processes N -m hgr train --device cpu ...")
+                    "accelerate launch --multi_gpu --num_processes N -m hgr COMMAND --device cpu ...")
     return count
 
 
@@ -64,9 +68,9 @@ def join(name: str | None, count: int) -> Group:
     """Meet the other processes, if there are any. name: of the device; of several processes on GPUs, each takes its own."""
     if count == 1:
         return Group(device(name), Processes(), lambda: None)
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
-    accelerator = Accelerator(cpu=device(name).type == "cpu")
+    accelerator = Accelerator(cpu=device(name).type == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
 
     def reduce(tensors: list[Tensor]) -> None:
         # as one: a message costs more than its length
@@ -95,9 +99,18 @@ class Interruption:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
+    def leave(self, group: Group, kept: str) -> NoReturn:
+        """While an exception is handled: raise what ends this process after an interruption, with `kept`, a sentence for the user; raise
+        the exception again where nobody has interrupted."""
+        if not self.asked:
+            raise
+        if not group.main:
+            raise SystemExit(130) from None
+        raise KeyboardInterrupt(kept) from None
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked and self.alone:
             raise KeyboardInterrupt
         if not self.asked and self.alone:
-            log.info("stopping after this step; once more to stop at once")
+            log.info("stopping in a moment; once more to stop at once")
         self.asked = True

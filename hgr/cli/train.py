@@ -7,11 +7,11 @@ import dataclasses
 import json
 import logging
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import config
+from .outputs import check_hgr, try_to_write, write_text
 from .pairs import SOURCES, add_sources, chosen
 
 if TYPE_CHECKING:
@@ -24,11 +24,12 @@ log = logging.getLogger("safecfg")
 
 # of hgr.training, which would import torch
 SETTINGS = {"steps": 800, "batch": 32, "lr": 1.5e-3, "seed": 0, "losses": "attention", "false_positive_rate": 0.01, "width": 128,
-            "depth": 2, "pictures": 16}
+            "depth": 2, "pictures": 256}
 LOSSES = ("text", "attention", "attention and score")
 
 _DEFAULTS = {"model": None, "output": None, "work": Path("runs/train"), "latents": None, "device": None, **SOURCES, **SETTINGS}
 _STAGE = "hgr"  # the core's name for the checkpoint
+_ADD = "to add one: python -m hgr probe --hgr {} --output NEW.safetensors, with the same model and concepts\n"
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -59,15 +60,17 @@ def _options(parser: argparse.ArgumentParser) -> None:
         help=f"share of clean prompts in which any concept may fire, default: {SETTINGS['false_positive_rate']}")
     add("--width", type=int, help=f"of the HGR's network, default: {SETTINGS['width']}")
     add("--depth", type=int, help=f"of the HGR's network, default: {SETTINGS['depth']}")
-    add("--pictures", type=int, metavar="N", help=f"that the model makes to learn from, default: {SETTINGS['pictures']}")
+    add("--pictures", type=int, metavar="N",
+        help=f"that the model makes, to learn from and to train the picture probe on; 0 with --latents for no probe, "
+             f"default: {SETTINGS['pictures']}")
     add("--latents", type=Path, metavar="FILE.safetensors",
-        help="your own pictures instead: \"latents\" (N, C, H, W), scaled as the denoiser takes them")
+        help="your own pictures to learn from: \"latents\" (N, C, H, W), scaled as the denoiser takes them; the probe needs the model's")
     add("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
 
 
 def _train(given: argparse.Namespace) -> None:
     given = _merged(given)
-    _check_output(given.output)
+    check_hgr(given.output)
     import torch
 
     from .. import training
@@ -89,7 +92,7 @@ def _train(given: argparse.Namespace) -> None:
     group.wait()  # the note is what the others have just compared themselves with
     if group.main:
         _note(given, settings)
-        _try_to_write(given.output)
+        try_to_write(given.output)
 
     from ..hosts.diffusers import loading
     from ..hosts.diffusers import training as host
@@ -122,6 +125,11 @@ def _train(given: argparse.Namespace) -> None:
             hgr = training.train(pairs, host.encoder(pipe), host.family(pipe), settings, given.work, group.device,
                                  (lambda: host.denoiser(pipe, settings.seed)) if with_denoiser else None, latents, group.processes,
                                  on_text, on_picture, on_step)
+            if group.main:
+                logs.done(hgr)
+                _save(hgr, given.output, given.work)
+                print(f"{training.report(hgr)}\n{'' if hgr.probe else _ADD.format(given.output)}\n{given.output}")
+            group.wait()
         except torch.OutOfMemoryError:
             raise ValueError("the GPU's memory is full: try a smaller --batch, fewer --pictures, or --losses text.") from None
         except FloatingPointError as error:
@@ -129,17 +137,9 @@ def _train(given: argparse.Namespace) -> None:
             # another learning rate is another training
             raise FloatingPointError(f"{why} That needs another --work, too." if checkpoint.exists() else why) from None
         except (KeyboardInterrupt, RuntimeError):  # the latter where another process has left first
-            if not stop.asked:
-                raise
-            if not group.main:
-                raise SystemExit(130) from None
-            raise KeyboardInterrupt(f"interrupted; {checkpoint} is kept, the same command goes on from there." if checkpoint.exists()
-                                    else "interrupted before the first step; there is nothing to go on from.") from None
-        if group.main:
-            logs.done(hgr)
-            _save(hgr, given.output, given.work)
-            print(f"{training.report(hgr)}\n\n{given.output}")
-    group.wait()
+            kept = next((path for path in (checkpoint, *_painted(given.work)) if path.exists()), None)
+            stop.leave(group, f"interrupted; {kept} is kept, the same command goes on from there." if kept
+                       else "interrupted before the first step; there is nothing to go on from.")
 
 
 def _merged(given: argparse.Namespace) -> argparse.Namespace:
@@ -148,23 +148,6 @@ def _merged(given: argparse.Namespace) -> argparse.Namespace:
     if "config" in options:
         options = config.read(given.config, _options, list(_DEFAULTS), ["demo"]) | options
     return argparse.Namespace(**(_DEFAULTS | options))
-
-
-def _check_output(path: Path | None) -> None:
-    if path is None:
-        raise ValueError("say where to write the HGR: --output FILE.safetensors.")
-    if path.suffix != ".safetensors":
-        raise ValueError(f"--output {path}: an HGR's name ends in .safetensors.")
-    if path.exists():
-        raise ValueError(f"--output {path}: is there already; remove it, or give another name.")
-
-
-def _try_to_write(path: Path) -> None:
-    """Raise OSError now and not after the training."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(b"")
-    part.unlink()
 
 
 def _save(hgr: HGR, path: Path, work: Path) -> None:
@@ -182,6 +165,9 @@ def _save(hgr: HGR, path: Path, work: Path) -> None:
 def _latents(given: argparse.Namespace, settings: Settings) -> Tensor | None:
     """The user's pictures (N, C, H, W), if there are any."""
     if given.latents is None:
+        if settings.losses != "text" and not settings.pictures:
+            raise ValueError(f"--pictures is 0, but the losses \"{settings.losses}\" look at some: let the model make any, or give "
+                             "--latents.")
         return None
     from safetensors import SafetensorError, safe_open
 
@@ -219,10 +205,16 @@ def _claim(given: argparse.Namespace, settings: Settings, checkpoint: Path) -> N
 
 
 def _note(given: argparse.Namespace, settings: Settings) -> None:
-    given.work.mkdir(parents=True, exist_ok=True)
-    part = given.work / "training.json.part"
-    part.write_text(json.dumps(_described(given, settings), indent=2) + "\n", "utf-8")
-    os.replace(part, given.work / "training.json")
+    path, text = given.work / "training.json", json.dumps(_described(given, settings), indent=2) + "\n"
+    if path.exists() and path.read_text("utf-8") != text:
+        for pictures in _painted(given.work):  # another model may have made them
+            pictures.unlink()
+    write_text(path, text)
+
+
+def _painted(work: Path) -> list[Path]:
+    """The pictures that an unfinished training has made."""
+    return sorted(work.glob("pictures-*.safetensors"))
 
 
 class _Logs:
@@ -260,7 +252,7 @@ class _Logs:
             self.writer.add_scalar("lr", rate(self.settings.lr, step - 1, self.settings.steps), step)
 
     def done(self, hgr: HGR) -> None:
-        """The metrics on held-out prompts."""
+        """The metrics on held-out prompts and pictures."""
         from ..training import report
 
         if not self._open(self.settings.steps + 1):
@@ -269,6 +261,8 @@ class _Logs:
         values = {"flagged_clean": metrics["flagged_clean"]}
         for id, found in metrics["concepts"].items():
             values |= {f"{id}/{name}": value for name, value in found.items()}
+        for id, found in hgr.probe.training["metrics"].items() if hgr.probe else ():
+            values |= {f"{id}/picture_{name}": value for name, value in found.items()}
         for name, value in values.items():
             if math.isfinite(value):
                 self.writer.add_scalar(f"held_out/{name}", value, self.settings.steps)
