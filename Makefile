@@ -65,5 +65,5 @@ clean: ## remove the environments, builds and caches
 
 $(READY_COMFY):
 	$(call make_venv,.venv-comfy)
-	.venv-comfy/bin/python -m pip install $(TORCH_COMFY) -r "$(COMFYUI)/requirements.txt" -r requirements.txt -e ".[test]"
+	.venv-comfy/bin/python -m pip install $(TORCH_COMFY) -r "$(COMFYUI)/requirements.txt" -r requirements.txt -e ".[browser]"
 	rm -f .venv-comfy/.ready-* && touch $@

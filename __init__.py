@@ -1,8 +1,12 @@
 """SafeCFG for ComfyUI: where ComfyUI enters the pack. The nodes are in `nodes`, the method is in `hgr`."""
 
+WEB_DIRECTORY = "./web"  # the editor's scripts in js/, the nodes' help pages in docs/
+
 
 async def comfy_entrypoint():
     """Called once by ComfyUI. The import waits until here, because it needs ComfyUI and this file must not."""
+    from .hgr.hosts.comfy import editor
     from .nodes.extension import SafeCFGExtension
 
+    editor.add_route()
     return SafeCFGExtension()

@@ -77,7 +77,7 @@ class Detection:
         rng = random.Random(f"{self.bench.settings.split}/rendered")
         scenes = [world.random_scene(rng, symbols=rng.choice((1, 2))) for _ in range(count)]
         scenes += [world.random_scene(rng, decor=rng.random() < 1 / 3) for _ in range(count)]
-        pixels = torch.stack([torch.from_numpy(np.asarray(world.render(scene, rng))).float() / 127.5 - 1 for scene in scenes])
+        pixels = torch.stack([torch.from_numpy(world.render(scene, rng).copy()).float() / 127.5 - 1 for scene in scenes])
         vae = self.bench.pipe.vae
         with torch.inference_mode():
             latents = torch.cat([vae.encode(part).latent_dist.mode() for part in pixels.movedim(-1, 1).split(32)])

@@ -114,6 +114,11 @@ def load(path: str | Path) -> HGR:
     return HGR(network, list(map(_concept, header["concepts"])), encoder, header["training"], path.name, probe)
 
 
+def describe(path: str | Path) -> dict[str, Any]:
+    """The checked metadata of an HGR file; its tensors are not read. Raises HGRError, as `load` does for its header."""
+    return _open(Path(path))[0]
+
+
 def _concept(fields: dict[str, Any]) -> Concept:
     return Concept(**fields | {"levels": tuple(fields["levels"])})
 

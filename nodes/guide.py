@@ -37,6 +37,11 @@ def _settings() -> list[io.Input]:
     ]
 
 
+def _node_id(node: type[io.ComfyNode]) -> str | None:
+    """The node in the user's graph; None where it is called without one."""
+    return node.hidden.unique_id if node.hidden else None
+
+
 class SafeCFGGuider(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -57,11 +62,12 @@ class SafeCFGGuider(io.ComfyNode):
                 *_settings(),
             ],
             outputs=[io.Guider.Output(tooltip="For SamplerCustomAdvanced.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model: Any, positive: Any, negative: Any, cfg: float, **settings: Any) -> io.NodeOutput:
-        return io.NodeOutput(guidance.make_guider(guidance.patch_model(model, **settings), positive, negative, cfg))
+        return io.NodeOutput(guidance.make_guider(guidance.patch_model(model, **settings, node_id=_node_id(cls)), positive, negative, cfg))
 
 
 class SafeCFGModel(io.ComfyNode):
@@ -79,11 +85,12 @@ class SafeCFGModel(io.ComfyNode):
                 *_settings(),
             ],
             outputs=[io.Model.Output(tooltip="The same model with safe guidance; the given one stays as it is.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model: Any, **settings: Any) -> io.NodeOutput:
-        return io.NodeOutput(guidance.patch_model(model, **settings))
+        return io.NodeOutput(guidance.patch_model(model, **settings, node_id=_node_id(cls)))
 
 
 NODES = [SafeCFGGuider, SafeCFGModel]

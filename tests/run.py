@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,17 +21,19 @@ ROOT = Path(__file__).resolve().parent.parent
 # The executables and not `python -m pytest`: that puts the root on sys.path, and this pack's `nodes` before ComfyUI's.
 PYTEST = ROOT / ".venv/bin/pytest"
 PYTEST_IN_COMFYUI = ROOT / ".venv-comfy/bin/pytest"
+NO_COMFYUI = "no ComfyUI found: git clone https://github.com/comfyanonymous/ComfyUI ~/comfy/ComfyUI, or name yours in COMFYUI_PATH"
 NO_TESTS = 5  # pytest's exit code; no failure of its own, as long as some run has tests
 
 
 @dataclass
 class Run:
-    """One pytest run, counted."""
+    """One run of a test runner, counted."""
 
     name: str
     passed: int = 0
     failed: int = 0
     skipped: int = 0
+    why: str = ""  # tests are skipped
 
     def __str__(self) -> str:
         return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
@@ -49,14 +52,29 @@ def run(name: str, pytest: Path, *arguments: str, comfyui: str = "") -> Run:
     return Run(name, total - failed - skipped, max(failed, code not in (0, NO_TESTS)), skipped)
 
 
-def skip_host() -> Run:
-    """Without ComfyUI: how many tests are not run. They must be collected all the same, so that none goes missing unnoticed."""
-    command = [PYTEST, "--collect-only", "-q", "tests/host"]
-    collected = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def run_javascript() -> Run:
+    """The editor extension's units by Node's own runner; counted as skipped without one."""
+    files, name = sorted((ROOT / "tests/js").glob("*.test.mjs")), "tests/js"
+    node = shutil.which("node")
+    if node is None:
+        count = sum(len(re.findall(r"^test\(", file.read_text(), re.MULTILINE)) for file in files)
+        return Run(name, skipped=count, why="no Node.js found: install node 20 or newer")
+    print(f"\n{name}", flush=True)
+    done = subprocess.run([node, "--test", "--test-reporter=tap", *files], cwd=ROOT, capture_output=True, text=True)
+    count = {key: int(found[1]) if (found := re.search(rf"^# {key} (\d+)", done.stdout, re.MULTILINE)) else 0
+             for key in ("pass", "fail", "cancelled", "skipped")}
+    failed = max(count["fail"] + count["cancelled"], done.returncode != 0)
+    print(done.stdout + done.stderr if failed else f"{count['pass']} passed")
+    return Run(name, count["pass"], failed, count["skipped"])
+
+
+def skip(name: str, why: str) -> Run:
+    """Tests that are not run. They must be collected all the same, so that none goes missing unnoticed."""
+    collected = subprocess.run([PYTEST, "--collect-only", "-q", name], cwd=ROOT, capture_output=True, text=True)
     if collected.returncode not in (0, NO_TESTS):
-        print(collected.stdout, collected.stderr, "tests/host: cannot be collected without ComfyUI", sep="\n")
-        return Run("tests/host", failed=1)
-    return Run("tests/host", skipped=sum("::" in line for line in collected.stdout.splitlines()))
+        print(collected.stdout, collected.stderr, f"{name}: cannot be collected without ComfyUI", sep="\n")
+        return Run(name, failed=1)
+    return Run(name, skipped=sum("::" in line for line in collected.stdout.splitlines()), why=why)
 
 
 def version(comfyui: str) -> str:
@@ -64,23 +82,26 @@ def version(comfyui: str) -> str:
 
 
 def main(comfyui: str = "", oldest: str = "") -> int:
-    runs = [run("tests", PYTEST, "tests", "--ignore=tests/host")]
+    runs = [run("tests", PYTEST, "tests", "--ignore=tests/host", "--ignore=tests/browser"), run_javascript()]
     if comfyui:
         runs.append(run(f"tests/host in ComfyUI {version(comfyui)}", PYTEST_IN_COMFYUI, "tests/host", comfyui=comfyui))
+        runs.append(run("tests/browser", PYTEST_IN_COMFYUI, "tests/browser", comfyui=comfyui))
+        if runs[-1].skipped:
+            runs[-1].why = "no Chromium found: apt-get install chromium, or the like"
         if oldest:
             name = f"tests/host in ComfyUI {version(oldest)}, the oldest"
             runs.append(run(name, PYTEST_IN_COMFYUI, "tests/host", "-m", "oldest", comfyui=oldest))
     else:
-        runs.append(skip_host())
+        runs += [skip(name, NO_COMFYUI) for name in ("tests/host", "tests/browser")]
 
     if comfyui and not oldest:
         print("\nThe oldest supported ComfyUI is not here (COMFYUI_OLDEST_PATH, or ~/comfy/ComfyUI-0.8.0): nothing was tested on it.")
     print()
     for each in runs:
         print(f"{each.name} - {each}")
-    if not comfyui:
-        print(f"tests/host: SKIPPED, {runs[-1].skipped} tests not run: no ComfyUI found. To run them: "
-              "git clone https://github.com/comfyanonymous/ComfyUI ~/comfy/ComfyUI, or name yours in COMFYUI_PATH; then make test.")
+    for each in runs:
+        if each.skipped and each.why:
+            print(f"{each.name}: SKIPPED, {each.skipped} tests not run: {each.why}; then make test.")
     total = Run("total", *(sum(getattr(each, field) for each in runs) for field in ("passed", "failed", "skipped")))
     print(total)
     return 1 if total.failed or not total.passed else 0

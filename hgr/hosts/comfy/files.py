@@ -35,12 +35,17 @@ def hgr_path(name: str) -> Path | None:
     return None if path is None else Path(path)
 
 
-def load_hgr(name: str) -> HGR:
-    """Load an HGR by the name shown. Raises FileNotFoundError, and HGRError for a file that cannot be used."""
+def find_hgr(name: str) -> Path:
+    """`hgr_path`. Raises FileNotFoundError where there is none."""
     path = hgr_path(name)
     if path is None:
         raise FileNotFoundError(f"HGR \"{name}\" is not in models/{_FOLDER}.")
-    return file.load(path)
+    return path
+
+
+def load_hgr(name: str) -> HGR:
+    """Load an HGR by the name shown. Raises FileNotFoundError, and HGRError for a file that cannot be used."""
+    return file.load(find_hgr(name))
 
 
 NAME_RULE = "1 to 100 letters, digits, spaces, points, - and _, with a letter or digit first"

@@ -15,6 +15,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from ...guidance import MODES, concept_strengths
 from ...redirector import HGR
 from ...safecfg import Prompt, Redirection, redirect
+from . import editor
 
 log = logging.getLogger("safecfg")
 
@@ -30,11 +31,12 @@ _HAIR = 1e-5
 
 
 def patch_model(model: comfy.model_patcher.ModelPatcher, hgr: HGR, strength: float, mode: str, concepts: str,
-                start_percent: float, end_percent: float) -> comfy.model_patcher.ModelPatcher:
+                start_percent: float, end_percent: float, node_id: str | None = None) -> comfy.model_patcher.ModelPatcher:
     """A clone of the model that samples with SafeCFG, whatever sampler node or guider it is given to.
 
     strength: of all concepts, 0 (off) to 2. mode: of `hgr.guidance.MODES`. concepts: JSON of strengths by concept id.
     start_percent, end_percent: the part of sampling in [0, 1] in which guidance is safe; the start belongs to it.
+    node_id: the node in the user's graph that shows what fired.
 
     Raises ValueError for bad `concepts` or an empty window. Sampling raises HGRError for another encoder's features.
     """
@@ -42,9 +44,11 @@ def patch_model(model: comfy.model_patcher.ModelPatcher, hgr: HGR, strength: flo
     if start_percent >= end_percent:
         raise ValueError(f"start_percent ({start_percent}) must be below end_percent ({end_percent}); "
                          "to switch SafeCFG off, set strength to 0.")
+    editor.show_fired(node_id, [])  # nothing, until a run says more
     patched = model.clone()
     if any(strengths):
-        patch = _Patch(hgr, strengths, mode, *(p if p in (0, 1) else p - _HAIR for p in (start_percent, end_percent)))
+        window = (p if p in (0, 1) else p - _HAIR for p in (start_percent, end_percent))
+        patch = _Patch(hgr, strengths, mode, *window, node_id)
         patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, patch)
     return patched
 
@@ -78,6 +82,7 @@ class _Patch:
     mode: str
     start: float
     end: float
+    node_id: str | None = None
 
     def __call__(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
         guider = executor.class_obj
@@ -119,9 +124,13 @@ class _Patch:
                 for piece, a, b in spans if a < b]
 
     def _report(self, result: Redirection) -> None:
-        """Say in the log what is being redirected: a changed picture must not be a riddle."""
+        """Say in the log and on the node what is being redirected: a changed picture must not be a riddle."""
+        gates = [row for entry in result.gates for row in entry.tolist()]
+        concepts = list(zip(self.hgr.concepts, self.strengths, strict=True))
+        editor.show_fired(self.node_id, [
+            [{"label": c.label, "gate": gate, "threshold": c.threshold, "strength": s}
+             for (c, s), gate in zip(concepts, row, strict=True) if gate >= c.threshold] for row in gates])
         if any(fired.any() for fired in result.fired):
-            gates = torch.cat([g.cpu() for g in result.gates]).amax(0).tolist()
-            found = [f"{c.id} ({gate:.2f})" for c, gate, s in zip(self.hgr.concepts, gates, self.strengths, strict=True)
-                     if s and gate >= c.threshold]
+            highest = [max(column) for column in zip(*gates, strict=True)]
+            found = [f"{c.id} ({gate:.2f})" for (c, s), gate in zip(concepts, highest, strict=True) if s and gate >= c.threshold]
             log.info("SafeCFG, %s: %s", self.mode, ", ".join(found))

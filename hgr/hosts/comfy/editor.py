@@ -1,0 +1,67 @@
+"""What the editor is told beside the graph: what an HGR file holds, and what fired in a run. Graphs run the same without it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import datetime, timezone
+from typing import Any
+
+from aiohttp import web
+
+from ... import file
+from ...redirector import HGRError
+from . import files
+
+log = logging.getLogger("safecfg")
+
+FIRED = "safecfg.fired"
+
+
+def add_route() -> None:
+    """GET /safecfg/hgr/NAME: `about` of the HGR that a user can choose by this name."""
+    from server import PromptServer  # where the server runs; the nodes work without one
+
+    PromptServer.instance.routes.get("/safecfg/hgr/{name:.+}")(_answer)
+
+
+async def _answer(request: web.Request) -> web.Response:
+    name = request.match_info["name"]
+    try:
+        return web.json_response(about(name))
+    except FileNotFoundError as error:
+        return web.json_response({"error": str(error)}, status=404)
+    except HGRError as error:
+        return web.json_response({"error": str(error)}, status=422)
+
+
+def about(name: str) -> dict[str, Any]:
+    """What a user wants to know of an HGR before using it, from its file's header alone.
+
+    Raises FileNotFoundError for a name that no file has, and HGRError for a damaged file.
+    """
+    path = files.find_hgr(name)
+    header = file.describe(path)
+    return {
+        "name": name,
+        "concepts": [{key: concept[key] for key in ("id", "label", "description", "threshold")} for concept in header["concepts"]],
+        "encoder": header["encoder"]["family"],
+        # browsers refuse the NaN that Python writes and reads
+        "training": json.loads(json.dumps(header["training"]), parse_constant=lambda _: None),
+        "probe": header["probe"] is not None,
+        "date": datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def show_fired(node_id: str | None, prompts: list[list[dict[str, Any]]]) -> None:
+    """Have the node draw what fired in the run, to the user who queued it. prompts: of each, the concepts that were found."""
+    if node_id is None:
+        return
+    try:
+        from server import PromptServer
+
+        server = PromptServer.instance
+        if server.client_id is not None:
+            server.send_sync(FIRED, {"node": node_id, "prompts": prompts}, server.client_id)
+    except Exception:  # a drawing must never cost the picture
+        log.debug("cannot tell the editor what fired", exc_info=True)

@@ -1,0 +1,87 @@
+"""The editor in a browser, on a ComfyUI of its own. Needs ComfyUI, Playwright and a Chromium; skipped where one is missing.
+
+Nothing of these is imported before a fixture needs it, so that collecting the tests works without them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+def load(path: Path) -> ModuleType:
+    """A module by its file."""
+    spec = importlib.util.spec_from_file_location(f"browser_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def kit() -> ModuleType:
+    return load(Path(__file__).with_name("editor.py"))
+
+
+@pytest.fixture(scope="session")
+def server(kit: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A running ComfyUI that has one more HGR, hostile.safetensors."""
+    comfyui = load(TESTS / "host/conftest.py").find_comfyui()
+    if comfyui is None:
+        pytest.skip("no ComfyUI found: set COMFYUI_PATH to its folder")
+    if importlib.util.find_spec("playwright") is None:
+        pytest.skip("no Playwright: pip install playwright")
+    if kit.CHROMIUM is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    base = tmp_path_factory.mktemp("server")
+    kit.write_hostile_hgr(base / "models/hgr/hostile.safetensors")
+    server = load(TESTS / "host/test_server.py").Server(comfyui, base)
+    try:
+        server.wait(lambda: server.json("/system_stats"), "the server to start")
+        yield server
+    finally:
+        server.process.terminate()
+        server.process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def browser(kit: ModuleType, server: Any) -> Iterator[Any]:
+    with kit.open_editor(server.url) as editor:
+        yield editor
+
+
+@pytest.fixture(params=["classic", "vue"])
+def renderer(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def workflow(kit: ModuleType) -> dict[str, Any]:
+    """The quick start: HGR Loader is node 3, SafeCFG (Model) node 7."""
+    return json.loads(kit.QUICK_START.read_text())
+
+
+@pytest.fixture
+def editor(browser: Any, workflow: dict[str, Any]) -> Iterator[Any]:
+    """The editor with the quick start, in the classic renderer."""
+    browser.set("Comfy.VueNodes.Enabled", False)
+    browser.load(workflow)
+    browser.look_at(7)
+    yield browser
+    assert not browser.errors
+
+
+@pytest.fixture
+def rendered(editor: Any, renderer: str) -> Any:
+    """The same, in both renderers."""
+    editor.set("Comfy.VueNodes.Enabled", renderer == "vue")
+    editor.settle()
+    editor.look_at(7)
+    return editor

@@ -1,0 +1,100 @@
+"""ComfyUI's editor in Chromium, for the tests and the screenshots."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+(QUICK_START,) = (ROOT / "example_workflows").glob("*quick start*.json")
+HOSTILE = "<img src=x onerror='window.hurt = true'>"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+SETTINGS = {
+    "Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingModelsWarning": False, "Comfy.UseNewMenu": "Top",
+    "Comfy.Workflow.WorkflowTabsPosition": "Topbar", "Comfy.VueNodes.AutoScaleLayout": False, "Comfy.Minimap.Visible": False,
+    "Comfy.Notification.ShowVersionUpdates": False,
+}
+
+
+class Editor:
+    """A page with the editor open."""
+
+    def __init__(self, page: Any, url: str):
+        self.page, self.url, self.errors = page, url, []
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.open()
+
+    def open(self) -> None:
+        self.page.goto(self.url)
+        self.page.wait_for_function("window.app?.graph && window.app.extensionManager && !document.querySelector('.p-progressspinner')")
+        self.page.wait_for_function("Object.keys(LiteGraph.registered_node_types).includes('SafeCFGModel')")
+        self.page.wait_for_timeout(1000)
+
+    def js(self, code: str, *arguments: Any) -> Any:
+        return self.page.evaluate(f"async (given) => {{ const [a, b] = given; {code} }}", [*arguments, None, None][:2])
+
+    def set(self, name: str, value: Any) -> None:
+        self.js("await app.extensionManager.setting.set(a, b)", name, value)
+
+    def load(self, workflow: dict[str, Any]) -> None:
+        self.js("await app.loadGraphData(a)", workflow)
+        self.settle()
+
+    def look_at(self, node: int, scale: float = 1.0, left: float = 300, top: float = 200) -> None:
+        """Bring the node's corner to this place of the window."""
+        self.js("const { ds } = app.canvas, node = app.graph.getNodeById(a); ds.scale = b[0];"
+                "ds.offset[0] = b[1] / b[0] - node.pos[0]; ds.offset[1] = b[2] / b[0] - node.pos[1];"
+                "app.graph.setDirtyCanvas(true, true)", node, [scale, left, top])
+        self.page.wait_for_timeout(500)
+
+    def settle(self) -> None:
+        """Until the widgets have looked upstream, asked the server and been drawn."""
+        self.page.wait_for_timeout(1200)
+
+    def value(self, node: int) -> Any:
+        """The strengths that the node would send."""
+        text = self.js("return (await app.graphToPrompt()).output[a].inputs.concepts", str(node))
+        assert isinstance(text, str)
+        return json.loads(text or "{}")
+
+    def widget(self, node: int) -> str:
+        return self.js("return app.graph.getNodeById(a).widgets.find((w) => w.name === 'concepts').value", node)
+
+    def saved(self) -> dict[str, Any]:
+        return self.js("return app.graph.serialize()")
+
+    def rows(self) -> Any:
+        return self.page.locator(".safecfg-row")
+
+
+def write_hostile_hgr(path: Path) -> None:
+    """The bundled HGR, its first concept with HTML as label and description."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+    path.parent.mkdir(parents=True)
+    with safe_open(ROOT / "hgr/demo/safecfg_demo.safetensors", "pt") as file:
+        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    concepts = json.loads(metadata["concepts"])
+    concepts[0] |= {"label": HOSTILE, "description": HOSTILE}
+    save_file(tensors, path, metadata | {"concepts": json.dumps(concepts)})
+
+
+@contextmanager
+def open_editor(url: str, width: int = 1600, height: int = 1000) -> Iterator[Editor]:
+    from playwright.sync_api import sync_playwright
+    request = urllib.request.Request(f"{url}/settings", json.dumps(SETTINGS).encode(), {"Content-Type": "application/json"})
+    urllib.request.urlopen(request, timeout=30).close()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        try:
+            page = browser.new_page(viewport={"width": width, "height": height})
+            page.set_default_timeout(60_000)
+            yield Editor(page, url)
+        finally:
+            browser.close()
