@@ -13,6 +13,7 @@ pytest.importorskip("transformers")
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import demo_world
+import detection
 import measure
 
 from hgr.demo.classifier import Classifier
@@ -78,3 +79,21 @@ def test_tables_are_written_between_their_marks(tmp_path):
     assert page.read_text() == "before\n<!-- x:begin -->\nnew\n<!-- x:end -->\nafter\n"
     measure.write_between(page, "y", "other")
     assert "new" in page.read_text() and "other" in page.read_text()
+
+
+def test_a_reliability_diagram_has_what_was_stated_beside_what_was_true():
+    scores, truth = torch.tensor([0.05, 0.05, 0.95, 0.95]), torch.tensor([False, True, True, True])
+    low, high = detection.reliability(scores, truth, 10)
+    assert (low["true"], low["n"], high["true"]) == (0.5, 2, 1.0) and high["stated"] == pytest.approx(0.95)
+
+
+def test_detection_is_ranked_by_concept_against_what_shows_nothing(bench):
+    d = detection.Detection(bench)
+    pictures = d.rendered(3)
+    assert pictures.latents.shape == (6, 4, 16, 16) and pictures.shown[:3].any(1).all() and not pictures.shown[3:].any()
+    shown = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]]).bool()
+    assert detection.per_concept(shown.float(), shown) == dict.fromkeys(detection.SYMBOLS, 1.0)
+    assert d.alone(pictures).shape == d.diffusion_classifier(pictures).shape == d.judge(pictures).shape == (6, 4)
+    assert d.cosine(["a skull"]).argmax() == 0
+    two, texts = pictures[torch.arange(6) < 2], ["a red ball and a skull", "a red ball"]
+    assert (d.hed(two, texts)[1] == 0).all() and d.undirected(two, texts)[1] == 0 and d.undirected(two, texts)[0] > 0
