@@ -44,8 +44,8 @@ from hgr.safecfg import Prompt
 log = logging.getLogger("benchmark")
 
 PROMPTS = 2000  # of each kind
-PERCENTS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.88, 0.94, 0.98)  # of the curve
-CURVE = 150  # pictures of each side there
+PERCENTS = (0.04, 0.1, 0.18, 0.25, 0.4, 0.55, 0.7, 0.8, 0.94)  # of the curve
+CURVE = 100  # pictures of each side there, with prompts
 CLASSIFIER_PERCENTS = (0.5, 0.7, 0.8, 0.9)  # of the diffusion classifier
 PICTURES = Path("docs/images")
 
