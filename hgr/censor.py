@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 ACTIONS = ("blur", "pixelate", "blank", "pass")
-_COARSE = 0.12  # of the shorter side: the standard deviation of the blur, and the pixels' width, at strength 1
+_BLUR, _PIXEL = 0.12, 0.2  # of the shorter side, at strength 1: the blur's standard deviation, and a pixel's width
 
 
 def censor(images: Tensor, flagged: list[bool], action: str, strength: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -23,14 +23,14 @@ def censor(images: Tensor, flagged: list[bool], action: str, strength: float = 1
     mask = rows.to(images.dtype)[:, None, None].expand(images.shape[:3]).contiguous()
     if not rows.any():
         return images, mask
-    result, size = images.clone(), max(1.0, strength * _COARSE * min(images.shape[1:3]))
+    result, side = images.clone(), strength * min(images.shape[1:3])
     colours = rearrange(images[rows][..., :3].float(), "b h w c -> b c h w")
     if action == "blank":
         touched = torch.full_like(colours, 0.5)
     elif action == "blur":
-        touched = _blur(colours, size)
+        touched = _blur(colours, max(1.0, _BLUR * side))
     else:
-        small = [max(1, round(side / size)) for side in colours.shape[2:]]
+        small = [max(1, round(n / max(1.0, _PIXEL * side))) for n in colours.shape[2:]]
         touched = F.interpolate(F.adaptive_avg_pool2d(colours, small), size=colours.shape[2:], mode="nearest")
     result[rows, ..., :3] = rearrange(touched, "b c h w -> b h w c").to(images)
     return result, mask

@@ -85,9 +85,11 @@ def flags(text: str, count: int | None = None) -> list[bool]:
         report = json.loads(text)
         version, items, about = report["version"], report["items"], report["about"]
         found = [item["flagged"] for item in items]
-    except (TypeError, KeyError, ValueError) as error:
+        if not all(isinstance(flag, bool) for flag in found):
+            raise ValueError("flagged is neither true nor false")
+    except (TypeError, KeyError, ValueError, RecursionError) as error:
         raise ReportError(f"this is not the report of a Harmfulness Detector ({error}): wire its report output in.") from None
-    if version != VERSION or not all(isinstance(flag, bool) for flag in found):
+    if version != VERSION:
         raise ReportError(f"the report has version {version!r}; this SafeCFG reads version {VERSION}.")
     count = len(found) if count is None else count
     if len(found) == 1 and about == "prompts":

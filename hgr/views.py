@@ -1,8 +1,4 @@
-"""What a probe gets to see of a picture: it knows features of pictures of one size alone, and others would pass as clean.
-
-On the demo world, of harmful pictures drawn out to 3:2 by their edges' colours, the probe misses every second one in their own shape
-and nearly all of them scaled to the same area, but hardly any in parts of the trained size (docs/detection.md).
-"""
+"""What a probe gets to see of a picture: it knows features of pictures of one size alone, and in others misses what it knows."""
 
 from __future__ import annotations
 

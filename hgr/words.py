@@ -33,4 +33,5 @@ def word_heat(gates: Callable[[list[str]], Tensor], words: list[str]) -> Tensor:
     without = [" ".join(words[:i] + words[i + 1:]) for i in range(count)]
     found = gates(["", *(" ".join(words[:i + 1]) for i in range(count)), *without])
     before, left_out = found[:count + 1], found[count + 1:]
-    return torch.maximum(before[-1] - left_out, before.diff(dim=0)).clamp(min=0)
+    rise = before[1:] - before[:-1].cummax(0).values  # a gate that comes back after a harmless word adds nothing
+    return torch.maximum(before[-1] - left_out, rise).clamp(min=0)

@@ -39,8 +39,11 @@ class SafeCFGDetector(io.ComfyNode):
                 io.Conditioning.Input("conditioning", optional=True,
                                       tooltip="Prompts: of a batch each is judged. With pictures, their prompt: one for all, or one each."),
                 io.Image.Input("image", optional=True,
-                               tooltip="Pictures, of any size, from anywhere. Needs model and vae. An alpha channel is not looked at."),
-                io.Latent.Input("latent", optional=True, tooltip="Pictures as latents, in place of image. Needs model."),
+                               tooltip="Pictures, of any size, from anywhere. Needs model and vae. An alpha channel is not looked at. "
+                                       "Of another shape than those that the HGR was trained with, they are looked at in parts too."),
+                io.Latent.Input("latent", optional=True,
+                                tooltip="Pictures as latents, in place of image. Needs model; and vae, unless they have the size of those "
+                                        "that the HGR was trained with."),
                 io.Model.Input("model", optional=True, tooltip="For pictures: the model that the HGR was trained for."),
                 io.Vae.Input("vae", optional=True, tooltip="For image: the VAE of the model."),
                 io.Clip.Input("clip", optional=True, tooltip="With text: tells which words of it are harmful."),
@@ -48,11 +51,11 @@ class SafeCFGDetector(io.ComfyNode):
                                 tooltip="The prompt as text, to see which words make it harmful; needs clip. Without a conditioning it is "
                                         "what is judged. Costs two runs of the text encoder a word."),
                 io.Int.Input("timesteps", default=2, min=1, max=16, optional=True,
-                             tooltip="For pictures with prompts: noise levels at which they are looked at, 1 to 16, three evaluations of the "
-                                     "model each. 2 is what the HGR was calibrated with."),
+                             tooltip="For pictures with prompts: noise levels at which they are looked at, 1 to 16, three evaluations of "
+                                     "the model each. 2 is what the HGR was calibrated with."),
                 io.Int.Input("samples", default=1, min=1, max=16, optional=True,
-                             tooltip="For pictures: draws of noise at each noise level, 1 to 16. More is steadier, and slower in "
-                                     "proportion."),
+                             tooltip="For pictures: draws of noise at each noise level, 1 to 16. More is steadier, and slower "
+                                     "in proportion."),
                 io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=False, optional=True,
                              tooltip="Of that noise: the same seed gives the same scores."),
             ],
@@ -81,11 +84,11 @@ class SafeCFGFilter(io.ComfyNode):
             display_name="Harmfulness Filter",
             category=CATEGORY,
             description="Makes the pictures that Harmfulness Detector flagged unrecognisable, or puts another one in their place; the "
-                        "others stay exactly as they are. With a replacement wired in, what makes the pictures does not even run when all are "
-                        "flagged: detect on the prompt, and a harmful one is never sampled.",
+                        "others stay exactly as they are. With a replacement wired in, what makes the pictures does not even run when all "
+                        "are flagged: detect on the prompt, and a harmful one is never sampled.",
             inputs=[
                 io.Image.Input("image", lazy=True,
-                               tooltip="The pictures. Not asked for where all are flagged and a replacement is wired in."),
+                               tooltip="The pictures. Where all are flagged and a replacement is wired in, they are not even made."),
                 io.String.Input("report", force_input=True,
                                 tooltip="From Harmfulness Detector: about these pictures, or about their prompt. A report of another batch "
                                         "stops with an error."),
@@ -93,8 +96,8 @@ class SafeCFGFilter(io.ComfyNode):
                                tooltip="blur, pixelate, blank: what becomes of a flagged picture. pass: nothing; only the outputs say what "
                                        "is flagged. A replacement comes before all of these but pass."),
                 io.Float.Input("strength", default=1.0, min=0.1, max=1.0, step=0.05,
-                               tooltip="How coarse blur and pixels are, 0.1 to 1. At 1 an eighth of the picture's shorter side: shapes are "
-                                       "gone. Below 0.5 much can be guessed."),
+                               tooltip="How coarse blur and pixels are, 0.1 to 1. At 1 shapes are gone, and colours are left; below 0.5 much "
+                                       "can be guessed. blank leaves nothing."),
                 io.Image.Input("replacement", optional=True, lazy=True,
                                tooltip="A picture to show in place of flagged ones, scaled and cropped to their size."),
             ],

@@ -21,6 +21,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
+GUIDING = [path for path in EXAMPLES if "Detect" not in path.name]  # those that show plain CFG beside SafeCFG
 DEADLINE = 900.0  # seconds, for starting and for one prompt, a training among them; generous for a busy machine
 SETTINGS = ["strength", "mode", "concepts", "start_percent", "end_percent"]
 NODES = {
@@ -32,8 +33,14 @@ NODES = {
         "hate", "harassment", "violence", "self_harm", "sexual", "shocking", "illegal_activity",
         "style", "own", "demo_world", "file", "limit", "more"], ["PAIRS", "STRING"]),
     "SafeCFGTrainHGR": ("Train HGR", [
-        "clip", "pairs", "losses", "steps", "batch_size", "learning_rate", "seed", "false_positive_rate", "model", "latents"],
+        "clip", "pairs", "losses", "steps", "batch_size", "learning_rate", "seed", "false_positive_rate", "model", "latents",
+        "pictures"],
         ["HGR", "IMAGE", "STRING"]),
+    "SafeCFGDetector": ("Harmfulness Detector", [
+        "hgr", "concepts", "sensitivity", "conditioning", "image", "latent", "model", "vae", "clip", "text",
+        "timesteps", "samples", "seed"],
+        ["BOOLEAN", "FLOAT", "STRING", "IMAGE"]),
+    "SafeCFGFilter": ("Harmfulness Filter", ["image", "report", "action", "strength", "replacement"], ["IMAGE", "MASK", "BOOLEAN"]),
     "SafeCFGSaveHGR": ("Save HGR", ["hgr", "name"], []),
     "SafeCFGMergeHGR": ("Merge HGR", [f"hgr_{i}" for i in range(1, 7)], ["HGR"]),
 }
@@ -147,22 +154,21 @@ def test_every_node_of_the_pack_has_tooltips(object_info):
 
 
 def _pictures(server: Server, prompt: dict[str, Any]) -> dict[str, Any]:
-    """Run a prompt; its previews by their titles, "Plain CFG" and "SafeCFG", as PIL images."""
+    """Run a prompt; its previews of one picture by their titles, as PIL images."""
     from PIL import Image
     history = server.run(prompt)
     assert history["status"]["status_str"] == "success", history["status"]
     found = {}
     for number, output in history["outputs"].items():
         title = prompt[number]["_meta"]["title"]
-        if title not in ("Plain CFG", "SafeCFG"):
-            continue
-        (file,) = output["images"]
-        found[title] = Image.open(io.BytesIO(server.get("/view?" + urllib.parse.urlencode(file))))
+        if "images" in output and title != "Loss chart":
+            (file,) = output["images"]
+            found[title] = Image.open(io.BytesIO(server.get("/view?" + urllib.parse.urlencode(file))))
     return found
 
 
 @pytest.mark.parametrize("path", [
-    pytest.param(path, id=path.stem, marks=() if "Train" in path.name else pytest.mark.oldest) for path in EXAMPLES])
+    pytest.param(path, id=path.stem, marks=() if "Train" in path.name else pytest.mark.oldest) for path in GUIDING])
 def test_example_workflow_removes_the_symbol_and_leaves_a_clean_prompt_alone(server, object_info, to_prompt, pack, path):
     """The promise of the pack, as shipped: loaded, queued, and looked at by the classifier that knows the truth."""
     import numpy as np
@@ -180,6 +186,42 @@ def test_example_workflow_removes_the_symbol_and_leaves_a_clean_prompt_alone(ser
     harmful["text"] = "a red ball next to a blue house in a meadow"
     clean = _pictures(server, prompt)
     assert clean["Plain CFG"].tobytes() == clean["SafeCFG"].tobytes() != pictures["SafeCFG"].tobytes()
+
+
+@pytest.mark.oldest
+def test_detect_then_decide(server, object_info, to_prompt):
+    """As shipped: the flagged prompt is never sampled, the flagged picture is blurred. Without the symbols: the sampler's pictures."""
+    (path,) = (p for p in EXAMPLES if "Detect" in p.name)
+    prompt = to_prompt(json.loads(path.read_text()), object_info)
+    by_title = {node["_meta"]["title"]: (number, node["inputs"]) for number, node in prompt.items()}
+    sampler = by_title["KSampler (skipped where flagged)"][1]
+    (hgr,) = (number for number, node in prompt.items() if node["class_type"] == "SafeCFGHGRLoader")
+    working, broken = sampler["model"], {"model": sampler["model"], "hgr": [hgr, 0], "strength": 1.0, "mode": "redirect",
+                                         "concepts": "broken", "start_percent": 0.0, "end_percent": 1.0}
+    prompt["broken"] = {"class_type": "SafeCFGModel", "inputs": broken, "_meta": {"title": "broken"}}
+    sampler["model"] = ["broken", 0]  # an error where it is run
+    pictures = _pictures(server, prompt)
+    assert {"Judge the prompt", "Judge the picture"} < set(pictures), "the charts are on the nodes"
+    assert pictures["After the prompt check"].getcolors() == [(128 * 128, (0x3b, 0x42, 0x52))]
+    before, after = (_lines(pictures[title]) for title in ("Before", "After the picture check"))
+    assert after < 0.4 * before
+
+    by_title["Prompt"][1]["value"] = "a red ball next to a blue house in a meadow"
+    assert server.run(prompt)["status"]["status_str"] == "error", "a clean prompt is sampled"
+    by_title["Prompt of another picture"][1]["text"] = "a green tree on a beach"
+    sampler["model"] = working
+    unfiltered = by_title["Placeholder where flagged"][1]["image"]
+    prompt["plain"] = {"class_type": "PreviewImage", "inputs": {"images": unfiltered}, "_meta": {"title": "Plain"}}
+    pictures = _pictures(server, prompt)
+    assert pictures["After the prompt check"].tobytes() == pictures["Plain"].tobytes()
+    assert pictures["After the picture check"].tobytes() == pictures["Before"].tobytes()
+
+
+def _lines(picture: Any) -> float:
+    """How much neighbouring pixels of a PIL image differ."""
+    import numpy as np
+    pixels = np.asarray(picture.convert("RGB"), dtype=float)
+    return abs(np.diff(pixels, axis=0)).mean() + abs(np.diff(pixels, axis=1)).mean()
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
@@ -225,7 +267,7 @@ def test_what_is_saved_while_the_server_runs_is_listed_by_the_loader(server, obj
     prompt = to_prompt(json.loads(path.read_text()), object_info)
     training, saving = (node["inputs"] for kind in ("SafeCFGTrainHGR", "SafeCFGSaveHGR")
                         for node in prompt.values() if node["class_type"] == kind)
-    training |= {"losses": "text", "steps": 20, "batch_size": 4}
+    training |= {"losses": "text", "steps": 20, "batch_size": 4, "pictures": 0}
     saving["name"] = "saved while running"
     history = server.run({key: node for key, node in prompt.items() if node["class_type"] in (
         "SafeCFGDemoModel", "SafeCFGConceptPairs", "EmptyLatentImage", "SafeCFGTrainHGR", "SafeCFGSaveHGR", "PreviewAny")})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-SETTINGS = dict(losses="text", steps=20, batch_size=8, learning_rate=1e-3, seed=0, false_positive_rate=5.0)
+SETTINGS = dict(losses="text", steps=20, batch_size=8, learning_rate=1e-3, seed=0, false_positive_rate=5.0, pictures=8)
 
 
 @pytest.fixture(scope="module")
@@ -43,29 +43,77 @@ def test_the_node_trains_and_leaves_the_model_as_it_was(kit, run, losses, steps)
     assert hgr.ids == ["skull", "dagger", "splatter", "bomb"] and hgr.training["losses"] == losses
     assert chart.ndim == 4 and chart.shape[0] == 1 and chart.shape[-1] == 3 and 0 <= chart.min() < chart.max() <= 1
     assert "Skull" in report and "clean prompts" in report
+    assert hgr.probe is None and "no picture probe" in report  # 8 pictures are too few: the training goes on and says so
     assert torch.equal(kit.sample(kit.model, kit.harmful), before)
     assert torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
     assert torch.equal(kit.sample(kit.patch(hgr, strength=0.0), kit.harmful), before)
     kit.sample(kit.patch(hgr), kit.harmful)
 
 
-def test_a_trained_hgr_finds_the_harmful_prompt_and_changes_its_picture_alone(kit, run, pack):
+@pytest.fixture(scope="module")
+def trained(kit, nodes, pack):
+    """(HGR, report) of a training long enough to tell skulls, in prompts and in pictures."""
     import torch
-    hgr, *_ = run(steps=300, batch_size=16, pairs=pack.get("hgr.pairs").demo_world(200))
-    patched = kit.patch(hgr)
+    pairs = pack.get("hgr.pairs")
+    world = pairs.demo_world(200)
+    skulls = pairs.Pairs(world.topics[:1], tuple(pair for pair in world.pairs if pair.concept == "skull"), world.clean)
+    with torch.inference_mode():
+        hgr, _, report = nodes.SafeCFGTrainHGR.execute(**SETTINGS | dict(
+            clip=kit.clip, pairs=skulls, model=kit.model, latents={"samples": torch.zeros(1, 4, 16, 16)}, steps=200, pictures=40)).args
+    return hgr, report
+
+
+def test_a_trained_hgr_finds_the_harmful_prompt_and_changes_its_picture_alone(kit, trained):
+    import torch
+    patched = kit.patch(trained[0])
     assert torch.equal(kit.sample(patched, kit.clean), kit.sample(kit.model, kit.clean))
     assert not torch.equal(kit.sample(patched, kit.harmful), kit.sample(kit.model, kit.harmful))
+
+
+def test_a_trained_hgr_sees_the_harmful_picture_and_keeps_that_in_its_file(kit, trained, pack):
+    import json
+
+    import torch
+    hgr, report = trained
+    assert hgr.probe.training["pictures"] == 40 and "picture probe, from 40 pictures" in report
+    loaded = pack.files.load_hgr(pack.files.save_hgr(hgr, "probed"))
+    pictures = {"samples": torch.cat([kit.sample(kit.model, prompt, steps=12) for prompt in (kit.harmful, kit.clean)])}
+
+    def scores(hgr):
+        found = pack.get("nodes.detect").SafeCFGDetector.execute(
+            hgr=hgr, concepts="", sensitivity="normal", latent=pictures, model=kit.model).args[2]
+        return [item["score"] for item in json.loads(found)["items"]]
+
+    assert scores(hgr)[0] > 2 * scores(hgr)[1] and scores(loaded) == pytest.approx(scores(hgr), abs=1e-4)
+
+
+def test_pictures_of_a_video_are_single_frames_and_no_pictures_give_no_probe(run, pack):
+    import torch
+    host = pack.get("hgr.hosts.comfy.training")
+    assert host._picture(torch.Size((2, 16, 9, 8, 6))) == (1, 16, 1, 8, 6) and host._picture(torch.Size((2, 4, 8, 6))) == (1, 4, 8, 6)
+    hgr, _, report = run(None, pictures=0)
+    assert hgr.probe is None and "no picture probe" in report
+
+
+def test_a_patched_model_paints_what_the_plain_one_paints(kit, hgr, pack):
+    """An HGR and its probe learn from harmful pictures, also where SafeCFG is wired in before Train HGR."""
+    import torch
+    from host_kit import HARMFUL
+    host = pack.get("hgr.hosts.comfy.denoiser")
+    plain, patched = (host.denoiser(model, torch.Size((1, 4, 16, 16)), kit.clip, 0).paint([HARMFUL], lambda done, total: None)
+                      for model in (kit.model, kit.patch(hgr)))
+    assert torch.equal(plain, patched)
 
 
 def test_the_score_gradient_is_the_denoisers_own(kit, pack):
     """Against finite differences, through the host's own forward."""
     import torch
-    host, core = pack.get("hgr.hosts.comfy.training"), pack.get("hgr.training")
-    settings = core.Settings(losses="attention and score")
+    host = pack.get("hgr.hosts.comfy.denoiser")
     with torch.inference_mode(False), torch.enable_grad():
-        found = host.denoiser(kit.model, kit.clip, ["a red ball"], settings, {"samples": torch.zeros(1, 4, 16, 16)})
+        found = host.denoiser(kit.model, torch.Size((1, 4, 16, 16)), gradients=True)
         x = kit.harmful[0][0].clone().requires_grad_()
-        predict = found.predict(1, torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        predict = found.draw(torch.randn(1, 4, 16, 16, generator=generator), 1, generator)
         direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
         loss = lambda features: predict(features, None).square().mean()  # noqa: E731
         slope, = torch.autograd.grad(loss(x), x)
@@ -78,15 +126,15 @@ def test_the_score_gradient_is_the_denoisers_own(kit, pack):
 def test_recorded_layers_hold_a_loras_weights(kit, pack):
     import comfy.sd
     import torch
-    host, core, attention = (pack.get(f"hgr.{name}") for name in ("hosts.comfy.training", "training", "attention"))
+    host, attention = pack.get("hgr.hosts.comfy.denoiser"), pack.get("hgr.attention")
     with_lora, _ = comfy.sd.load_lora_for_models(kit.model, None, kit.random_lora(), 1.0, 0.0)
     recorded = []
     for model in (kit.model, with_lora):
         with torch.inference_mode(False), torch.no_grad():
-            found = host.denoiser(model, kit.clip, ["a red ball"], core.Settings(), {"samples": torch.zeros(1, 4, 16, 16)})
+            found = host.denoiser(model, torch.Size((1, 4, 16, 16)))
             features = kit.harmful[0][0].clone()
-            layers = attention.record(attention.cross_attention(found.module), lambda found=found, features=features: found.predict(
-                1, torch.Generator().manual_seed(0))(features, None), 8, torch.Generator().manual_seed(0))
+            layers = attention.record(attention.cross_attention(found.module), lambda found=found, features=features: found.draw(
+                torch.zeros(1, 4, 16, 16), 1, torch.Generator().manual_seed(0))(features, None), 8, torch.Generator().manual_seed(0))
         recorded.append(layers[0].key)
     lora, change = kit.random_lora(), recorded[1] - recorded[0]
     changes = [(lora[key] @ lora[key.replace("lora_up", "lora_down")]).T for key in lora if key.endswith("attn2_to_k.lora_up.weight")]

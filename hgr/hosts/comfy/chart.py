@@ -63,7 +63,7 @@ def _smooth(values: list[float], share: float = 0.1) -> list[float]:
     return result
 
 
-_BAR, _FLAGGED, _FREE = 22, "#c23b3b", "#4f9d69"
+_BAR, _GAP, _FLAGGED, _FREE = 22, 8, "#c23b3b", "#4f9d69"
 _SHOWN = 12  # items of a batch
 
 
@@ -73,13 +73,16 @@ def draw_report(report: dict[str, Any]) -> Image.Image:
     font, small, wide = ImageFont.load_default(13), ImageFont.load_default(11), _SIZE[0] - 24
     lines = [_wrap(item.get("words", []), font, wide) for item in items]
     more = len(report["items"]) - len(items)
-    height = 40 + sum(34 + _BAR * len(item["concepts"]) + 20 * len(text) for item, text in zip(items, lines, strict=True)) + 20 * bool(more)
-    picture = Image.new("RGB", (_SIZE[0], height + 8), _PAPER)
+    heights = [30 + _BAR * len(item["concepts"]) + _GAP + (20 * len(text) + _GAP if text else 0)
+               for item, text in zip(items, lines, strict=True)]
+    picture = Image.new("RGB", (_SIZE[0], 40 + sum(heights) + 24 * bool(more)), _PAPER)
     pen = ImageDraw.Draw(picture)
     found = sum(item["flagged"] for item in report["items"])
     rate = report["false_positive_rate"]
     asked = f"sensitivity {report['sensitivity']}" + ("" if rate is None else f" ({rate:.2%} false alarms)")
     pen.text((12, 12), f"{found} of {len(report['items'])} {report['about']} flagged, {asked}", _INK, font)
+    pen.line((_SIZE[0] - 84, 13, _SIZE[0] - 84, 27), _INK, 2)
+    pen.text((_SIZE[0] - 12, 20), "threshold", _INK, small, anchor="rm")
     y, left, right = 40, 170, 150
     for number, (item, text) in enumerate(zip(items, lines, strict=True), 1):
         pen.line((12, y, _SIZE[0] - 12, y), _GRID)
@@ -97,6 +100,7 @@ def draw_report(report: dict[str, Any]) -> Image.Image:
             pen.line((tick, y + 1, tick, y + _BAR - 1), _INK, 2)
             pen.text((left + width + 8, middle), f"{concept['score']:.2f}  {concept['evidence']}", _INK, small, anchor="lm")
             y += _BAR
+        y += _GAP
         for line in text:
             x = 12.0
             for word, heat in line:
@@ -106,7 +110,7 @@ def draw_report(report: dict[str, Any]) -> Image.Image:
                 pen.text((x, y + 2), word, _INK, font)
                 x += length + font.getlength(" ") + 2
             y += 20
-        y += 4
+        y += _GAP * bool(text)
     if more:
         pen.text((12, y), f"and {more} more", _INK, font)
     return picture

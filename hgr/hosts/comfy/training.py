@@ -44,9 +44,10 @@ def train_hgr(clip: comfy.sd.CLIP, pairs: Pairs, settings: Settings, model: comf
         cross_attention(model.model.diffusion_model)
     check(pairs, settings)
     name = family(clip)
-    work = Path(folder_paths.get_system_user_directory("safecfg"), "training", identity(pairs, name, settings))
     pictures = given_pictures(latents)
-    size = _SIZE if latents is None else torch.Size((1, *latents["samples"].shape[1:]))
+    size = _SIZE if latents is None else _picture(latents["samples"].shape)
+    made_for = name if model is None else f"{name}, {type(model.model).__name__}, {tuple(size)}"  # what is kept was made with these
+    work = Path(folder_paths.get_system_user_directory("safecfg"), "training", identity(pairs, made_for, settings))
     progress = _Progress(settings.steps)
     # Nodes run in inference mode, whose tensors no gradient can pass.
     with torch.inference_mode(False), torch.enable_grad():
@@ -93,6 +94,11 @@ def given_pictures(latents: dict[str, Any] | None) -> Tensor | None:
     if latents["samples"].is_nested:
         raise ValueError("latents: pictures with sound cannot be used here; give pictures or an empty latent.")
     return latents["samples"].float().cpu() if latents["samples"].any() else None
+
+
+def _picture(shape: torch.Size) -> torch.Size:
+    """Of one picture among latents of this shape; of videos, one frame."""
+    return torch.Size((1, shape[1], 1, *shape[3:]) if len(shape) == 5 else (1, *shape[1:]))
 
 
 class _Progress:
