@@ -96,8 +96,8 @@ class SafeCFGFilter(io.ComfyNode):
                                tooltip="blur, pixelate, blank: what becomes of a flagged picture. pass: nothing; only the outputs say what "
                                        "is flagged. A replacement comes before all of these but pass."),
                 io.Float.Input("strength", default=1.0, min=0.1, max=1.0, step=0.05,
-                               tooltip="How coarse blur and pixels are, 0.1 to 1. At 1 shapes are gone, and colours are left; below 0.5 much "
-                                       "can be guessed. blank leaves nothing."),
+                               tooltip="How coarse blur and pixels are, 0.1 to 1. At 1 shapes are gone, and colours are left; below 0.5 "
+                                       "much can be guessed. blank leaves nothing."),
                 io.Image.Input("replacement", optional=True, lazy=True,
                                tooltip="A picture to show in place of flagged ones, scaled and cropped to their size."),
             ],

@@ -100,7 +100,7 @@ class Reading:
 
 @pytest.fixture
 def probed(monkeypatch):
-    hgr, pictures, prompts, harmful = made()
+    hgr, pictures, prompts, _ = made()
     hgr.displacement = lambda reading, strengths: (torch.zeros(len(reading.gates), 6, WIDTH) + strengths.sum(), None)
     twins = {i: i + 1 for i in range(0, len(pictures), 2)}
     done = []
@@ -132,9 +132,9 @@ def test_a_probe_is_kept_in_the_file_and_merged(probed, tmp_path):
         assert torch.equal(getattr(loaded.probe, name), getattr(probed.probe, name))
     assert loaded.probe.heads == probed.probe.heads and loaded.probe.hed == probed.probe.hed
     assert loaded.probe.training["pictures"] == 160 and loaded.probe.percents == probed.probe.percents
-    other = dataclasses.replace(loaded, concepts=[dataclasses.replace(c, id="x" + c.id) for c in loaded.concepts], probe=dataclasses.replace(
-        loaded.probe, heads=tuple(dataclasses.replace(c, id="x" + c.id) for c in loaded.probe.heads),
-        hed=tuple(dataclasses.replace(c, id="x" + c.id) for c in loaded.probe.hed)))
+    heads, hed, concepts = ([dataclasses.replace(c, id="x" + c.id) for c in part] for part in (
+        loaded.probe.heads, loaded.probe.hed, loaded.concepts))
+    other = dataclasses.replace(loaded, concepts=concepts, probe=dataclasses.replace(loaded.probe, heads=tuple(heads), hed=tuple(hed)))
     both = merge([loaded, other])
     file.save(both, tmp_path / "both.safetensors")
     x = torch.randn(3, *loaded.probe.mean.shape) * loaded.probe.std + loaded.probe.mean

@@ -19,7 +19,7 @@ def test_the_harmful_word_is_hot_and_no_other():
 
 
 def test_what_is_said_twice_is_found_though_neither_word_is_needed():
-    heat = word_heat(gates, "a skull of a skeleton".split())[:, 0]
+    heat = word_heat(gates, ["a", "skull", "of", "a", "skeleton"])[:, 0]
     assert heat[1] > 0.7
 
 
@@ -27,7 +27,7 @@ def test_a_word_that_makes_a_prompt_harmless_is_not_hot():
     def milder(texts):
         return torch.tensor([[0.9 if "skull" in text and "cap" not in text else 0.1] for text in texts])
 
-    assert word_heat(milder, "a skull cap".split())[2, 0] == 0
+    assert word_heat(milder, ["a", "skull", "cap"])[2, 0] == 0
 
 
 def test_long_prompts_are_divided_into_runs_and_empty_ones_have_none():
