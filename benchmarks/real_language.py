@@ -178,7 +178,8 @@ def _misspell(word: str, rng: random.Random) -> str:
     look = _LOOK.get(word[i].lower(), word[i] * 2)
     edits = (word[i + 1] + word[i] + word[i + 2:], word[i + 1:], word[i] * 2 + word[i + 1:], look + word[i + 1:],
              rng.choice(string.ascii_lowercase) + word[i + 1:])
-    return word[:i] + rng.choice(edits)
+    found = word[:i] + rng.choice(edits)
+    return found if found != word else word[:i] + edits[3]  # letters may be alike
 
 
 def _insert(word: str, rng: random.Random) -> str:

@@ -238,7 +238,11 @@ def test_two_processes_give_what_one_gives(pictures, tmp_path):
     done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert code == done.returncode == 1, done.stderr
     assert done.stderr.count("missing.png: cannot be read") == 1, "each item is looked at by one of them"
-    assert one.read_bytes() == two.read_bytes() and done.stdout.count("flagged ") == 1
+    assert done.stdout.count("flagged ") == 1
+    alone, together = (list(csv.reader(path.open(newline=""))) for path in (one, two))
+    for ours, theirs in zip(alone, together, strict=True):
+        for a, b in zip(ours, theirs, strict=True):  # another number of threads rounds otherwise
+            assert a == b or float(a) == pytest.approx(float(b), abs=2e-4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["listed.csv", "one.csv", "pictures", "two.csv"]
 
 
