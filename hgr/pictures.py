@@ -37,18 +37,24 @@ def choose(examples: Examples, count: int, rng: random.Random) -> tuple[list[str
     return texts + [rng.choice(examples.clean) for _ in range(count - len(texts))], twins
 
 
-def paint(denoiser: Denoiser, examples: Examples, count: int, seed: int, path: Path,
-          on_picture: Callable[[int, int], None] = lambda done, total: None) -> Pictures:
-    """The model's pictures of prompts that `choose` finds; kept in the file `path`, and taken from there when an interrupted training
-    is run again."""
+def paint_pairs(denoiser: Denoiser, examples: Examples, count: int, seed: int, path: Path,
+                on_picture: Callable[[int, int], None] = lambda done, total: None) -> Pictures:
+    """The model's pictures of prompts that `choose` finds; see `paint`."""
     texts, twins = choose(examples, count, random.Random(f"{seed}/pictures"))
-    digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    return Pictures(paint(denoiser, texts, path, on_picture), texts, twins)
+
+
+def paint(denoiser: Denoiser, texts: list[str], path: Path, on_picture: Callable[[int, int], None] = lambda done, total: None,
+          model: str = "") -> Tensor:
+    """The model's pictures of these prompts, latents (N, ...); kept in the file `path`, and taken from there when an interrupted training
+    is run again. model: names what else they depend on."""
+    digest = hashlib.sha256(json.dumps([texts, model] if model else texts).encode()).hexdigest()
     try:
         with safe_open(path, "pt") as file:
             if file.metadata() == {"prompts": digest}:
-                return Pictures(file.get_tensor("latents"), texts, twins)
+                return file.get_tensor("latents")
     except (OSError, SafetensorError):
         pass
     latents = denoiser.paint(texts, on_picture)
     save_safely({"latents": latents}, path, {"prompts": digest})
-    return Pictures(latents, texts, twins)
+    return latents

@@ -8,7 +8,7 @@ other network. The method is this project's own.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -116,6 +116,12 @@ def train_probe(hgr: HGR, denoiser: Denoiser, latents: Tensor, prompts: Callable
     made = {"pictures": count, "latent": list(latents.shape[1:]), "seed": seed, "false_positive_rate": rate,
             "metrics": _metrics(heads, held, labels)}
     return Probe(PERCENTS, mean, std, weight, bias - (weight * mean).sum((1, 2)), tuple(heads), tuple(distances), made)
+
+
+def calibrated(scores: Tensor, concepts: Sequence[Concept]) -> Tensor:
+    """Probabilities (N, K) of raw scores (N, K), by each concept's calibration."""
+    scale, bias = (torch.tensor([getattr(concept, name) for concept in concepts]) for name in ("scale", "bias"))
+    return (scale * scores + bias).sigmoid()
 
 
 def empty_prompt(hgr: HGR) -> Prompt:

@@ -31,7 +31,7 @@ from .losses import attention_distances, attention_loss, gate_loss, score_loss, 
 from .metrics import auroc, expected_calibration_error
 from .network import HGRNetwork
 from .pairs import Pairs, PairsError
-from .pictures import paint
+from .pictures import paint_pairs
 from .probe import train_probe
 from .redirector import HGR, Concept, Encoder
 from .safecfg import Prompt
@@ -187,7 +187,7 @@ def train(pairs: Pairs, encode: Encode, family: str, settings: Settings, work: P
         found = denoiser() if denoiser and (needed or main) else None
         pictures = None
         if found and settings.pictures and (main or latents is None):
-            pictures = paint(found, examples, settings.pictures, settings.seed, canvas, on_picture)
+            pictures = paint_pairs(found, examples, settings.pictures, settings.seed, canvas, on_picture)
             latents = pictures.latents if latents is None else latents
         sample = features(random.Random(settings.seed).sample(examples.texts, min(512, len(examples.texts))), device)
         torch.manual_seed(settings.seed)

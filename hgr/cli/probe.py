@@ -47,7 +47,7 @@ def _probe(given: argparse.Namespace) -> None:
     from ..examples import Examples
     from ..hosts.diffusers import encode, loading
     from ..hosts.diffusers import training as host
-    from ..pictures import paint
+    from ..pictures import paint_pairs
     from ..probe import train_probe
     from ..training import HELD_OUT
     from .bars import Bars
@@ -67,7 +67,7 @@ def _probe(given: argparse.Namespace) -> None:
     denoiser = host.denoiser(pipe, given.seed)
     canvas = given.output.with_name(f"{given.output.name}.pictures-{_identity(given)}.safetensors")
     with Bars() as bars:
-        pictures = paint(denoiser, examples, given.pictures, given.seed, canvas, partial(bars.show, "pictures"))
+        pictures = paint_pairs(denoiser, examples, given.pictures, given.seed, canvas, partial(bars.show, "pictures"))
         hgr.probe = train_probe(hgr, denoiser, pictures.latents, lambda rows: encode(pipe, [pictures.texts[i] for i in rows]),
                                 pictures.twins, rate, given.seed, partial(bars.show, "looking"))
     canvas.unlink()

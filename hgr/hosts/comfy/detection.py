@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ...detect import hed_picture, spread
 from ...guidance import concept_strengths
-from ...probe import empty_prompt, features, logits
-from ...redirector import HGR, Concept, HGRError
+from ...probe import calibrated, empty_prompt, features, logits
+from ...redirector import HGR, HGRError
 from ...report import BOTH, PICTURE, PROMPT, Evidence, build
 from ...safecfg import Prompt
 from ...views import views
@@ -92,16 +92,11 @@ def _pictures(hgr: HGR, prompts: list[Prompt], image: Tensor | None, latent: dic
                 scores.append(hed_picture(hgr, looker, seen[rows, 0], part, percents, samples, seed).per_concept)
                 bar.update(len(rows))
             found.append(torch.cat(scores))
-        evidence.append(Evidence(BOTH, _calibrated(_highest(found), probe.hed), probe.hed))
+        evidence.append(Evidence(BOTH, calibrated(_highest(found), probe.hed), probe.hed))
     x = features(looker, seen.flatten(0, 1), empty_prompt(hgr), probe.percents, samples, seed, bar.update)
-    scores = _calibrated(logits(probe, x, hgr.name), probe.heads)
+    scores = calibrated(logits(probe, x, hgr.name), probe.heads)
     evidence.append(Evidence(PICTURE, scores.unflatten(0, (count, parts)).amax(1), probe.heads))
     return evidence
-
-
-def _calibrated(scores: Tensor, concepts: Sequence[Concept]) -> Tensor:
-    scale, bias = (torch.tensor([getattr(concept, name) for concept in concepts]) for name in ("scale", "bias"))
-    return (scale * scores + bias).sigmoid()
 
 
 def _highest(parts: list[Tensor]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from ...detect import hed_picture, spread
 from ...guidance import concept_strengths
-from ...probe import empty_prompt, features, logits
-from ...redirector import HGR, Concept, HGRError, Probe
+from ...probe import calibrated, empty_prompt, features, logits
+from ...redirector import HGR, HGRError, Probe
 from ...report import BOTH, PICTURE, PROMPT, Evidence, build
 from ...safecfg import Prompt
 from ...views import views
@@ -73,9 +72,9 @@ class Detector:
         if prompts:
             found = [hed_picture(hgr, self.denoiser, seen[:1], prompt, self.percents, self.samples, self.seed).per_concept
                      for prompt in prompts]
-            evidence.append(Evidence(BOTH, _calibrated(_highest(found), probe.hed), probe.hed))
+            evidence.append(Evidence(BOTH, calibrated(_highest(found), probe.hed), probe.hed))
         x = features(self.denoiser, seen, empty_prompt(hgr), probe.percents, self.samples, self.seed)
-        return [*evidence, Evidence(PICTURE, _highest([_calibrated(logits(probe, x, hgr.name), probe.heads)]), probe.heads)]
+        return [*evidence, Evidence(PICTURE, _highest([calibrated(logits(probe, x, hgr.name), probe.heads)]), probe.heads)]
 
     def _views(self, pixels: Tensor) -> Tensor:
         """(N, C, h, w) latents on the CPU, at the size that the probe was trained at: the picture as a whole and, of one in another shape,
@@ -129,8 +128,3 @@ def _parts(pipe: DiffusionPipeline, text: str) -> list[str]:
 def _highest(parts: list[Tensor]) -> Tensor:
     """(1, K): of a prompt's or a picture's parts, (N, K) each, the highest score."""
     return torch.cat(parts).amax(0, keepdim=True).cpu()
-
-
-def _calibrated(scores: Tensor, concepts: Sequence[Concept]) -> Tensor:
-    scale, bias = (torch.tensor([getattr(concept, name) for concept in concepts]) for name in ("scale", "bias"))
-    return (scale * scores + bias).sigmoid()

@@ -1,0 +1,236 @@
+"""Safe fine-tuning without labels: a LoRA that makes the model itself safe, with the HGR as its teacher.
+
+    L = || eps_lora(z_t, c) - h eps(z_t, c_safe) - (1 - h) eps(z_t, c) ||^2
+
+eps is the frozen model, z_t a noisy picture, and h in [0, 1] how harmful the HGR finds the example: nobody says which are. That harmfulness
+detected by HGR is enough to fine-tune is the paper's third finding (arXiv 2412.16039); the formula is this project's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .denoiser import Denoiser, Predict
+from .detect import hed_picture
+from .features import Encode, Features
+from .guidance import shift
+from .loop import Loop
+from .pictures import paint
+from .probe import calibrated
+from .redirector import HGR, HGRError
+from .safecfg import Prompt
+from .training import Processes
+
+log = logging.getLogger("safecfg")
+
+EVIDENCE = ("prompt", "picture", "both")
+_EMPTY = 0.1  # share of the examples that are seen with the empty prompt: it must stay what it is, for CFG
+_BATCH = 64  # prompts that the HGR reads at once
+_UNIT_DRAWS = 4  # batches that the loss's unit is measured on
+
+Progress = Callable[[int, int], None]  # (done, total)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to fine-tune. rank: of the LoRA. evidence: of `EVIDENCE`, what h is taken from. pictures: that the model makes to look at."""
+
+    steps: int = 600
+    batch: int = 8
+    lr: float = 2e-3
+    rank: int = 16
+    seed: int = 0
+    evidence: str = "both"
+    pictures: int = 256
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A denoiser with a LoRA. adapters: what is trained. frozen: a context in which the denoiser is as it was without the LoRA, so that
+    the teacher needs no weights of its own."""
+
+    denoiser: Denoiser
+    adapters: nn.Module
+    frozen: Callable[[], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """Examples: latents (N, ...) of pictures, the prompt of each, and how harmful each is, harm (N,) in [0, 1]."""
+
+    latents: Tensor
+    texts: list[str]
+    harm: Tensor
+
+
+class Teacher:
+    """An HGR with the prompts of a fine-tuning. strengths: of its concepts, the global one multiplied in; 0 leaves one as it is."""
+
+    def __init__(self, hgr: HGR, features: Features, strengths: list[float], device: torch.device | str):
+        self.hgr, self.features, self.device = hgr, features, device
+        self.strengths = torch.tensor(strengths)
+
+    def gates(self, texts: list[str]) -> Tensor:
+        """(B, K) on the CPU: the calibrated probability of each concept that is on and fires in the prompt; 0 for the others."""
+        gates = self.hgr.read(*self.features(texts, self.device)).prompt_gates.cpu()
+        return gates * (gates >= self.hgr.thresholds.cpu()) * (self.strengths > 0)
+
+    def prompts(self, texts: list[str]) -> tuple[Prompt, Prompt]:
+        """The prompts as they are, and with what is on and fires redirected."""
+        plain = self.features(texts, self.device)
+        delta, pooled = self.hgr.displacement(self.hgr.read(*plain), self.strengths)
+        return plain, Prompt(shift(plain.features, delta, 1.0), plain.pooled if pooled is None else shift(plain.pooled, pooled, 1.0),
+                             plain.mask)
+
+
+def check(settings: Settings, texts: list[str], hgr: HGR, latents: Tensor | None) -> None:
+    """Raise ValueError for settings out of range and for prompts that cannot be learned from, HGRError for an HGR that cannot judge
+    pictures where it must."""
+    for name in ("steps", "batch", "rank", "pictures"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} is {getattr(settings, name)}; it must be 1 or more.")
+    if not settings.lr > 0:
+        raise ValueError(f"lr is {settings.lr}; it must be above 0.")
+    if settings.evidence not in EVIDENCE:
+        raise ValueError(f"evidence \"{settings.evidence}\" is unknown; it must be one of {', '.join(EVIDENCE)}.")
+    if not texts:
+        raise ValueError("there are no prompts to learn from: give some, one a line, harmful and clean ones as they come.")
+    if latents is not None and len(texts) not in (1, len(latents)):
+        raise ValueError(f"there are {len(latents)} pictures and {len(texts)} prompts: give one prompt for each picture, or one for all.")
+    if settings.evidence != "prompt" and hgr.probe is None:
+        raise HGRError(f"{hgr.name} has no picture probe, so it cannot say how harmful pictures are: choose \"prompt\" as evidence, or "
+                       "an HGR that was trained with the model.")
+
+
+def finetune(hgr: HGR, texts: list[str], encode: Encode, adapt: Callable[[], Adapted], settings: Settings, strengths: list[float],
+             work: Path, identity: str = "", latents: Tensor | None = None, device: torch.device | str = "cpu",
+             processes: Processes = Processes(), on_text: Progress = lambda done, total: None,
+             on_picture: Progress = lambda done, total: None, on_step: Callable[[int, float], None] = lambda step, loss: None,
+             ) -> tuple[Adapted, Lessons]:
+    """Fine-tune a model with the HGR as its teacher; resumes from `work` what was interrupted there. Returns what was trained, and what
+    from.
+
+    texts: prompts, harmful and clean as they come. adapt: called once, after all prompts are encoded. strengths: see `Teacher`.
+    identity: names the model and the HGR; what was interrupted with others is not resumed. latents (N, ...): the user's pictures of
+    the prompts; without them the model makes `settings.pictures`. on_text, on_picture, on_step: called after every prompt and picture
+    (done, total) and every step (done, loss); they may stop the fine-tuning by raising.
+
+    Raises what `check` does; ValueError where the HGR finds no prompt harmful, FloatingPointError where the loss is not finite.
+    """
+    check(settings, texts, hgr, latents)
+    features = Features(list(dict.fromkeys((*texts, ""))), encode, work / f"features-{processes.rank}.bin", on_text=on_text)
+    try:
+        teacher = Teacher(hgr, features, strengths, device)
+        if not any(teacher.gates(texts[at:at + _BATCH]).any() for at in range(0, len(texts), _BATCH)):
+            raise ValueError(f"{hgr.name} finds none of the {len(texts)} prompts harmful, so there is nothing to learn: give prompts that "
+                             "the model should not follow, too, and look at which concepts are on.")
+        torch.manual_seed(settings.seed)
+        adapted = adapt()
+        canvas = work / f"pictures-{processes.rank}.safetensors"
+        if latents is None:
+            texts = _cycled(texts, settings.pictures, settings.seed)
+        elif len(texts) == 1:
+            texts = texts * len(latents)
+        with adapted.frozen():
+            if latents is None:
+                latents = paint(adapted.denoiser, texts, canvas, on_picture, identity)
+            harm = judge(teacher, adapted.denoiser, latents, texts, settings.evidence, settings.seed, on_picture)
+        lessons = Lessons(latents, texts, harm)
+        align(teacher, adapted, lessons, settings, work, identity, processes, on_step)
+        canvas.unlink(missing_ok=True)
+        return adapted, lessons
+    finally:
+        features.close()
+
+
+@torch.no_grad()
+def judge(teacher: Teacher, denoiser: Denoiser, latents: Tensor, texts: list[str], evidence: str, seed: int = 0,
+          on_picture: Progress = lambda done, total: None) -> Tensor:
+    """(N,) in [0, 1], how harmful pictures are with their prompts: the highest calibrated probability of the concepts that are on and
+    fire in the prompt. evidence: "prompt", its gates; "picture", the directed HED of the picture (`hgr.detect`); "both", their mean."""
+    found = []
+    for rows in torch.arange(len(texts)).split(denoiser.batch):
+        part = [texts[i] for i in rows.tolist()]
+        gates = harm = teacher.gates(part)
+        if evidence != "prompt":
+            hed = hed_picture(teacher.hgr, denoiser, latents[rows], teacher.features(part, teacher.device), seed=seed).per_concept
+            harm = calibrated(hed, teacher.hgr.probe.hed) * (gates > 0)
+            harm = harm if evidence == "picture" else (harm + gates) / 2
+        found.append(harm.amax(1))
+        on_picture(int(rows[-1]) + 1, len(texts))
+    return torch.cat(found)
+
+
+def align(teacher: Teacher, adapted: Adapted, lessons: Lessons, settings: Settings, work: Path, identity: str = "",
+          processes: Processes = Processes(), on_step: Callable[[int, float], None] = lambda step, loss: None) -> None:
+    """Train the LoRA on lessons. The loss is 1 where a harmful example is as it was, and 0 where it is what the teacher says."""
+    harmful, clean = (found.nonzero().flatten().tolist() for found in (lessons.harm > 0, lessons.harm == 0))
+    if not clean:
+        log.warning("every prompt is harmful to %s: without clean ones among them, clean pictures may change too.", teacher.hgr.name)
+    mine = slice(processes.rank, None, processes.count)
+
+    def draw(rng: random.Random, generator: torch.Generator) -> tuple[Predict, Prompt, Prompt, Tensor]:
+        """Half of a batch is harmful, however few the harmful examples are."""
+        rows = [rng.choice(harmful if (i % 2 or not clean) and harmful else clean) for i in range(settings.batch)]
+        empty = [rng.random() < _EMPTY for _ in rows]
+        clear = lessons.latents[rows]
+        percent, noise = torch.rand(len(rows), generator=generator).clamp(0.01, 0.99), torch.randn(clear.shape, generator=generator)
+        plain, safe = teacher.prompts(["" if e else lessons.texts[row] for row, e in zip(rows[mine], empty[mine], strict=True)])
+        harm = lessons.harm[rows[mine]] * ~torch.tensor(empty[mine])
+        return adapted.denoiser.at(clear[mine], percent[mine], noise[mine]), plain, safe, harm
+
+    def loss(rng: random.Random, generator: torch.Generator) -> Tensor:
+        predict, plain, safe, harm = draw(rng, generator)
+        with torch.no_grad(), adapted.frozen():
+            goal = lesson(predict, plain, safe, harm)
+        return (predict(*plain[:2]) - goal).square().mean() / unit
+
+    unit = _unit(adapted, draw, settings.seed, processes)
+    made_with = json.dumps([asdict(settings), lessons.texts, teacher.strengths.tolist(), identity])
+    loop = Loop("lora", adapted.adapters, settings.steps, settings.lr, work, settings.seed, average=0.99,
+                identity=hashlib.sha256(made_with.encode()).hexdigest(), main=processes.rank == 0, reduce=processes.reduce, on_step=on_step)
+    loop.run(loss)
+    loop.path.unlink(missing_ok=True)
+
+
+def lesson(predict: Predict, plain: Prompt, safe: Prompt, harm: Tensor) -> Tensor:
+    """What the frozen model should have said: `h eps(z_t, c_safe) + (1 - h) eps(z_t, c)`. harm (B,) on the CPU."""
+    def pick(chosen: Tensor, other: Tensor) -> Tensor:
+        return torch.where((harm > 0).to(chosen.device).view(-1, *(1,) * (chosen.dim() - 1)), chosen, other)
+
+    goal = predict(*(None if a is None else pick(a, b) for a, b in zip(safe[:2], plain[:2], strict=True)))
+    if not ((harm > 0) & (harm < 1)).any():
+        return goal
+    h = torch.where(harm > 0, harm, 1.0).to(goal).view(-1, *(1,) * (goal.dim() - 1))
+    return h * goal + (1 - h) * predict(*plain[:2])
+
+
+@torch.no_grad()
+def _unit(adapted: Adapted, draw: Callable, seed: int, processes: Processes) -> float:
+    """How far the safe prediction is from the plain one: the mean square over harmful examples."""
+    total = torch.zeros(2, dtype=torch.double)
+    with adapted.frozen():
+        for i in range(_UNIT_DRAWS):
+            predict, plain, safe, harm = draw(random.Random(f"{seed}/unit/{i}"), torch.Generator().manual_seed(i))
+            if (harm > 0).any():
+                apart = (predict(*safe[:2]) - predict(*plain[:2]))[harm > 0].square().mean().cpu()
+                total += torch.tensor([apart, 1.0])
+    if processes.reduce:
+        processes.reduce([total])
+    return (total[0] / total[1]).item() if total[1] and total[0] else 1.0
+
+
+def _cycled(texts: list[str], count: int, seed: int) -> list[str]:
+    """So many prompts: a random choice of them, or all of them again and again."""
+    texts = random.Random(f"{seed}/pictures").sample(texts, len(texts))
+    return [texts[i % len(texts)] for i in range(count)]
