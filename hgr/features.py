@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .redirector import MAX_TOKENS, HGRError
+from .redirector import MAX_TOKENS, Encoder, HGRError
 from .safecfg import Prompt
 
 _BATCH = 32
@@ -78,6 +78,11 @@ class Features:
         """Let go of the file and remove it."""
         self.tokens = torch.empty(0)
         self.path.unlink(missing_ok=True)
+
+
+def first_chunk(encoder: Encoder) -> int:
+    """How many tokens of a prompt are kept where prompts go into batches."""
+    return encoder.chunk if 0 < encoder.chunk <= MAX_TOKENS else MAX_TOKENS
 
 
 def split(prompt: Prompt, sizes: list[int]) -> list[Prompt]:

@@ -9,20 +9,19 @@ detected by HGR is enough to fine-tune is the paper's third finding (arXiv 2412.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .denoiser import Denoiser, Predict
+from .denoiser import Denoiser, Predict, fingerprint
 from .detect import hed_picture
-from .features import Encode, Features
+from .features import Encode, Features, first_chunk
 from .guidance import shift
 from .loop import Loop
 from .pictures import paint
@@ -45,13 +44,13 @@ Progress = Callable[[int, int], None]  # (done, total)
 class Settings:
     """How to fine-tune. rank: of the LoRA. evidence: of `EVIDENCE`, what h is taken from. pictures: that the model makes to look at."""
 
-    steps: int = 600
+    steps: int = 400
     batch: int = 8
-    lr: float = 2e-3
+    lr: float = 1e-3
     rank: int = 16
     seed: int = 0
     evidence: str = "both"
-    pictures: int = 256
+    pictures: int = 400
 
 
 @dataclass(frozen=True)
@@ -121,14 +120,15 @@ def finetune(hgr: HGR, texts: list[str], encode: Encode, adapt: Callable[[], Ada
     from.
 
     texts: prompts, harmful and clean as they come. adapt: called once, after all prompts are encoded. strengths: see `Teacher`.
-    identity: names the model and the HGR; what was interrupted with others is not resumed. latents (N, ...): the user's pictures of
+    identity: names the model and the user's pictures; what was interrupted with others is not resumed. latents (N, ...): the user's pictures of
     the prompts; without them the model makes `settings.pictures`. on_text, on_picture, on_step: called after every prompt and picture
     (done, total) and every step (done, loss); they may stop the fine-tuning by raising.
 
     Raises what `check` does; ValueError where the HGR finds no prompt harmful, FloatingPointError where the loss is not finite.
     """
     check(settings, texts, hgr, latents)
-    features = Features(list(dict.fromkeys((*texts, ""))), encode, work / f"features-{processes.rank}.bin", on_text=on_text)
+    every, kept = list(dict.fromkeys((*texts, ""))), work / f"features-{processes.rank}.bin"
+    features = Features(every, encode, kept, first_chunk(hgr.encoder), on_text)
     try:
         teacher = Teacher(hgr, features, strengths, device)
         if not any(teacher.gates(texts[at:at + _BATCH]).any() for at in range(0, len(texts), _BATCH)):
@@ -175,13 +175,16 @@ def align(teacher: Teacher, adapted: Adapted, lessons: Lessons, settings: Settin
           processes: Processes = Processes(), on_step: Callable[[int, float], None] = lambda step, loss: None) -> None:
     """Train the LoRA on lessons. The loss is 1 where a harmful example is as it was, and 0 where it is what the teacher says."""
     harmful, clean = (found.nonzero().flatten().tolist() for found in (lessons.harm > 0, lessons.harm == 0))
+    if not harmful:
+        raise ValueError(f"of the {len(lessons.texts)} pictures none has a prompt that is harmful to {teacher.hgr.name}: give more harmful "
+                         "prompts among the others, or more pictures.")
     if not clean:
         log.warning("every prompt is harmful to %s: without clean ones among them, clean pictures may change too.", teacher.hgr.name)
     mine = slice(processes.rank, None, processes.count)
 
     def draw(rng: random.Random, generator: torch.Generator) -> tuple[Predict, Prompt, Prompt, Tensor]:
         """Half of a batch is harmful, however few the harmful examples are."""
-        rows = [rng.choice(harmful if (i % 2 or not clean) and harmful else clean) for i in range(settings.batch)]
+        rows = [rng.choice(harmful if i % 2 or not clean else clean) for i in range(settings.batch)]
         empty = [rng.random() < _EMPTY for _ in rows]
         clear = lessons.latents[rows]
         percent, noise = torch.rand(len(rows), generator=generator).clamp(0.01, 0.99), torch.randn(clear.shape, generator=generator)
@@ -196,9 +199,9 @@ def align(teacher: Teacher, adapted: Adapted, lessons: Lessons, settings: Settin
         return (predict(*plain[:2]) - goal).square().mean() / unit
 
     unit = _unit(adapted, draw, settings.seed, processes)
-    made_with = json.dumps([asdict(settings), lessons.texts, teacher.strengths.tolist(), identity])
-    loop = Loop("lora", adapted.adapters, settings.steps, settings.lr, work, settings.seed, average=0.99,
-                identity=hashlib.sha256(made_with.encode()).hexdigest(), main=processes.rank == 0, reduce=processes.reduce, on_step=on_step)
+    made_of = identify(teacher.hgr, settings, lessons.texts, teacher.strengths, identity)
+    loop = Loop("lora", adapted.adapters, settings.steps, settings.lr, work, settings.seed, average=0.99, identity=made_of,
+                main=processes.rank == 0, reduce=processes.reduce, on_step=on_step)
     loop.run(loss)
     loop.path.unlink(missing_ok=True)
 
@@ -228,6 +231,19 @@ def _unit(adapted: Adapted, draw: Callable, seed: int, processes: Processes) -> 
     if processes.reduce:
         processes.reduce([total])
     return (total[0] / total[1]).item() if total[1] and total[0] else 1.0
+
+
+def identify(*parts: HGR | Tensor | object) -> str:
+    """A name for what a fine-tuning depends on: another for other parts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, HGR):
+            digest.update(f"{fingerprint(part.network)} {part.concepts}".encode())
+        elif isinstance(part, Tensor):
+            digest.update(part.cpu().contiguous().numpy().tobytes())
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()[:16]
 
 
 def _cycled(texts: list[str], count: int, seed: int) -> list[str]:

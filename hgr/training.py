@@ -25,7 +25,7 @@ from .attention import AttentionLayer, cross_attention, record
 from .calibration import calibrate
 from .denoiser import Denoiser, Predict
 from .examples import Example, Examples
-from .features import MAX_TOKENS, Encode, Features, split
+from .features import Encode, Features, first_chunk, split
 from .loop import Loop
 from .losses import attention_distances, attention_loss, gate_loss, score_loss, text_loss
 from .metrics import auroc, expected_calibration_error
@@ -179,8 +179,7 @@ def train(pairs: Pairs, encode: Encode, family: str, settings: Settings, work: P
     texts = list(dict.fromkeys((*examples.texts, *held_harmful, *held_twins, *judged.clean)))
     encoder = describe(encode, family)
     ids = list(pairs.ids)
-    limit = encoder.chunk if 0 < encoder.chunk <= MAX_TOKENS else MAX_TOKENS
-    features = Features(texts, encode, work / f"features-{processes.rank}.bin", limit, on_text)
+    features = Features(texts, encode, work / f"features-{processes.rank}.bin", first_chunk(encoder), on_text)
     canvas = work / f"pictures-{processes.rank}.safetensors"
     try:
         needed, main = weights.attention or weights.score, processes.rank == 0

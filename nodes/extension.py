@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import demo, detect, guide, loader, pairs, train
+from . import demo, detect, finetune, guide, loader, pairs, train
 
 
 class SafeCFGExtension(ComfyExtension):
     """The pack's nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*loader.NODES, *guide.NODES, *detect.NODES, *pairs.NODES, *train.NODES, *demo.NODES]
+        return [*loader.NODES, *guide.NODES, *detect.NODES, *pairs.NODES, *train.NODES, *finetune.NODES, *demo.NODES]

@@ -20,8 +20,8 @@ def image(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None]
 
 
-def draw_loss(points: list[tuple[int, float]], steps: int) -> Image.Image:
-    """The loss of each step and its running mean, on a logarithmic scale. points: (step, loss), the loss above 0."""
+def draw_loss(points: list[tuple[int, float]], steps: int, title: str) -> Image.Image:
+    """The loss of each step and its running mean, on a logarithmic scale. points: (step, loss), the loss above 0. title: of the chart."""
     picture = Image.new("RGB", _SIZE, _PAPER)
     pen = ImageDraw.Draw(picture)
     font = ImageFont.load_default(13)
@@ -45,7 +45,7 @@ def draw_loss(points: list[tuple[int, float]], steps: int) -> Image.Image:
         pen.line((x, _TOP, x, _TOP + height), _GRID)
         pen.text((x, _TOP + height + 8), f"{steps * i // 4:,}", _INK, font, anchor="mt")
     pen.text((_LEFT + width / 2, _SIZE[1] - 8), "step", _INK, font, anchor="mb")
-    title = "HGR training: loss" + (f"    {points[-1][0]:,} of {steps:,} steps, now {_smooth(values)[-1]:.4f}" if points else "")
+    title += ": loss" + (f"    {points[-1][0]:,} of {steps:,} steps, now {_smooth(values)[-1]:.4f}" if points else "")
     pen.text((_LEFT, 14), title, _INK, font, anchor="lt")
     if len(points) > 1:
         places = [step for step, _ in points]

@@ -23,8 +23,8 @@ _MOST = 8  # pictures at once: more are hardly faster
 
 def denoiser(model: comfy.model_patcher.ModelPatcher, size: torch.Size, clip: comfy.sd.CLIP | None = None, seed: int = 0,
              gradients: bool = False) -> Denoiser:
-    """The host's denoiser; its predictions are of the denoised latent. size: of the latents that it gets, (1, C, H, W) or with a time
-    axis. clip, seed: for pictures that it paints. gradients: whether they must pass through it."""
+    """The host's denoiser; its predictions are of the noise, or of a flow's velocity. size: of the latents that it gets, (1, C, H, W) or
+    with a time axis. clip, seed: for pictures that it paints. gradients: whether they must pass through it."""
     model = model.clone()
     model.remove_wrappers_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, KEY)
     # Packs that replace cross-attention as a whole would hide the layers.
@@ -44,7 +44,9 @@ def denoiser(model: comfy.model_patcher.ModelPatcher, size: torch.Size, clip: co
 
         def denoise(features: Tensor, pooled: Tensor | None) -> Tensor:
             options = model.model_options["transformer_options"] | {"optimized_attention_override": _attention}
-            return base.apply_model(noisy, sigma, transformer_options=options, **_conds(base, noisy, features, pooled)).float() - truth
+            denoised = base.apply_model(noisy, sigma, transformer_options=options, **_conds(base, noisy, features, pooled))
+            # the host's models give the denoised latent
+            return (denoised.float() - truth) / scale.clamp(min=1e-4)
 
         def error(features: Tensor, pooled: Tensor | None) -> Tensor:
             features, pooled = features.to(device), None if pooled is None else pooled.to(device)
@@ -98,7 +100,7 @@ def _differentiable(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patc
     clone = model.clone()
     for name, module in clone.model.named_modules():
         if hasattr(module, "weight_function"):  # the host's own layers
-            for part in ("weight", "bias"):
-                if getattr(module, part, None) is not None:
-                    clone.add_weight_wrapper(f"{name}.{part}", torch.clone)
+            for key in (f"{name}.{part}" for part in ("weight", "bias") if getattr(module, part, None) is not None):
+                if key not in clone.weight_wrapper_patches:
+                    clone.add_weight_wrapper(key, torch.clone)
     return clone

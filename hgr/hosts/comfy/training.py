@@ -15,9 +15,11 @@ import comfy.sdxl_clip
 import comfy.utils
 import folder_paths
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ...attention import cross_attention
+from ...denoiser import fingerprint
 from ...features import Encode
 from ...pairs import Pairs
 from ...redirector import HGR
@@ -27,7 +29,7 @@ from .chart import draw_loss, image
 from .denoiser import denoiser
 
 _PREVIEW_SECONDS = 1.0
-_SIZE = torch.Size((1, 4, 64, 64))  # of a latent, where nobody says another: 512 x 512
+_SIZE = torch.Size((1, 4, 64, 64))  # of a latent: 512 x 512
 
 
 def train_hgr(clip: comfy.sd.CLIP, pairs: Pairs, settings: Settings, model: comfy.model_patcher.ModelPatcher | None,
@@ -45,17 +47,17 @@ def train_hgr(clip: comfy.sd.CLIP, pairs: Pairs, settings: Settings, model: comf
     check(pairs, settings)
     name = family(clip)
     pictures = given_pictures(latents)
-    size = _SIZE if latents is None else _picture(latents["samples"].shape)
-    made_for = name if model is None else f"{name}, {type(model.model).__name__}, {tuple(size)}"  # what is kept was made with these
+    size = picture_size(latents)
+    made_for = name if model is None else f"{name}, {fingerprint(model.model)}, {tuple(size)}"  # what is kept was made with these
     work = Path(folder_paths.get_system_user_directory("safecfg"), "training", identity(pairs, made_for, settings))
-    progress = _Progress(settings.steps)
+    progress = Progress("HGR training", settings.steps)
     # Nodes run in inference mode, whose tensors no gradient can pass.
     with torch.inference_mode(False), torch.enable_grad():
         hgr = train(pairs, encoder(clip), name, settings, work, comfy.model_management.get_torch_device(),
                     None if model is None else lambda: denoiser(model, size, clip, settings.seed, LOSSES[settings.losses].score > 0),
                     pictures, on_text=progress.count, on_picture=progress.count, on_step=progress.step)
     shutil.rmtree(work, ignore_errors=True)
-    return hgr, image(draw_loss(progress.losses, settings.steps))
+    return hgr, image(progress.chart())
 
 
 def family(clip: comfy.sd.CLIP) -> str:
@@ -96,16 +98,21 @@ def given_pictures(latents: dict[str, Any] | None) -> Tensor | None:
     return latents["samples"].float().cpu() if latents["samples"].any() else None
 
 
+def picture_size(latents: dict[str, Any] | None) -> torch.Size:
+    """Of one of a LATENT's pictures, (1, C, H, W); 512 x 512 pixels where nobody says another."""
+    return _SIZE if latents is None else _picture(latents["samples"].shape)
+
+
 def _picture(shape: torch.Size) -> torch.Size:
     """Of one picture among latents of this shape; of videos, one frame."""
     return torch.Size((1, shape[1], 1, *shape[3:]) if len(shape) == 5 else (1, *shape[1:]))
 
 
-class _Progress:
-    """The node's progress bar, its preview and the interrupt button."""
+class Progress:
+    """The node's progress bar, its preview and the interrupt button. title: what is trained."""
 
-    def __init__(self, steps: int):
-        self.steps, self.losses, self.shown = steps, [], 0.0
+    def __init__(self, title: str, steps: int):
+        self.title, self.steps, self.losses, self.shown = title, steps, [], 0.0
         self.bar = comfy.utils.ProgressBar(steps)
 
     def count(self, done: int, total: int) -> None:
@@ -118,5 +125,9 @@ class _Progress:
         preview = None
         if time.monotonic() - self.shown > _PREVIEW_SECONDS:
             self.shown = time.monotonic()
-            preview = ("PNG", draw_loss(self.losses, self.steps), None)
+            preview = ("PNG", self.chart(), None)
         self.bar.update_absolute(done, self.steps, preview)
+
+    def chart(self) -> Image.Image:
+        """The loss so far."""
+        return draw_loss(self.losses, self.steps, self.title)

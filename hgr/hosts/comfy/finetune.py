@@ -1,0 +1,153 @@
+"""Safe fine-tuning inside ComfyUI: the host's own LoRA on its denoiser, with its memory management in charge."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.utils
+import folder_paths
+import latent_preview
+import torch
+from comfy.weight_adapter import adapter_maps
+from comfy_extras import nodes_train
+from PIL import Image
+from torch import Tensor, nn
+
+from ... import lora
+from ...denoiser import fingerprint
+from ...finetune import Adapted, Lessons, Settings, check, finetune, identify
+from ...guidance import concept_strengths
+from ...redirector import HGR
+from .chart import image
+from .denoiser import denoiser
+from .training import Progress, encoder, given_pictures, picture_size
+
+_SHOWN = 4  # prompts before and after, at most: most of them harmful
+_PREFIX = "diffusion_model."
+
+
+def finetune_model(model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP, hgr: HGR, prompts: list[str], concepts: str,
+                   settings: Settings, checkpointing: bool, vae: comfy.sd.VAE | None = None,
+                   latents: dict[str, Any] | None = None) -> tuple[dict[str, Tensor], comfy.model_patcher.ModelPatcher, Tensor, Tensor]:
+    """Fine-tune a MODEL with an HGR as its teacher. Returns the LoRA as the host's Save LoRA takes it, the model with it, the loss chart
+    and some pictures before and after, (1, H, W, 3) each.
+
+    prompts: harmful and clean ones as they come. checkpointing: less memory, more time. vae: for the pictures before and after; without
+    it they are the host's rough previews. latents: a LATENT of pictures of these prompts; an empty one gives the size in which the model
+    makes its own. What is interrupted goes on from its last step when the same fine-tuning is run again.
+
+    Raises ValueError and HGRError as `hgr.finetune.finetune`.
+    """
+    strengths = concept_strengths(concepts, hgr.ids)
+    pictures, size = given_pictures(latents), picture_size(latents)
+    check(settings, prompts, hgr, pictures)
+    identity = f"{fingerprint(model.model)} {sorted(model.patches)} {tuple(size)}"
+    folder = identify(hgr, identity, settings, prompts, strengths, pictures)
+    work = Path(folder_paths.get_system_user_directory("safecfg"), "finetuning", folder)
+    progress = Progress("Safe fine-tuning", settings.steps)
+    hgr.network.to(comfy.model_management.get_torch_device())
+    # Nodes run in inference mode, whose tensors no gradient can pass.
+    with torch.inference_mode(False), torch.enable_grad(), _checkpointing(model) if checkpointing else nullcontext():
+        adapted, lessons = finetune(
+            hgr, prompts, encoder(clip), lambda: adapt(model, size, clip, settings), settings, strengths, work, identity, pictures,
+            comfy.model_management.get_torch_device(), on_text=progress.count, on_picture=progress.count, on_step=progress.step)
+    hgr.network.cpu()
+    weights = adapted.adapters.state_dict_of(model)
+    tuned, _ = comfy.sd.load_lora_for_models(model, None, weights, 1.0, 0.0)
+    shown = _compare(model, tuned, clip, vae, lessons, size, settings.seed)
+    shutil.rmtree(work, ignore_errors=True)
+    return weights, tuned, image(progress.chart()), shown
+
+
+class Adapters(nn.Module):
+    """The host's LoRA of each adapted layer. on: whether they act."""
+
+    def __init__(self, model: comfy.model_patcher.ModelPatcher, rank: int, device: torch.device):
+        super().__init__()
+        self.on = True
+        self.names = [name for name, layer in model.model.named_modules()
+                      if hasattr(layer, "weight_function") and isinstance(layer, nn.Linear) and lora.is_adapted(name)]
+        if not self.names:
+            raise ValueError(f"{type(model.model).__name__} has no blocks of transformers that SafeCFG knows: it cannot be fine-tuned.")
+        kind, layers = adapter_maps["LoRA"], dict(model.model.named_modules())
+        self.layers = nn.ModuleList(kind.create_train(torch.empty(layers[name].weight.shape), rank=rank, alpha=float(rank)).to(device)
+                                    for name in self.names)
+
+    def patch(self, model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
+        """A clone with these adapters."""
+        clone = model.clone()
+        for name, layer in zip(self.names, self.layers, strict=True):
+            clone.add_weight_wrapper(f"{name}.weight", lambda weight, layer=layer: layer(weight) if self.on else weight.clone())
+        return clone
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        self.on = False
+        try:
+            yield
+        finally:
+            self.on = True
+
+    def state_dict_of(self, model: comfy.model_patcher.ModelPatcher) -> dict[str, Tensor]:
+        """As a LoRA file holds it: a UNet's layers by names that diffusers knows too, others by the host's."""
+        config = model.model.model_config.unet_config
+        known = {ours: theirs for theirs, ours in comfy.utils.unet_to_diffusers(config).items()} if "num_res_blocks" in config else {}
+        found = {}
+        for name, layer in zip(self.names, self.layers, strict=True):
+            theirs = known.get(f"{name.removeprefix(_PREFIX)}.weight")
+            key = name if theirs is None else lora.unet_name(theirs.removesuffix(".weight"))
+            found |= lora.tensors(key, layer.lora_up.weight, layer.lora_down.weight, layer.alpha.item())
+        return found
+
+
+def adapt(model: comfy.model_patcher.ModelPatcher, size: torch.Size, clip: comfy.sd.CLIP, settings: Settings) -> Adapted:
+    """The model's denoiser with a LoRA; its weights follow torch's own seed."""
+    adapters = Adapters(model, settings.rank, model.load_device)
+    patched = adapters.patch(model)
+    if model.model_dtype() == torch.float16:  # too coarse for the gradients of small differences
+        patched.set_model_compute_dtype(
+            torch.bfloat16 if comfy.model_management.should_use_bf16(model.load_device) else torch.float32)
+    return Adapted(denoiser(patched, size, clip, settings.seed, gradients=True), adapters, adapters.off)
+
+
+@contextmanager
+def _checkpointing(model: comfy.model_patcher.ModelPatcher) -> Iterator[None]:
+    """The host's gradient checkpointing of each block."""
+    blocks = nodes_train.find_all_highest_child_module_with_forward(model.model.diffusion_model)
+    for block in blocks:
+        nodes_train.patch(block)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            nodes_train.unpatch(block)
+
+
+def _compare(model: comfy.model_patcher.ModelPatcher, tuned: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP,
+             vae: comfy.sd.VAE | None, lessons: Lessons, size: torch.Size, seed: int) -> Tensor:
+    """(1, H, W, 3): a few prompts' pictures without the LoRA above, with it below; the most harmful prompts first, the last a clean one."""
+    ranked = list(dict.fromkeys(text for _, text in sorted(zip(lessons.harm.tolist(), lessons.texts, strict=True), reverse=True)))
+    texts = [*ranked[:_SHOWN - 1], *ranked[-1:]][:len(ranked)]
+    rows = [denoiser(one, size, clip, seed).paint(texts, Progress("", 1).count) for one in (model, tuned)]
+    return torch.cat([torch.cat([_decode(model, vae, latent[None]) for latent in row], 2) for row in rows], 1)
+
+
+def _decode(model: comfy.model_patcher.ModelPatcher, vae: comfy.sd.VAE | None, latent: Tensor) -> Tensor:
+    """(1, H, W, 3): one picture; without a VAE, as the host's sampling shows it on the way."""
+    if vae is not None:
+        picture = vae.decode(latent)
+        return picture.reshape(-1, *picture.shape[-3:])[:1].float().cpu()
+    form = model.model.latent_format
+    if form.latent_rgb_factors is None:
+        return torch.zeros(1, 64, 64, 3)
+    rough = latent_preview.Latent2RGBPreviewer(form.latent_rgb_factors, form.latent_rgb_factors_bias,
+                                               getattr(form, "latent_rgb_factors_reshape", None))
+    seen = rough.decode_latent_to_preview(form.process_in(latent))
+    return image(seen.resize((seen.width * 8, seen.height * 8), Image.Resampling.NEAREST))
