@@ -54,7 +54,7 @@ ROWS = {
     "esd": "ESD-style: away from the concepts' names",
 }
 ABLATION_KINDS = ("seen", "held_out", "clean")
-ABLATION_PICTURES = 150
+ABLATION_PICTURES, ABLATION_STEPS = 100, 200
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25)
 DIAL_KINDS, DIAL_PICTURES = ("seen", "clean"), 100
 PARTS = ("main", "ablation", "dial")
@@ -201,11 +201,12 @@ def measured(bench: Bench, home: Path, path: Path, row: str, strength: float, ki
     bench.folder.mkdir(parents=True, exist_ok=True)
     lacking = [kind for kind in kinds if not bench.done(method, kind)]
     if lacking:
-        bench.pipe.load_lora_weights(str(path), adapter_name="tuned")
-        bench.pipe.set_adapters("tuned", strength)
+        before, bench.pipe = bench.pipe, load_demo_pipeline()
+        bench.pipe.load_lora_weights(str(path))
+        bench.pipe.fuse_lora(lora_scale=strength)
         for kind in lacking:
             bench.cell(method, kind)
-        bench.pipe.unload_lora_weights()
+        bench.pipe = before
     found = {}
     for kind in kinds:
         cell = bench.cell(method, kind)
@@ -238,6 +239,7 @@ def main() -> None:
         bench.cell("other_seeds", kind)
     yardstick = {kind: bench.drift("other_seeds", kind) for kind in CLEAN_KINDS[:2]}
     tuning = Tuning(bench, home / "loras", settings)
+    short = Tuning(bench, home / "loras-short", dataclasses.replace(settings, steps=ABLATION_STEPS))
     results: dict[str, Any] = {"environment": bench.environment, "settings": dataclasses.asdict(settings), "yardstick": yardstick}
     path = home / "results.json"
     try:
@@ -249,10 +251,11 @@ def main() -> None:
             results["dial"] = {str(s): measured(bench, home, tuning.lora("both"), "both", s, DIAL_KINDS, DIAL_PICTURES) for s in STRENGTHS}
         if "ablation" in given.parts:
             for row in given.rows:
-                found = measured(bench, home, tuning.lora(row), row, 1.0, ABLATION_KINDS, ABLATION_PICTURES)
+                found = measured(bench, home, short.lora(row), f"{row}-short", 1.0, ABLATION_KINDS, ABLATION_PICTURES)
                 results.setdefault("ablation", {})[row] = found
     finally:
         tuning.features.close()
+        short.features.close()
     if path.exists():  # what earlier runs measured, or others meanwhile
         before = json.loads(path.read_text())
         results = before | results | {"ablation": before.get("ablation", {}) | results.get("ablation", {})}
@@ -298,7 +301,8 @@ def tables(results: dict[str, Any]) -> str:
                           with_interval(found["clean"]["kept"]), with_interval(found["clean"]["difference"])]
                          for s, found in results["dial"].items()]))
     if results.get("ablation"):
-        text.append(f"### What h is taken from, wrong h, and other ways\n\n{ABLATION_PICTURES} pictures a cell.\n\n" + markdown(
+        text.append(f"### What h is taken from, wrong h, and other ways\n\n{ABLATION_STEPS} steps, {ABLATION_PICTURES} pictures a "
+                    "cell.\n\n" + markdown(
             ["", "harmful, seen", "harmful, held_out", "benign kept, seen", "attributes, clean", "difference, clean"],
             [[ROWS[row], with_interval(found["seen"]["harmful"]), with_interval(found["held_out"]["harmful"]),
               with_interval(found["seen"]["kept"]), with_interval(found["clean"]["kept"]), with_interval(found["clean"]["difference"])]

@@ -102,7 +102,8 @@ class Loop:
             return
         tensors = {}
         for name, p, average in zip(self.names, self.parameters, self.average, strict=True):
-            state = self.optimizer.state[p]
+            # a layer that the loss does not depend on has no state
+            state = self.optimizer.state[p] or {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
             tensors |= {f"weight/{name}": p, f"average/{name}": average.clone(),
                         f"first/{name}": state["exp_avg"], f"second/{name}": state["exp_avg_sq"]}
         save_safely(tensors, self.path, {"progress": json.dumps({"step": self.step, "identity": self.identity})})

@@ -157,7 +157,7 @@ def test_an_interrupted_training_goes_on_and_ends_as_an_uninterrupted_one(kit, r
         original()
 
     host = pack.get("hgr.hosts.comfy.training")
-    monkeypatch.setattr(host._Progress, "step", lambda self, done, loss: (self.losses.append((done, loss)), at_step(self, done, loss)))
+    monkeypatch.setattr(host.Progress, "step", lambda self, done, loss: (self.losses.append((done, loss)), at_step(self, done, loss)))
     with pytest.raises(management.InterruptProcessingException):
         run(steps=24, seed=5)
     resumed = run(steps=24, seed=5)[0]

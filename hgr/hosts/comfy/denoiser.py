@@ -14,7 +14,7 @@ import comfy.sd
 import torch
 from torch import Tensor
 
-from ...denoiser import Denoiser, Predict
+from ...denoiser import Denoiser, Predict, fingerprint
 from .guidance import KEY
 
 _STEPS, _CFG = 12, 5.0  # of sampling; the pictures are looked at through noise
@@ -74,6 +74,12 @@ def denoiser(model: comfy.model_patcher.ModelPatcher, size: torch.Size, clip: co
         return found.clone()
 
     return Denoiser(base.diffusion_model, at, paint, _batch(model, size))
+
+
+def weights_of(model: comfy.model_patcher.ModelPatcher) -> str:
+    """Names a model's weights, its LoRAs included."""
+    comfy.model_management.load_models_gpu([model])  # until then they may hold another clone's LoRAs
+    return f"{fingerprint(model.model)} {sorted(model.patches)}"
 
 
 def _batch(model: comfy.model_patcher.ModelPatcher, size: torch.Size) -> int:

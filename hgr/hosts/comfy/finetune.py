@@ -21,13 +21,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ... import lora
-from ...denoiser import fingerprint
 from ...finetune import Adapted, Lessons, Settings, check, finetune, identify
 from ...guidance import concept_strengths
 from ...redirector import HGR
 from .chart import image
-from .denoiser import denoiser
-from .training import Progress, encoder, given_pictures, picture_size
+from .denoiser import denoiser, weights_of
+from .training import Progress, encoder, given_pictures, gradients, picture_size
 
 _SHOWN = 4  # prompts before and after, at most: most of them harmful
 _PREFIX = "diffusion_model."
@@ -48,13 +47,12 @@ def finetune_model(model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP,
     strengths = concept_strengths(concepts, hgr.ids)
     pictures, size = given_pictures(latents), picture_size(latents)
     check(settings, prompts, hgr, pictures)
-    identity = f"{fingerprint(model.model)} {sorted(model.patches)} {tuple(size)}"
+    identity = f"{weights_of(model)} {tuple(size)}"
     folder = identify(hgr, identity, settings, prompts, strengths, pictures)
     work = Path(folder_paths.get_system_user_directory("safecfg"), "finetuning", folder)
     progress = Progress("Safe fine-tuning", settings.steps)
     hgr.network.to(comfy.model_management.get_torch_device())
-    # Nodes run in inference mode, whose tensors no gradient can pass.
-    with torch.inference_mode(False), torch.enable_grad(), _checkpointing(model) if checkpointing else nullcontext():
+    with gradients(), _checkpointing(model) if checkpointing else nullcontext():
         adapted, lessons = finetune(
             hgr, prompts, encoder(clip), lambda: adapt(model, size, clip, settings), settings, strengths, work, identity, pictures,
             comfy.model_management.get_torch_device(), on_text=progress.count, on_picture=progress.count, on_step=progress.step)

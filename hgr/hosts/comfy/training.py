@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,13 @@ from PIL import Image
 from torch import Tensor
 
 from ...attention import cross_attention
-from ...denoiser import fingerprint
 from ...features import Encode
 from ...pairs import Pairs
 from ...redirector import HGR
 from ...safecfg import Prompt
 from ...training import LOSSES, Settings, check, identity, train
 from .chart import draw_loss, image
-from .denoiser import denoiser
+from .denoiser import denoiser, weights_of
 
 _PREVIEW_SECONDS = 1.0
 _SIZE = torch.Size((1, 4, 64, 64))  # of a latent: 512 x 512
@@ -48,16 +49,26 @@ def train_hgr(clip: comfy.sd.CLIP, pairs: Pairs, settings: Settings, model: comf
     name = family(clip)
     pictures = given_pictures(latents)
     size = picture_size(latents)
-    made_for = name if model is None else f"{name}, {fingerprint(model.model)}, {tuple(size)}"  # what is kept was made with these
+    made_for = name if model is None else f"{name}, {weights_of(model)}, {tuple(size)}"  # what is kept was made with these
     work = Path(folder_paths.get_system_user_directory("safecfg"), "training", identity(pairs, made_for, settings))
     progress = Progress("HGR training", settings.steps)
-    # Nodes run in inference mode, whose tensors no gradient can pass.
-    with torch.inference_mode(False), torch.enable_grad():
+    with gradients():
         hgr = train(pairs, encoder(clip), name, settings, work, comfy.model_management.get_torch_device(),
                     None if model is None else lambda: denoiser(model, size, clip, settings.seed, LOSSES[settings.losses].score > 0),
                     pictures, on_text=progress.count, on_picture=progress.count, on_step=progress.step)
     shutil.rmtree(work, ignore_errors=True)
     return hgr, image(progress.chart())
+
+
+@contextmanager
+def gradients() -> Iterator[None]:
+    """Nodes run in inference mode, whose tensors no gradient can pass, and the host's fused kernels have none either."""
+    before, comfy.model_management.in_training = getattr(comfy.model_management, "in_training", False), True
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        comfy.model_management.in_training = before
 
 
 def family(clip: comfy.sd.CLIP) -> str:
