@@ -1,43 +1,132 @@
-"""Pictures of the nodes for the README, in both renderers and both themes, from a ComfyUI that is running with this pack.
+"""The pictures of the README, the tour and the registry, from a ComfyUI that is running with this pack. The tour trains an HGR.
 
-    python tests/browser/screenshots.py http://127.0.0.1:8188
+    python tests/browser/screenshots.py http://127.0.0.1:8188 [nodes] [tour] [logo]
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
-from editor import QUICK_START, ROOT, open_editor
+from editor import QUICK_START, ROOT, Editor, open_editor
 
+IMAGES = ROOT / "docs/images"
+(TRAIN,) = (ROOT / "example_workflows").glob("Train*.json")
 AREA = {"x": 80, "y": 130, "width": 900, "height": 550}
-PLACES = {3: (0, 0), 7: (350, 0)}  # of HGR Loader and SafeCFG (Model)
+LOGO = {"icon": (400, 400), "banner": (1260, 540)}
+SCENE = "a red ball next to a blue house in a meadow"
+# What a picture shows of a graph: node by title or type, its place, and its size where another one looks better.
+NODES = {"SafeCFGHGRLoader": (0, 0), "SafeCFGModel": (350, 0)}
+COMPARISON = {"Prompt": (0, 0, 380, 100), "SafeCFGModel": (0, 160, 380, 330), "preview: Plain CFG": (420, 0, 260, 225),
+              "preview: SafeCFG": (420, 300, 260, 225)}
+TRAINING = {"SafeCFGConceptPairs": (0, 0), "SafeCFGTrainHGR": (360, 0, 400, 520), "preview: Plain CFG": (800, 0, 260, 240),
+            "preview: SafeCFG": (800, 280, 260, 240)}
 
 
-def main(url: str) -> None:
-    workflow = json.loads(QUICK_START.read_text())
+def arrange(path: Path, places: dict[str, tuple[int, ...]]) -> tuple[dict[str, Any], dict[str, int]]:
+    """The workflow with these nodes side by side, away from the others; and their ids."""
+    workflow, ids = json.loads(path.read_text()), {}
     for node in workflow["nodes"]:
-        if node["id"] in PLACES:
-            x, y = PLACES[node["id"]]
-            node["pos"] = [x - 5000, y]  # away from the others
-    with open_editor(url, 1200, 800) as editor:
-        for renderer in ("classic", "vue"):
-            for theme in ("dark", "light"):
-                editor.set("Comfy.VueNodes.Enabled", renderer == "vue")
-                editor.set("Comfy.ColorPalette", theme)
-                editor.load(workflow)
-                editor.look_at(3, 1.25, 100, 200)
-                workflow["nodes"][3]["widgets_values"][0] += " "  # or nothing is left to run in the next round
-                editor.js("app.graph.getNodeById(8).widgets.find((w) => w.name === 'steps').value = 1;"
-                          "app.graph.getNodeById(11).widgets.find((w) => w.name === 'steps').value = 1")
-                editor.page.get_by_role("switch", name="Bomb", exact=True).click()
-                editor.page.get_by_role("slider", name="strength of Dagger").fill("1.5")
-                editor.js("await app.queuePrompt(0)")
-                editor.page.wait_for_function("document.querySelector('.safecfg-fired').innerText.includes('Skull')")
-                editor.settle()
-                editor.js("app.canvas.deselectAll()")
-                editor.page.mouse.move(5, 700)
-                editor.page.screenshot(path=ROOT / f"docs/images/nodes-{renderer}-{theme}.png", clip=AREA)
+        title = f"preview: {node.get('title')}" if node["type"] == "PreviewImage" else node.get("title")
+        for name in {title, node["type"]} & set(places):
+            x, y, *size = places[name]
+            node["pos"], node["size"] = [x - 5000, y], size or node["size"]
+            ids[name] = node["id"]
+    return workflow, ids
+
+
+def nodes(editor: Editor) -> None:
+    """The two nodes that everybody uses, in both renderers and both themes."""
+    editor.page.set_viewport_size({"width": 1200, "height": 800})
+    workflow, ids = arrange(QUICK_START, NODES)
+    for renderer in ("classic", "vue"):
+        for theme in ("dark", "light"):
+            editor.set("Comfy.VueNodes.Enabled", renderer == "vue")
+            editor.set("Comfy.ColorPalette", theme)
+            editor.load(workflow)
+            editor.look_at(ids["SafeCFGHGRLoader"], 1.25, 100, 200)
+            # another number of steps each time, or nothing is left to run
+            editor.js("for (const node of app.graph.nodes.filter((n) => n.type === 'KSampler'))"
+                      "node.widgets.find((w) => w.name === 'steps').value = a", 1 + 2 * (renderer == "vue") + (theme == "light"))
+            editor.page.get_by_role("switch", name="Bomb", exact=True).click()
+            editor.page.get_by_role("slider", name="strength of Dagger").fill("1.5")
+            run(editor)
+            editor.page.screenshot(path=IMAGES / f"nodes-{renderer}-{theme}.png", clip=AREA)
+    editor.set("Comfy.VueNodes.Enabled", False)
+    editor.set("Comfy.ColorPalette", "dark")
+
+
+def tour(editor: Editor) -> None:
+    """The steps of the README's tour."""
+    editor.page.set_viewport_size({"width": 1500, "height": 960})
+    editor.js("await app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    dialog = editor.page.get_by_role("dialog")
+    dialog.get_by_text("safecfg", exact=True).click()
+    dialog.get_by_text("Train an HGR").wait_for()
+    editor.page.wait_for_load_state("networkidle")
+    editor.settle()
+    shoot(editor, "1-templates", dialog.bounding_box())
+    editor.page.keyboard.press("Escape")
+
+    editor.set("LiteGraph.Canvas.MinFontSizeForLOD", 0)  # small text too
+    editor.load(json.loads(QUICK_START.read_text()))
+    run(editor)
+    editor.js("await app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    editor.settle()
+    shoot(editor, "2-run", {"x": 150, "y": 170, "width": 1200, "height": 600})
+
+    workflow, ids = arrange(QUICK_START, COMPARISON)
+    editor.set("Comfy.LinkRenderMode", -1)  # hidden
+    editor.load(workflow)
+    area = {"x": 80, "y": 120, "width": 720, "height": 600}
+    editor.look_at(ids["Prompt"], 1, 100, 170)
+    skull = editor.page.get_by_role("switch", name="Skull", exact=True)
+    for step, text in (("3-one-concept-off", f"{SCENE} with a skull and a bomb above"), ("4-clean", SCENE)):
+        editor.js("app.graph.getNodeById(a).widgets[0].value = b", ids["Prompt"], text)
+        skull.click()  # off, and on again
+        run(editor)
+        shoot(editor, step, area)
+
+    workflow, ids = arrange(TRAIN, TRAINING)
+    editor.load(workflow)
+    editor.look_at(ids["SafeCFGConceptPairs"], 1, 100, 170)
+    run(editor)
+    shoot(editor, "5-train", area | {"width": 1100})
+    editor.set("Comfy.LinkRenderMode", 2)
+
+
+def logo(editor: Editor) -> None:
+    """The registry's icon and banner, PNGs of the SVGs beside them, in the editor's own typeface."""
+    font = f"@font-face {{ font-family: Inter; font-weight: 100 900; src: url({editor.url}/fonts/inter-latin-normal.woff2) }}"
+    for name, (width, height) in LOGO.items():
+        editor.page.set_viewport_size({"width": width, "height": height})
+        style = f"<style>{font} body {{ margin: 0 }} svg {{ display: block; width: 100vw }}</style>"
+        editor.page.set_content(style + (IMAGES / f"{name}.svg").read_text())
+        editor.js("await document.fonts.ready")
+        editor.page.screenshot(path=IMAGES / f"{name}.png", omit_background=True)
+
+
+def run(editor: Editor) -> None:
+    """Press Run, wait for the last picture, and take hand and mouse off the graph."""
+    editor.js("""await app.queuePrompt(0);
+        for (let left = 1; left; await new Promise((done) => setTimeout(done, 300)))
+            left = Object.values(await (await fetch("/queue")).json()).flat().length;""")
+    editor.settle()
+    editor.js("app.canvas.deselectAll()")
+    editor.page.mouse.move(700, 790)
+
+
+def shoot(editor: Editor, step: str, area: dict[str, float]) -> None:
+    editor.page.screenshot(path=IMAGES / f"tour-{step}.jpg", quality=85, clip=area)
+
+
+def main(url: str, *wanted: str) -> None:
+    with open_editor(url) as editor:
+        for part in (nodes, tour, logo):
+            if not wanted or part.__name__ in wanted:
+                part(editor)
 
 
 if __name__ == "__main__":
