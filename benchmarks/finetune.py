@@ -327,7 +327,7 @@ def draw(dial: dict[str, Any]) -> None:
         axes.fill_between(strengths, [cell["low"] for cell in cells], [cell["high"] for cell in cells], color=line.get_color(), alpha=0.15)
     axes.set(xlabel="strength of the LoRA", ylabel="share of pictures, of attributes", ylim=(-0.02, 1.02))
     axes.grid(alpha=0.3)
-    axes.legend(loc="center left", frameon=False)
+    axes.legend(loc="center right", frameon=False)
     figure.tight_layout()
     figure.savefig(CHART)
 

@@ -120,9 +120,9 @@ def finetune(hgr: HGR, texts: list[str], encode: Encode, adapt: Callable[[], Ada
     from.
 
     texts: prompts, harmful and clean as they come. adapt: called once, after all prompts are encoded. strengths: see `Teacher`.
-    identity: names the model and the user's pictures; what was interrupted with others is not resumed. latents (N, ...): the user's pictures of
-    the prompts; without them the model makes `settings.pictures`. on_text, on_picture, on_step: called after every prompt and picture
-    (done, total) and every step (done, loss); they may stop the fine-tuning by raising.
+    identity: names the model and the user's pictures; what was interrupted with others is not resumed. latents (N, ...): the user's
+    pictures of the prompts; without them the model makes `settings.pictures`. on_text, on_picture, on_step: called after every prompt
+    and picture (done, total) and every step (done, loss); they may stop the fine-tuning by raising.
 
     Raises what `check` does; ValueError where the HGR finds no prompt harmful, FloatingPointError where the loss is not finite.
     """

@@ -8,9 +8,10 @@ import os
 import sys
 
 from .. import __version__
-from . import demo, detect, eval, files, pairs, probe, sample, train
+from . import demo, detect, eval, files, finetune, pairs, probe, sample, train
 
-_EXTRAS = {"diffusers", "transformers", "tokenizers", "PIL", "accelerate", "tqdm"}
+# by module, the extra of this package that brings it
+_EXTRAS = dict.fromkeys(("diffusers", "transformers", "tokenizers", "PIL", "accelerate"), "diffusers") | {"tqdm": "train", "peft": "train"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,9 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return given.run(given) or 0
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _EXTRAS:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if not extra:
             raise
-        return _fail(f"{error.name} is not installed; this command needs it: pip install -e \".[diffusers]\"")
+        return _fail(f"{error.name} is not installed; this command needs it: pip install -e \".[{extra}]\"")
     except (ValueError, OSError, FloatingPointError) as error:  # the package's own errors, and files that cannot be read or written
         return _fail(str(error))
     except KeyboardInterrupt as stopped:
@@ -43,6 +45,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m hgr", description="SafeCFG: classifier-free guidance without the harmful part.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for family in (demo, files, sample, detect, pairs, train, probe, eval):
+    for family in (demo, files, sample, detect, pairs, train, probe, finetune, eval):
         family.add(commands)
     return parser

@@ -29,8 +29,8 @@ class Bars:
             self.bar.close()
 
     def show(self, name: str, done: int, total: int, note: str = "") -> None:
-        """The bar of this name at `done` of `total`; another name starts another bar."""
-        if name != self.name:
+        """The bar of this name at `done` of `total`; another name starts another bar, and so does what is counted once more."""
+        if name != self.name or done < self.bar.n:
             self._close()
             self.name, self.bar = name, tqdm(desc=name, total=total, initial=max(0, done - 1), disable=self.disable)
         self.bar.set_postfix_str(note, refresh=False)

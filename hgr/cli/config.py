@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def read(path: Path, options: Callable[[argparse.ArgumentParser], None], names: list[str], switches: list[str]) -> dict[str, Any]:
+def read(path: Path, options: Callable[[argparse.ArgumentParser], None], names: list[str], switches: Collection[str] = (),
+         objects: Collection[str] = ()) -> dict[str, Any]:
     """The options that a JSON file gives, as those of a command line: {"steps": 500, "concepts": ["violence"], "demo": true}.
 
     options: adds them to a parser. names: theirs, with underscores; in the file a dash does as well. switches: those without a value.
+    objects: those whose value is itself JSON.
     Raises ValueError, naming the file and the key, for an unknown key and for a value that the option does not take.
     """
     try:
@@ -37,6 +39,8 @@ def read(path: Path, options: Callable[[argparse.ArgumentParser], None], names: 
             raise ValueError(f"{path.name}: \"{key}\" is unknown; there are {', '.join(n.replace('_', '-') for n in names)}.")
         if value is None:
             continue
+        if name in objects and isinstance(value, dict):
+            value = json.dumps(value)
         if (name in switches) != isinstance(value, bool) or isinstance(value, dict):
             raise ValueError(f"{path.name}: \"{key}\" is {json.dumps(value)}, but must be "
                              f"{'true or false' if name in switches else 'a number, a text or a list of texts'}.")

@@ -1,4 +1,4 @@
-"""What a detection looks at: prompts and pictures, from files."""
+"""What a detection or a fine-tuning looks at: prompts and pictures, from files."""
 
 from __future__ import annotations
 

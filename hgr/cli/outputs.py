@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
-def check_hgr(path: Path | None) -> None:
-    """Raise ValueError unless an HGR can get this name."""
+def check_name(path: Path | None, what: str) -> None:
+    """Raise ValueError unless what a command makes, e.g. "HGR", can get this name."""
     if path is None:
-        raise ValueError("say where to write the HGR: --output FILE.safetensors.")
+        raise ValueError(f"say where to write the {what}: --output FILE.safetensors.")
     if path.suffix != ".safetensors":
-        raise ValueError(f"--output {path}: an HGR's name ends in .safetensors.")
+        raise ValueError(f"--output {path}: the name of the {what} ends in .safetensors.")
     if path.exists():
         raise ValueError(f"--output {path}: is there already; remove it, or give another name.")
 
@@ -22,6 +23,16 @@ def try_to_write(path: Path) -> None:
     part = path.with_name(path.name + ".part")
     part.write_bytes(b"")
     part.unlink()
+
+
+def save(write: Callable[[Path], None], path: Path, work: Path, what: str) -> None:
+    """Write what a training made, e.g. "HGR"; where its place has gone or is full meanwhile, in the working folder."""
+    try:
+        write(path)
+    except OSError as error:
+        spare = work / path.name
+        write(spare)
+        raise OSError(f"{path} cannot be written ({error.strerror}): the {what} is in {spare}.") from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .outputs import check_hgr, try_to_write
+from .outputs import check_name, try_to_write
 from .pairs import add_sources, chosen
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _probe(given: argparse.Namespace) -> None:
-    check_hgr(given.output)
+    check_name(given.output, "HGR")
     if given.pictures < 8:
         raise ValueError(f"--pictures is {given.pictures}; it must be 8 or more.")
     import torch
