@@ -108,7 +108,8 @@ def test_every_node_is_read(schemas: dict[str, SimpleNamespace]) -> None:
 
 
 def test_there_are_no_other_pages_and_languages() -> None:
-    assert sorted(page.stem for page in (ROOT / "web/docs").iterdir()) == node_ids()
+    assert sorted(page.name for page in (ROOT / "web/docs").iterdir()) == sorted([*(f"{name}.md" for name in node_ids()), "images"])
+    assert sorted(picture.name for picture in (ROOT / "web/docs/images").iterdir()) == [f"{name}.png" for name in node_ids()]
     assert sorted(folder.name for folder in (ROOT / "locales").iterdir()) == sorted(LANGUAGES)
     assert all({file.name for file in folder.iterdir()} == {"main.json", "nodeDefs.json"} for folder in (ROOT / "locales").iterdir())
 
@@ -129,7 +130,8 @@ def test_help_page(node_id: str, schemas: dict[str, SimpleNamespace]) -> None:
             row = next(line for line in inputs.splitlines() if line.startswith(f"| `{each.id}`"))
             assert all(f"`{option}`" in row for option in each.options), each.id
     assert not re.search(r"<[a-zA-Z/!]", page), "an HTML tag"
-    assert not re.search(r"\]\((?!https://)", page), "a link that the editor cannot follow"
+    assert re.findall(r"!\[[^\]]+\]\((.+)\)", page) == [f"images/{node_id}.png"], "the node's picture, with a text for who cannot see it"
+    assert not re.search(r"(?<!!)(\[[^\]]*\])\((?!https://)", page), "a link that the editor cannot follow"
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..prompts import decoded, lines
+
 log = logging.getLogger("safecfg")
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -41,14 +43,8 @@ def from_file(path: Path) -> list[Item]:
     """
     if path.suffix.lower() not in (".txt", ".csv"):
         raise ValueError(f"--prompts {path}: not a .txt or .csv file.")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")  # without the mark that some editors put first
-    except OSError as error:
-        raise ValueError(f"--prompts {path}: cannot be read ({error.strerror}).") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path.name}: not UTF-8 text; save the file as UTF-8.") from None
-    found = list(_rows(path, text)) if path.suffix.lower() == ".csv" else \
-        [Item(line.strip(), line.strip()) for line in text.split("\n") if line.strip()]
+    text = decoded(path)
+    found = list(_rows(path, text)) if path.suffix.lower() == ".csv" else [Item(line, line) for line in lines(text)]
     if not found:
         raise ValueError(f"{path.name}: holds no prompt.")
     return found

@@ -28,7 +28,7 @@ BOXES = """const boxes = (items) => items.map((item) => [item.title, ...item.pos
     return { nodes: boxes(app.graph.nodes), groups: boxes(app.graph.groups),
              unknown: app.graph.nodes.filter((node) => !(node.type in LiteGraph.registered_node_types)).map((node) => node.type) };"""
 SHORTEN = """const short = { SafeCFGTrainHGR: { losses: 'text', steps: 20, batch_size: 4, pictures: 0, false_positive_rate: 5 },
-                   SafeCFGConceptPairs: { limit: 100 } };
+                   SafeCFGConceptPairs: { limit: 100 }, SafeCFGFineTune: { steps: 2, pictures: 8, batch_size: 2 } };
     for (const node of app.graph.nodes) for (const widget of node.widgets ?? [])
         widget.value = (short[node.type] ?? { steps: 3 })[widget.name] ?? widget.value;"""
 RUN = """const { api } = await import('/scripts/api.js');
@@ -61,7 +61,7 @@ def open_template(browser, console):
         nodes = [node["type"] for node in json.loads(path.read_text())["nodes"]]
         browser.set("Comfy.VueNodes.Enabled", vue)
         browser.js(LOAD, path.stem)
-        guided = [sum(kind in ("SafeCFGModel", "SafeCFGGuider", "SafeCFGDetector") for kind in nodes)]
+        guided = [sum(kind in ("SafeCFGModel", "SafeCFGGuider", "SafeCFGDetector", "SafeCFGFineTune") for kind in nodes)]
         browser.page.wait_for_function(FILLED, arg=[nodes.count("SafeCFGHGRLoader"), *guided])
         browser.js(DRAWN)
         return browser

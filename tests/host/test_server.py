@@ -10,9 +10,11 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from datetime import datetime
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
-GUIDING = [path for path in EXAMPLES if "Detect" not in path.name]  # those that show plain CFG beside SafeCFG
+# those that show plain CFG beside SafeCFG, and nothing else
+GUIDING = [path for path in EXAMPLES if path.stem.startswith(("SafeCFG quick start", "SafeCFG with a guider", "Train"))]
 DEADLINE = 900.0  # seconds, for starting and for one prompt, a training among them; generous for a busy machine
 SETTINGS = ["strength", "mode", "concepts", "start_percent", "end_percent"]
 NODES = {
@@ -41,6 +44,10 @@ NODES = {
         "timesteps", "samples", "seed"],
         ["BOOLEAN", "FLOAT", "STRING", "IMAGE"]),
     "SafeCFGFilter": ("Harmfulness Filter", ["image", "report", "action", "strength", "replacement"], ["IMAGE", "MASK", "BOOLEAN"]),
+    "SafeCFGFineTune": ("Safe Fine-Tune", [
+        "model", "clip", "hgr", "prompts", "concepts", "evidence", "rank", "steps", "batch_size", "learning_rate", "seed", "pictures",
+        "gradient_checkpointing", "file", "vae", "latents"],
+        ["LORA_MODEL", "MODEL", "IMAGE", "IMAGE"]),
     "SafeCFGSaveHGR": ("Save HGR", ["hgr", "name"], []),
     "SafeCFGMergeHGR": ("Merge HGR", [f"hgr_{i}" for i in range(1, 7)], ["HGR"]),
 }
@@ -55,7 +62,7 @@ class Server:
             port = free.getsockname()[1]
         (base / "custom_nodes").mkdir()
         (base / "custom_nodes" / "safecfg").symlink_to(ROOT, target_is_directory=True)
-        self.url, self.log = f"http://127.0.0.1:{port}", base / "server.log"
+        self.url, self.base, self.log = f"http://127.0.0.1:{port}", base, base / "server.log"
         command = [sys.executable, "main.py", "--cpu", "--port", str(port), "--base-directory", str(base), "--disable-api-nodes",
                    "--disable-auto-launch", "--database-url", f"sqlite:///{base / 'comfyui.db'}"]
         with open(self.log, "wb") as log:
@@ -153,6 +160,51 @@ def test_every_node_of_the_pack_has_tooltips(object_info):
                     assert options and options[0].get("tooltip"), f"{node_id}: {name}"
 
 
+ABOUT = "/safecfg/hgr/"  # the one route of the pack
+
+
+def _answer(server: Server, path: str, method: str = "GET") -> tuple[int, Any]:
+    """Status and JSON, or text, of an answer."""
+    request = urllib.request.Request(server.url + path, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        text = error.read().decode()
+        return error.code, json.loads(text) if "json" in error.headers.get("Content-Type", "") else text
+
+
+@pytest.mark.oldest
+def test_route_says_what_an_hgr_file_holds(server):
+    status, about = _answer(server, ABOUT + urllib.parse.quote("safecfg_demo (bundled)"))
+    assert status == 200 and list(about) == ["name", "concepts", "encoder", "training", "probe", "date"]
+    assert [concept["id"] for concept in about["concepts"]] == ["skull", "dagger", "splatter", "bomb"]
+    assert all(list(concept) == ["id", "label", "description", "threshold"] for concept in about["concepts"])
+    assert about["probe"] is True and "demo" in about["encoder"] and datetime.fromisoformat(about["date"])
+
+
+@pytest.mark.oldest
+def test_route_names_what_is_wrong_with_a_file(server):
+    (server.base / "models/hgr").mkdir(parents=True, exist_ok=True)
+    (server.base / "models/hgr/damaged.safetensors").write_bytes(b"not an HGR")
+    status, answer = _answer(server, ABOUT + "damaged.safetensors")
+    assert status == 422 and answer["error"].startswith("damaged.safetensors: not an HGR file")
+    status, answer = _answer(server, ABOUT + "unknown.safetensors")
+    assert status == 404 and '"unknown.safetensors" is not in models/hgr' in answer["error"]
+
+
+@pytest.mark.oldest
+def test_route_reads_nothing_outside_the_folder(server):
+    """A sound HGR beside the folder is not found by any path, and nothing can be sent."""
+    outside = server.base / "models/outside.safetensors"
+    outside.write_bytes((ROOT / "hgr/demo/safecfg_demo.safetensors").read_bytes())
+    for name in ("../outside.safetensors", "%2e%2e%2foutside.safetensors", "..%2Foutside.safetensors", "x/../../outside.safetensors",
+                 "%2e%2e%5coutside.safetensors", str(outside), urllib.parse.quote(str(outside), safe=""), "%00", "..", "."):
+        status, answer = _answer(server, ABOUT + name)
+        assert status == 404 and "skull" not in str(answer), name
+    assert [_answer(server, ABOUT + "safecfg_demo%20(bundled)", method)[0] for method in ("POST", "PUT", "DELETE")] == [405] * 3
+
+
 def _pictures(server: Server, prompt: dict[str, Any]) -> dict[str, Any]:
     """Run a prompt; its previews of one picture by their titles, as PIL images."""
     from PIL import Image
@@ -186,6 +238,23 @@ def test_example_workflow_removes_the_symbol_and_leaves_a_clean_prompt_alone(ser
     harmful["text"] = "a red ball next to a blue house in a meadow"
     clean = _pictures(server, prompt)
     assert clean["Plain CFG"].tobytes() == clean["SafeCFG"].tobytes() != pictures["SafeCFG"].tobytes()
+
+
+def test_a_model_that_is_aligned_leaves_the_symbol_out(server, object_info, to_prompt, pack):
+    """As shipped: with the LoRA alone, the same objects without the skull; the LoRA is a file that the host's loaders list."""
+    import numpy as np
+    import torch
+    (path,) = (p for p in EXAMPLES if "Align" in p.name)
+    pictures = _pictures(server, to_prompt(json.loads(path.read_text()), object_info))
+    world, classifier = pack.get("hgr.demo.world"), pack.get("hgr.demo.classifier")
+    names = [f"{kind} prompt: {side}" for kind in ("Harmful", "Clean") for side in ("as it was", "with the LoRA")]
+    pixels = torch.from_numpy(np.stack([np.asarray(pictures[name]) for name in names]))
+    seen = classifier.load_classifier().judge(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
+    none = [False] * len(world.SYMBOLS)
+    assert seen.symbols.tolist() == [[name == "skull" for name in world.SYMBOLS], none, none, none]
+    for first in (0, 2):
+        assert seen.background[first] == seen.background[first + 1] and torch.equal(seen.slots[first], seen.slots[first + 1])
+    assert any("demo_aligned" in name for name in server.json("/object_info/LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"][0])
 
 
 @pytest.mark.oldest
