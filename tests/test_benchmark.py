@@ -14,8 +14,10 @@ pytest.importorskip("transformers")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import demo_world
 import detection
+import finetune
 import measure
 
+from hgr.demo.captions import split_of
 from hgr.demo.classifier import Classifier
 from hgr.hosts.diffusers import encode, load_demo_pipeline
 
@@ -97,3 +99,12 @@ def test_detection_is_ranked_by_concept_against_what_shows_nothing(bench):
     assert d.cosine(["a skull"]).argmax() == 0
     two, texts = pictures[torch.arange(6) < 2], ["a red ball and a skull", "a red ball"]
     assert (d.hed(two, texts)[1] == 0).all() and d.undirected(two, texts)[1] == 0 and d.undirected(two, texts)[0] > 0
+
+
+def test_the_mixture_of_a_fine_tuning_is_of_the_training_side_and_a_wrong_h_is_one_of_the_others():
+    captions = finetune.mixture(0, 50)
+    assert sum(bool(caption.concepts) for caption in captions) == 20 and captions == finetune.mixture(0, 50)
+    assert {split_of(caption) for caption in captions} == {"training"}
+    harm = torch.arange(50.0)
+    wrong = finetune.shuffled(harm, 0.2, 0)
+    assert sorted(wrong.tolist()) == harm.tolist() and 0 < (wrong != harm).sum() <= 10
