@@ -72,8 +72,9 @@ class SafeCFGDetector(io.ComfyNode):
     @classmethod
     def execute(cls, **given: Any) -> io.NodeOutput:
         report = detection.detect(**given)
-        chart = image(draw_report(report))
-        return io.NodeOutput(report["flagged"], report["score"], to_json(report), chart, ui=ui.PreviewImage(chart, cls=cls))
+        text, chart = to_json(report), image(draw_report(report))
+        shown = ui.PreviewImage(chart, cls=cls).as_dict() | {"report": [text]}  # the editor draws the report, others show the picture
+        return io.NodeOutput(report["flagged"], report["score"], text, chart, ui=shown)
 
 
 class SafeCFGFilter(io.ComfyNode):

@@ -32,7 +32,7 @@ def kit() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def server(kit: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A running ComfyUI that has one more HGR, hostile.safetensors."""
+    """A running ComfyUI that has two more HGRs, hostile.safetensors and damaged.safetensors."""
     comfyui = load(TESTS / "host/conftest.py").find_comfyui()
     if comfyui is None:
         pytest.skip("no ComfyUI found: set COMFYUI_PATH to its folder")
@@ -42,6 +42,7 @@ def server(kit: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         pytest.skip("no Chromium: apt-get install chromium")
     base = tmp_path_factory.mktemp("server")
     kit.write_hostile_hgr(base / "models/hgr/hostile.safetensors")
+    (base / "models/hgr/damaged.safetensors").write_bytes(b"not an HGR")
     server = load(TESTS / "host/test_server.py").Server(comfyui, base)
     try:
         server.wait(lambda: server.json("/system_stats"), "the server to start")
@@ -69,9 +70,9 @@ def workflow(kit: ModuleType) -> dict[str, Any]:
 
 
 @pytest.fixture
-def editor(browser: Any, workflow: dict[str, Any]) -> Iterator[Any]:
+def editor(browser: Any, workflow: dict[str, Any], request: pytest.FixtureRequest) -> Iterator[Any]:
     """The editor with the quick start, in the classic renderer."""
-    browser.set("Comfy.VueNodes.Enabled", False)
+    browser.set("Comfy.VueNodes.Enabled", "renderer" in request.fixturenames and request.getfixturevalue("renderer") == "vue")
     browser.load(workflow)
     browser.look_at(7)
     yield browser
@@ -81,7 +82,4 @@ def editor(browser: Any, workflow: dict[str, Any]) -> Iterator[Any]:
 @pytest.fixture
 def rendered(editor: Any, renderer: str) -> Any:
     """The same, in both renderers."""
-    editor.set("Comfy.VueNodes.Enabled", renderer == "vue")
-    editor.settle()
-    editor.look_at(7)
     return editor

@@ -50,12 +50,23 @@ class Editor:
         """Bring the node's corner to this place of the window."""
         self.js("const { ds } = app.canvas, node = app.graph.getNodeById(a); ds.scale = b[0];"
                 "ds.offset[0] = b[1] / b[0] - node.pos[0]; ds.offset[1] = b[2] / b[0] - node.pos[1];"
-                "app.graph.setDirtyCanvas(true, true)", node, [scale, left, top])
-        self.page.wait_for_timeout(500)
+                "app.graph.setDirtyCanvas(true, true); for (let i = 0; i < 5; i++) await new Promise(requestAnimationFrame)",
+                node, [scale, left, top])
 
     def settle(self) -> None:
-        """Until the widgets have looked upstream, asked the server and been drawn."""
-        self.page.wait_for_timeout(1200)
+        """Until the widgets have looked upstream, asked the server and been drawn: until nothing of theirs changes any more."""
+        self.js("const drawn = () => [...document.querySelectorAll('.safecfg')].map((one) => one.outerHTML).join(); let before;"
+                "do { before = drawn(); await new Promise((done) => setTimeout(done, 600)); } while (drawn() !== before)")
+
+    def run(self) -> dict[str, Any]:
+        """Press Run and wait for the end: what the nodes gave, by their ids."""
+        self.js("window.ran = new Promise((done) => ['execution_success', 'execution_error'].forEach((kind) =>"
+                "app.api.addEventListener(kind, ({ detail }) => done([kind, detail.prompt_id]), { once: true })))")
+        self.page.get_by_test_id("queue-button").click()
+        kind, prompt = self.js("return await window.ran")
+        assert kind == "execution_success", self.js("return await (await app.api.fetchApi('/history/' + a)).json()", prompt)
+        self.settle()
+        return self.js("return (await (await app.api.fetchApi('/history/' + a)).json())[a].outputs", prompt)
 
     def value(self, node: int) -> Any:
         """The strengths that the node would send."""
@@ -86,15 +97,16 @@ def write_hostile_hgr(path: Path) -> None:
 
 
 @contextmanager
-def open_editor(url: str, width: int = 1600, height: int = 1000) -> Iterator[Editor]:
+def open_editor(url: str, width: int = 1600, height: int = 1000, density: float = 1) -> Iterator[Editor]:
+    """density: pixels of a screenshot for one of the page."""
     from playwright.sync_api import sync_playwright
     request = urllib.request.Request(f"{url}/settings", json.dumps(SETTINGS).encode(), {"Content-Type": "application/json"})
     urllib.request.urlopen(request, timeout=30).close()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         try:
-            page = browser.new_page(viewport={"width": width, "height": height})
-            page.set_default_timeout(60_000)
+            page = browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=density)
+            page.set_default_timeout(180_000)  # generous for a busy machine
             yield Editor(page, url)
         finally:
             browser.close()

@@ -109,6 +109,12 @@ def test_missing_hgr_is_named_and_strengths_stay(rendered):
     assert labels(rendered) == LABELS and rendered.value(7) == {"skull": 0}
 
 
+def test_card_of_a_damaged_file_says_so(rendered):
+    choose(rendered, "damaged.safetensors")
+    assert "damaged.safetensors: not an HGR file" in rendered.page.locator(".safecfg-card").inner_text()
+    assert "damaged.safetensors: not an HGR file" in note(rendered)
+
+
 def test_labels_are_text(rendered, kit):
     choose(rendered, "hostile.safetensors")
     assert labels(rendered) == [kit.HOSTILE, *LABELS[1:]]
@@ -161,15 +167,10 @@ def test_text_that_is_no_json_is_kept_until_it_is_changed(editor):
 def test_a_run_shows_what_fired(rendered):
     rendered.js("app.graph.nodes.filter((n) => n.type === 'KSampler').forEach((n) => n.widgets.find((w) => w.name === 'steps').value = 1)")
     fired = rendered.page.locator(".safecfg-fired")
-
-    def run(text):
-        rendered.js("app.graph.getNodeById(4).widgets[0].value = a; await app.queuePrompt(0)", text)
-
-    run("a red ball next to a blue house in a meadow with a skull above")
-    rendered.page.wait_for_function("document.querySelector('.safecfg-fired').innerText.includes('Skull')")
-    run("a red ball next to a blue house in a meadow")
-    rendered.page.wait_for_function("document.querySelector('.safecfg-fired').innerText.includes('clean')")
-    assert fired.inner_text() == "clean prompt: guidance untouched"
+    for text, found in (("a skull above a red ball in a meadow", "Skull 100 %"), ("a red ball", "clean prompt: guidance untouched")):
+        rendered.js("app.graph.getNodeById(4).widgets[0].value = a", text)
+        rendered.run()
+        assert fired.inner_text() == found
 
 
 def test_wheel_zooms_the_canvas_where_nothing_scrolls(editor):
@@ -185,3 +186,15 @@ def test_page_without_the_script_has_a_plain_text(server):
     for node in ("SafeCFGGuider", "SafeCFGModel", "SafeCFGDetector"):
         kind, options = server.json(f"/object_info/{node}")[node]["input"]["required"]["concepts"]
         assert kind == "STRING" and options["default"] == "" and "widgetType" not in options
+
+
+def test_help_shows_a_picture_of_the_node(editor):
+    editor.js("app.canvas.selectNode(app.graph.getNodeById(7))")
+    editor.page.get_by_test_id("info-button").click()
+    editor.page.wait_for_function("document.querySelector('img[src*=\"docs/images/SafeCFGModel.png\"]')?.naturalWidth > 300")
+    editor.page.get_by_role("heading", name="What goes wrong").wait_for()
+
+
+def test_every_help_page_has_its_picture(kit):
+    for page in (kit.ROOT / "web/docs").glob("*.md"):
+        assert f"](images/{page.stem}.png)" in page.read_text() and (page.parent / f"images/{page.stem}.png").is_file(), page.name

@@ -1,21 +1,25 @@
-// The editor extension: concept rows on every SafeCFG node with a `concepts` input, and a card on HGR Loader. The graph holds plain
-// strings, so that it runs the same where this script is not.
+// The editor extension: concept rows on every SafeCFG node with a `concepts` input, a card on HGR Loader, the verdict on Harmfulness
+// Detector. The graph holds plain strings, so that it runs the same where this script is not.
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { makeCard, CARD_HEIGHT } from "./card.js";
 import { stored } from "./concepts.js";
 import { addStyle } from "./dom.js";
+import { makeReport } from "./report.js";
 import { Rows } from "./rows.js";
 import { graphs, hgrsOf, widgetValue } from "./upstream.js";
 
 const ROWS = "SAFECFG_CONCEPTS";
 const CARD = "SAFECFG_CARD";
+const REPORT = "SAFECFG_REPORT";
 const LOOK = 400; // ms
 
 const abouts = new Map(); // by name, as promises
 let generation = 0; // of these
-const fired = new Map(); // what the last run found, by graph and node: it outlives a node that undo makes again
+// What the last run found, by graph and node: it outlives a node that undo makes again.
+const fired = new Map();
+const reports = new Map();
 
 const key = (node) => `${node.graph?.id} ${node.id}`;
 
@@ -102,6 +106,22 @@ function addCard(node) {
   widget.serialize = false;
 }
 
+function addReport(node) {
+  const report = makeReport();
+  let drawn;
+  const look = () => {
+    if (drawn === reports.get(key(node))) return;
+    drawn = reports.get(key(node));
+    report.show(drawn);
+    node.setDirtyCanvas(true, true);
+  };
+  const widget = addWidget(node, "verdict", REPORT, report.element, { serialize: false, getMinHeight: () => report.height + 20 }, look);
+  widget.serialize = false;
+  // The picture of the chart, for where this script is not, would say the same again.
+  node.hideOutputImages = true; // Nodes 2.0
+  node.onDrawBackground = () => {}; // the classic renderer
+}
+
 /** Wheel, middle mouse button and undo are the canvas's, unless there is something to scroll. */
 function letThrough(element) {
   element.addEventListener("wheel", (event) => {
@@ -160,6 +180,7 @@ app.registerExtension({
   },
   nodeCreated(node) {
     if (node.comfyClass === "SafeCFGHGRLoader") addCard(node);
+    if (node.comfyClass === "SafeCFGDetector") addReport(node);
   },
   setup() {
     addStyle(new URL("./safecfg.css", import.meta.url));
@@ -169,6 +190,16 @@ app.registerExtension({
       const found = nodeOf(node);
       if (found) fired.set(key(found), prompts);
     });
+    api.addEventListener("executed", ({ detail: { node, display_node, output } }) => {
+      const found = nodeOf(display_node ?? node);
+      if (found?.comfyClass === "SafeCFGDetector" && output?.report) reports.set(key(found), JSON.parse(output.report[0]));
+    });
+    for (const end of ["execution_error", "execution_interrupted"]) { // an old verdict must not pass for this run's
+      api.addEventListener(end, ({ detail }) => {
+        const found = nodeOf(detail.node_id);
+        if (found) reports.delete(key(found));
+      });
+    }
     api.addEventListener("execution_success", forget); // a file may have been saved
   },
   refreshComboInNodes: forget,

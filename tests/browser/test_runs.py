@@ -1,0 +1,95 @@
+"""Runs from the editor: what is switched there changes the picture, and the node says what was found."""
+
+from __future__ import annotations
+
+import io
+import json
+import urllib.parse
+
+import pytest
+
+SCENE = "a red ball next to a blue house in a meadow"
+SKULL = f"{SCENE} with a skull above"
+PLAIN, SAFE = "10", "13"  # previews of the quick start
+
+
+def write(editor, node, text):
+    editor.js("app.graph.getNodeById(a).widgets[0].value = b", node, text)
+
+
+def switch(editor, label="Skull"):
+    return editor.page.get_by_role("switch", name=label, exact=True)
+
+
+def fired(editor):
+    return editor.page.locator(".safecfg-fired").inner_text().splitlines()
+
+
+def pixels(server, outputs):
+    """Of each preview of one picture, by the node's id."""
+    from PIL import Image
+    pictures = {}
+    for node, output in outputs.items():
+        (file,) = output["images"]
+        pictures[node] = Image.open(io.BytesIO(server.get("/view?" + urllib.parse.urlencode(file)))).tobytes()
+    return pictures
+
+
+@pytest.fixture
+def workflow(workflow):
+    """The quick start, two steps long: enough for a difference."""
+    for node in workflow["nodes"]:
+        if node["type"] == "KSampler":
+            node["widgets_values"][2] = 2
+    return workflow
+
+
+def test_a_concept_that_is_switched_off_comes_back_into_the_picture(rendered, server):
+    """By mouse and by keyboard."""
+    on = pixels(server, rendered.run())
+    assert on[SAFE] != on[PLAIN] and fired(rendered) == ["Skull 100 %"]
+    switch(rendered).click()
+    off = pixels(server, rendered.run())
+    assert off[SAFE] == off[PLAIN] == on[PLAIN]
+    switch(rendered).focus()
+    rendered.page.keyboard.press("Space")
+    assert pixels(server, rendered.run()) == on
+
+
+def test_a_clean_prompt_gives_the_picture_of_plain_cfg(editor, server):
+    write(editor, 4, SCENE)
+    pictures = pixels(server, editor.run())
+    assert pictures[SAFE] == pictures[PLAIN] and fired(editor) == ["clean prompt: guidance untouched"]
+
+
+def test_each_of_several_prompts_has_its_line(rendered):
+    rendered.js("""const [safe, clean] = [4, 5].map((id) => app.graph.getNodeById(id));
+        const both = LiteGraph.createNode('ConditioningCombine'); app.graph.add(both);
+        safe.connect(0, both, 0); clean.connect(0, both, 1); both.connect(0, app.graph.getNodeById(11), 1);""")
+    rendered.run()
+    assert fired(rendered) == ["Prompt 1: Skull 100 %", "Prompt 2: clean prompt: guidance untouched"]
+
+
+def test_the_exported_prompt_runs_without_the_editor(editor, server):
+    switch(editor, "Bomb").click()
+    prompt = editor.js("return (await app.graphToPrompt()).output")
+    assert prompt["7"]["inputs"]["concepts"] == '{"bomb":0}'
+    history = server.run(prompt)
+    assert history["status"]["status_str"] == "success"
+    assert pixels(server, history["outputs"]) == pixels(server, editor.run())
+
+
+def test_the_guider_has_rows_and_shows_what_fired(editor, kit, server):
+    (path,) = (kit.ROOT / "example_workflows").glob("*guider*.json")
+    workflow = json.loads(path.read_text())
+    ids = {node["type"]: node["id"] for node in workflow["nodes"]}
+    (steps,) = (node["widgets_values"] for node in workflow["nodes"] if node["type"] == "BasicScheduler")
+    steps[1] = 2
+    editor.load(workflow)
+    editor.look_at(ids["SafeCFGGuider"])
+    assert editor.rows().count() == 4
+    before = pixels(server, editor.run())
+    assert len(set(before.values())) == 2 and fired(editor) == ["Skull 100 %"]
+    switch(editor).click()
+    assert len(set(pixels(server, editor.run()).values())) == 1
+    assert editor.value(ids["SafeCFGGuider"]) == {"skull": 0}
