@@ -52,13 +52,15 @@ def finetune_model(model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP,
     identity = f"{weights_of(model)} {tuple(size)}"
     folder = identify(hgr, identity, settings, prompts, strengths, pictures)
     work = Path(folder_paths.get_system_user_directory("safecfg"), "finetuning", folder)
-    progress = Progress("Safe fine-tuning", settings.steps)
-    hgr.network.to(comfy.model_management.get_torch_device())
-    with gradients(), _copies(model), _checkpointing(model) if checkpointing else nullcontext():
-        adapted, lessons = finetune(
-            hgr, prompts, encoder(clip), lambda: adapt(model, size, clip, settings), settings, strengths, work, identity, pictures,
-            comfy.model_management.get_torch_device(), on_text=progress.count, on_picture=progress.count, on_step=progress.step)
-    hgr.network.cpu()
+    progress, device = Progress("Safe fine-tuning", settings.steps), comfy.model_management.get_torch_device()
+    hgr.network.to(device)
+    try:
+        with gradients(), _copies(model), _checkpointing(model) if checkpointing else nullcontext():
+            adapted, lessons = finetune(
+                hgr, prompts, encoder(clip), lambda: adapt(model, size, clip, settings), settings, strengths, work, identity, pictures,
+                device, on_text=progress.count, on_picture=progress.count, on_step=progress.step)
+    finally:
+        hgr.network.cpu()
     weights = adapted.adapters.state_dict_of(model)
     tuned, _ = comfy.sd.load_lora_for_models(model, None, weights, 1.0, 0.0)
     shown = _compare(model, tuned, clip, vae, lessons, size, settings.seed)
