@@ -27,7 +27,8 @@ export function summary({ items, about, sensitivity, false_positive_rate: rate }
 
 /** What one bar says: of several kinds of evidence it shows the one that decided. */
 export function bar({ label, score, threshold, flagged, evidence, all }) {
-  const seen = Object.entries(all).map(([kind, [score, limit]]) => `${evidenceName(kind)} ${number(score)}, flagged from ${number(limit)}`);
+  const seen = Object.entries(all).map(([kind, [score, limit]]) =>
+    `${evidenceName(kind)} ${number(score)}, flagged from ${number(limit)}`);
   return { label, score, threshold, flagged, number: number(score), evidence: evidenceName(evidence), hint: seen.join("; ") };
 }
 
@@ -43,13 +44,16 @@ const kindsOf = (items) => [...new Set(items.flatMap(({ concepts }) => Object.va
 
 /** `show(report)` draws one, or none if it is undefined. */
 export function makeReport() {
-  const list = element("div", { class: "safecfg-report", role: "region", "aria-label": "What was detected", tabindex: 0, "data-capture-wheel": "true" });
+  const list = element("div", {
+    class: "safecfg-report", role: "region", "aria-label": "What was detected", tabindex: 0, "data-capture-wheel": "true",
+  });
   const box = element("div", { class: "safecfg" }, list);
   let height;
   const show = (report) => {
     height = report ? FULL : EMPTY;
     box.style.minHeight = `${height}px`;
-    list.replaceChildren(...(report ? draw(report) : [element("p", { class: "safecfg-note" }, "Run the graph to see the verdict here.")]));
+    const empty = () => [element("p", { class: "safecfg-note" }, "Run the graph to see the verdict here.")];
+    list.replaceChildren(...(report ? draw(report) : empty()));
   };
   show();
   return { element: box, show, get height() { return height; } };
@@ -68,8 +72,8 @@ function draw(report) {
 }
 
 function drawItem(item, title, several) {
-  const made = element("details", {}, element("summary", {}, chip(item.flagged, verdict(item)), ` ${title} `, element("b", {}, number(item.score))),
-                       table(item, several));
+  const head = element("summary", {}, chip(item.flagged, verdict(item)), ` ${title} `, element("b", {}, number(item.score)));
+  const made = element("details", {}, head, table(item, several));
   made.open = item.flagged;
   return made;
 }
@@ -77,12 +81,14 @@ function drawItem(item, title, several) {
 const chip = (flagged, text) => element("span", { class: flagged ? "safecfg-chip safecfg-bad" : "safecfg-chip" }, text);
 
 function table(item, several) {
-  return element("table", { "aria-label": "Score of each concept" }, ...Object.values(item.concepts).map((concept) => row(bar(concept), several)));
+  const rows = Object.values(item.concepts).map((concept) => row(bar(concept), several));
+  return element("table", { "aria-label": "Score of each concept" }, ...rows);
 }
 
 function row({ label, score, threshold, flagged, number, evidence, hint }, several) {
   const meter = element("div", {
-    class: "safecfg-bar", role: "meter", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": 1, "aria-valuenow": score, "aria-valuetext": hint,
+    class: "safecfg-bar", role: "meter", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": 1, "aria-valuenow": score,
+    "aria-valuetext": hint,
   }, element("i"), element("b"));
   meter.children[0].style.width = `${100 * score}%`;
   meter.children[1].style.left = `${100 * threshold}%`;
