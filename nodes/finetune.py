@@ -54,7 +54,7 @@ class SafeCFGFineTune(io.ComfyNode):
                              tooltip="Pictures that the model makes of the prompts, to learn from, 8 to 4096. Not used where latents holds "
                                      "pictures."),
                 io.Boolean.Input("gradient_checkpointing", default=True,
-                                 tooltip="Needs much less memory, and a third more time."),
+                                 tooltip="Needs much less memory, and more time."),
                 io.Combo.Input("file", options=[_NO_FILE, *prompt_files()],
                                tooltip="A .txt file in ComfyUI's input folder with more prompts, one a line. Press R after adding a file."),
                 io.Vae.Input("vae", optional=True, tooltip="Decodes the pictures before and after. Without it they are rough previews."),
