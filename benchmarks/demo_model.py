@@ -1,6 +1,6 @@
 """How good the demo model and its classifier are to measure on: the figures of `hgr/demo/MODEL_CARD.md`.
 
-    python benchmarks/demo_model.py [--pictures 600] [--seed 7]
+python benchmarks/demo_model.py [--pictures 600] [--seed 7]
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from measure import markdown, mean, rate, with_interval, write_between
 
 from hgr.demo import assets
 from hgr.demo.captions import draw
-from hgr.demo.classifier import accuracy, load_classifier
-from hgr.demo.show import decode, kept
+from hgr.demo.classifier import accuracy, kept, load_classifier
 from hgr.demo.world import SYMBOLS
-from hgr.hosts.diffusers import encode, load_demo_pipeline
+from hgr.hosts.diffusers.demo import decode, load_demo_pipeline
+from hgr.hosts.diffusers.prompts import encode
 
 STEPS, CFG, BATCH = 16, 7.5, 50
 ATTRIBUTES = ("background", "left object", "right object", *SYMBOLS, "decor")
@@ -32,27 +32,51 @@ def main() -> None:
     pipe, judge = load_demo_pipeline(), load_classifier()
 
     exact = [accuracy(judge, given.seed, given.pictures), accuracy(judge, given.seed, given.pictures, pipe.vae)]
-    text = [f"{given.pictures} pictures each, seed {given.seed}, torch {torch.__version__}, {torch.get_num_threads()} threads.",
-            "Classifier, share of right answers:\n\n" + markdown(
-                ["fresh pictures", *ATTRIBUTES],
-                [[name, *(f"{share:.3f}" for share in shares)] for name, shares in zip(("as drawn", "through the autoencoder"), exact,
-                                                                                       strict=True)])]
+    text = [
+        f"{given.pictures} pictures each, seed {given.seed}, torch {torch.__version__}, {torch.get_num_threads()} threads.",
+        "Classifier, share of right answers:\n\n"
+        + markdown(
+            ["fresh pictures", *ATTRIBUTES],
+            [
+                [name, *(f"{share:.3f}" for share in shares)]
+                for name, shares in zip(("as drawn", "through the autoencoder"), exact, strict=True)
+            ],
+        ),
+    ]
     rows = []
     for kind in ("clean", "homonym", "seen", "two", "held_out", "rewrite"):
         rng = random.Random(f"model card/{given.seed}/{kind}")
         captions = [draw(rng, kind) for _ in range(given.pictures)]
         noise = torch.randn(given.pictures, 4, 16, 16, generator=torch.Generator().manual_seed(given.seed))
         empty = encode(pipe, [""]).features
-        latents = torch.cat([
-            ddim(pipe, encode(pipe, [c.text for c in captions[at:at + BATCH]]).features, empty.expand(len(noise[at:at + BATCH]), -1, -1),
-                 noise[at:at + BATCH], STEPS, CFG) for at in range(0, given.pictures, BATCH)])
+        latents = torch.cat(
+            [
+                ddim(
+                    pipe,
+                    encode(pipe, [c.text for c in captions[at : at + BATCH]]).features,
+                    empty.expand(len(noise[at : at + BATCH]), -1, -1),
+                    noise[at : at + BATCH],
+                    STEPS,
+                    CFG,
+                )
+                for at in range(0, given.pictures, BATCH)
+            ]
+        )
         seen = judge.judge(decode(pipe.vae, latents))
         asked = torch.tensor([[symbol in c.concepts for symbol in SYMBOLS] for c in captions])
         shown = with_interval(rate(seen.symbols[asked])) if asked.any() else ""
-        rows.append([kind, with_interval(mean(kept(seen, [c.scene for c in captions]))), shown,
-                     with_interval(rate((seen.symbols & ~asked).any(1)))])
-    text.append(f"Model at CFG {CFG}, {STEPS} DDIM steps, as the classifier sees it, with 95 % intervals:\n\n" + markdown(
-        ["captions", "attributes right", "asked symbols shown", "symbols not asked for"], rows))
+        rows.append(
+            [
+                kind,
+                with_interval(mean(kept(seen, [c.scene for c in captions]))),
+                shown,
+                with_interval(rate((seen.symbols & ~asked).any(1))),
+            ]
+        )
+    text.append(
+        f"Model at CFG {CFG}, {STEPS} DDIM steps, as the classifier sees it, with 95 % intervals:\n\n"
+        + markdown(["captions", "attributes right", "asked symbols shown", "symbols not asked for"], rows)
+    )
     write_between(Path(assets.__file__).parent / "MODEL_CARD.md", "demo_model", "\n\n".join(text))
     print("\n\n".join(text))
 

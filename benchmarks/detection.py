@@ -3,9 +3,9 @@
     python benchmarks/detection.py                 the tables and charts of docs/benchmarks.md
     python benchmarks/detection.py --pictures 60   a quick look; writes no page
 
-Generated pictures are the cells of demo_world.py, which are sampled first where they are not done. What a picture shows is what the
-demo world's classifier sees in it, or, for rendered pictures, what was drawn. Results are kept under --runs; another run with the same
-weights, code and settings only writes the page.
+Generated pictures are the cells of demo_world.py, which are sampled first where they are not done. What a picture shows
+is what the demo world's classifier sees in it, or, for rendered pictures, what was drawn. Results are kept under
+--runs; another run with the same weights, code and settings only writes the page.
 """
 
 from __future__ import annotations
@@ -27,19 +27,21 @@ from demo_world import Settings as World
 from measure import markdown, rate, with_interval, write_between
 from torch import Tensor
 
-from hgr import detect, probe
+from hgr.core.denoiser import Denoiser
+from hgr.core.hgr import Concept
+from hgr.core.options import SENSITIVITIES
+from hgr.core.prompt import Prompt
+from hgr.data.library.demo_world import TOPICS
 from hgr.demo import world
+from hgr.demo.attributes import ATTRIBUTE_CLASSES
 from hgr.demo.captions import CLEAN_KINDS, KINDS
-from hgr.demo.show import decode
-from hgr.demo.text import ATTRIBUTE_CLASSES
 from hgr.demo.world import SYMBOLS
-from hgr.denoiser import Denoiser
-from hgr.hosts.diffusers import encode
-from hgr.hosts.diffusers.training import denoiser
-from hgr.library.demo_world import TOPICS
-from hgr.metrics import auroc, expected_calibration_error, false_positives_at
-from hgr.redirector import SENSITIVITIES, Concept
-from hgr.safecfg import Prompt
+from hgr.detection import hed as detect
+from hgr.detection import probe
+from hgr.hosts.diffusers.demo import decode
+from hgr.hosts.diffusers.denoiser import denoiser
+from hgr.hosts.diffusers.prompts import encode
+from hgr.training.metrics import auroc, expected_calibration_error, false_positives_at
 
 log = logging.getLogger("benchmark")
 
@@ -57,7 +59,11 @@ class Pictures:
         self.latents, self.shown, self.texts = latents, shown.bool(), list(texts)
 
     def __getitem__(self, rows: Tensor) -> Pictures:
-        return Pictures(self.latents[rows], self.shown[rows], [self.texts[i] for i in rows.nonzero().flatten()] if self.texts else ())
+        return Pictures(
+            self.latents[rows],
+            self.shown[rows],
+            [self.texts[i] for i in rows.nonzero().flatten()] if self.texts else (),
+        )
 
 
 class Detection:
@@ -70,50 +76,70 @@ class Detection:
 
     def generated(self, row: str, kind: str) -> Pictures:
         cell = self.bench.cell(row, kind)
-        return Pictures(cell["latents"], cell["symbols"], [c.text for c in self.bench.captions(kind, len(cell["latents"]))])
+        return Pictures(
+            cell["latents"], cell["symbols"], [c.text for c in self.bench.captions(kind, len(cell["latents"]))]
+        )
 
     def rendered(self, count: int) -> Pictures:
         """As many harmful as clean ones, of which a third have a decor."""
         rng = random.Random(f"{self.bench.settings.split}/rendered")
         scenes = [world.random_scene(rng, symbols=rng.choice((1, 2))) for _ in range(count)]
         scenes += [world.random_scene(rng, decor=rng.random() < 1 / 3) for _ in range(count)]
-        pixels = torch.stack([torch.from_numpy(world.render(scene, rng).copy()).float() / 127.5 - 1 for scene in scenes])
+        pixels = torch.stack(
+            [torch.from_numpy(world.render(scene, rng).copy()).float() / 127.5 - 1 for scene in scenes]
+        )
         vae = self.bench.pipe.vae
         with torch.inference_mode():
             latents = torch.cat([vae.encode(part).latent_dist.mode() for part in pixels.movedim(-1, 1).split(32)])
-        return Pictures(vae.config.scaling_factor * latents.clone(),
-                        torch.tensor([[name in scene.symbols for name in SYMBOLS] for scene in scenes]))
+        return Pictures(
+            vae.config.scaling_factor * latents.clone(),
+            torch.tensor([[name in scene.symbols for name in SYMBOLS] for scene in scenes]),
+        )
 
     def prompts(self, texts: list[str]) -> Prompt:
         return encode(self.bench.pipe, texts)
 
     def gates(self, texts: list[str]) -> Tensor:
         """(N, 4), calibrated."""
-        return torch.cat([self.hgr.read(*self.prompts(texts[at:at + 250])).prompt_gates for at in range(0, len(texts), 250)])
+        return torch.cat(
+            [self.hgr.read(*self.prompts(texts[at : at + 250])).prompt_gates for at in range(0, len(texts), 250)]
+        )
 
     def cosine(self, texts: list[str]) -> Tensor:
-        """(N, 4): cosine of mean features to those of each concept's label and description, the empty prompt's taken off."""
+        """(N, 4): cosine of mean features to those of each concept's label and description, the empty prompt's taken
+        off."""
+
         def mean(texts: list[str]) -> Tensor:
             return F.normalize(self.prompts(texts).features.mean(1) - self.empty.features.mean(1), dim=-1)
 
         concepts = mean([f"{label}. {about}".lower() for _, label, about in TOPICS])
-        return torch.cat([mean(texts[at:at + 250]) for at in range(0, len(texts), 250)]) @ concepts.T
+        return torch.cat([mean(texts[at : at + 250]) for at in range(0, len(texts), 250)]) @ concepts.T
 
     def hed(self, pictures: Pictures, texts: list[str], percents: tuple[float, ...] = detect.PERCENTS) -> Tensor:
         """(N, 4)."""
         step = self.model.batch
-        return torch.cat([detect.hed_picture(self.hgr, self.model, pictures.latents[at:at + step], self.prompts(texts[at:at + step]),
-                                             percents).per_concept for at in range(0, len(texts), step)])
+        return torch.cat(
+            [
+                detect.hed_picture(
+                    self.hgr,
+                    self.model,
+                    pictures.latents[at : at + step],
+                    self.prompts(texts[at : at + step]),
+                    percents,
+                ).per_concept
+                for at in range(0, len(texts), step)
+            ]
+        )
 
     @torch.inference_mode()
     def undirected(self, pictures: Pictures, texts: list[str], percents: tuple[float, ...] = detect.PERCENTS) -> Tensor:
         """(N,): `||eps(c) - eps(c_safe)|| / ||eps(c) - eps(u)||`, which does not ask where the picture lies."""
         step, rows = self.model.batch, []
         for at in range(0, len(texts), step):
-            prompt = self.prompts(texts[at:at + step])
+            prompt = self.prompts(texts[at : at + step])
             safe, empty = self.hgr.redirect(prompt.features), probe.repeat_rows(self.empty, len(prompt.features))
             found = []
-            for error in detect.noisy(self.model, pictures.latents[at:at + step], percents, 1, 0):
+            for error in detect.noisy(self.model, pictures.latents[at : at + step], percents, 1, 0):
                 c, s, u = (error(x, None).flatten(1) for x in (prompt.features, safe, empty.features))
                 found.append((c - s).norm(dim=1) / (c - u).norm(dim=1).clamp(min=1e-6))
             rows.append(torch.stack(found).mean(0))
@@ -121,7 +147,9 @@ class Detection:
 
     def alone(self, pictures: Pictures) -> Tensor:
         """(N, 4): the probe's logits."""
-        return probe.logits(self.hgr.probe, probe.features(self.model, pictures.latents, self.empty, self.hgr.probe.percents))
+        return probe.logits(
+            self.hgr.probe, probe.features(self.model, pictures.latents, self.empty, self.hgr.probe.percents)
+        )
 
     @torch.inference_mode()
     def diffusion_classifier(self, pictures: Pictures) -> Tensor:
@@ -140,8 +168,10 @@ class Detection:
     def judge(self, pictures: Pictures) -> Tensor:
         """(N, 4): log odds by the supervised classifier, which is the truth of generated pictures."""
         with torch.inference_mode():
-            logits = torch.cat([self.bench.judge(decode(self.bench.pipe.vae, part)) for part in pictures.latents.split(64)])
-        symbols = logits.split(ATTRIBUTE_CLASSES, dim=1)[3:3 + len(SYMBOLS)]
+            logits = torch.cat(
+                [self.bench.judge(decode(self.bench.pipe.vae, part)) for part in pictures.latents.split(64)]
+            )
+        symbols = logits.split(ATTRIBUTE_CLASSES, dim=1)[3 : 3 + len(SYMBOLS)]
         return torch.stack([x[:, 1] - x[:, 0] for x in symbols], 1)
 
 
@@ -169,35 +199,57 @@ def measure_prompts(d: Detection) -> dict[str, Any]:
     texts = {kind: [c.text for c in d.bench.captions(kind, PROMPTS)] for kind in KINDS}
     gates = {kind: d.gates(found) for kind, found in texts.items()}
     cosine = {kind: d.cosine(found) for kind, found in texts.items()}
-    clean = {name: torch.cat([found[kind] for kind in CLEAN_KINDS]).amax(1) for name, found in (("gate", gates), ("cosine", cosine))}
-    named = {kind: torch.tensor([[name in c.concepts for name in SYMBOLS] for c in d.bench.captions(kind, PROMPTS)]) for kind in KINDS}
+    clean = {
+        name: torch.cat([found[kind] for kind in CLEAN_KINDS]).amax(1)
+        for name, found in (("gate", gates), ("cosine", cosine))
+    }
+    named = {
+        kind: torch.tensor([[name in c.concepts for name in SYMBOLS] for c in d.bench.captions(kind, PROMPTS)])
+        for kind in KINDS
+    }
     every, truth = torch.cat(list(gates.values())), torch.cat(list(named.values()))
     return {
-        "ranking": {kind: {name: ranking(found[kind].amax(1), clean[name]) for name, found in (("gate", gates), ("cosine", cosine))}
-                    for kind in HARMFUL_KINDS},
+        "ranking": {
+            kind: {
+                name: ranking(found[kind].amax(1), clean[name]) for name, found in (("gate", gates), ("cosine", cosine))
+            }
+            for kind in HARMFUL_KINDS
+        },
         "homonyms": {kind: ranking(gates[kind].amax(1), gates["homonym"].amax(1)) for kind in HARMFUL_KINDS},
-        "flagged": {level: {kind: rate((found >= limits(d.hgr.concepts, level)).any(1)) for kind, found in gates.items()}
-                    for level in SENSITIVITIES},
+        "flagged": {
+            level: {kind: rate((found >= limits(d.hgr.concepts, level)).any(1)) for kind, found in gates.items()}
+            for level in SENSITIVITIES
+        },
         "ece": {name: expected_calibration_error(every[:, k], truth[:, k].float()) for k, name in enumerate(SYMBOLS)},
         "reliability": reliability(every.flatten(), truth.flatten()),
     }
 
 
 def reliability(scores: Tensor, truth: Tensor, bins: int = 15) -> list[dict[str, float]]:
-    """Of every bin of stated probability that is not empty: the mean of what was stated, the share that was true, the count."""
+    """Of every bin of stated probability that is not empty: the mean of what was stated, the share that was true, the
+    count."""
     index = (scores * bins).long().clamp(max=bins - 1)
-    return [{"stated": scores[index == b].mean().item(), "true": truth[index == b].float().mean().item(), "n": int((index == b).sum())}
-            for b in range(bins) if (index == b).any()]
+    return [
+        {
+            "stated": scores[index == b].mean().item(),
+            "true": truth[index == b].float().mean().item(),
+            "n": int((index == b).sum()),
+        }
+        for b in range(bins)
+        if (index == b).any()
+    ]
 
 
 def measure_pictures(d: Detection, count: int) -> dict[str, Any]:
-    """Generated and rendered pictures, with their prompts, with others' and alone; calibration, sensitivity and cost."""
+    """Generated and rendered pictures, with their prompts, with others' and alone; calibration, sensitivity and
+    cost."""
     harmful = {kind: d.generated("plain", kind) for kind in HARMFUL_KINDS}
     clean = {kind: d.generated("plain", kind) for kind in CLEAN_KINDS}
     safe, rendered = d.generated("redirect", "seen"), d.rendered(count)
     hgr = d.hgr
 
-    # with prompts. Both sides are what the classifier sees: a harmful prompt's picture without a symbol is none of the harmful ones
+    # with prompts. Both sides are what the classifier sees: a harmful prompt's picture without a symbol is none of the
+    # harmful ones
     own = {kind: x[x.shown.any(1)] for kind, x in harmful.items()}
     calm = {kind: x[~x.shown.any(1)] for kind, x in clean.items()}
     shown_safe = safe[~safe.shown.any(1)]
@@ -209,10 +261,14 @@ def measure_pictures(d: Detection, count: int) -> dict[str, Any]:
     found, found_undirected = d.hed(seen, seen.texts).amax(1), d.undirected(seen, seen.texts)
     crossed = Pictures(other.latents[:pairs], other.shown[:pairs])
     mismatched = {
-        "harmful prompt, SafeCFG's picture of it": [ranking(a, score(shown_safe, shown_safe.texts)) for a, score in (
-            (found, lambda x, t: d.hed(x, t).amax(1)), (found_undirected, d.undirected))],
-        "harmful prompt, another clean picture": [ranking(a, score(crossed, seen.texts[:pairs])) for a, score in (
-            (found, lambda x, t: d.hed(x, t).amax(1)), (found_undirected, d.undirected))],
+        "harmful prompt, SafeCFG's picture of it": [
+            ranking(a, score(shown_safe, shown_safe.texts))
+            for a, score in ((found, lambda x, t: d.hed(x, t).amax(1)), (found_undirected, d.undirected))
+        ],
+        "harmful prompt, another clean picture": [
+            ranking(a, score(crossed, seen.texts[:pairs]))
+            for a, score in ((found, lambda x, t: d.hed(x, t).amax(1)), (found_undirected, d.undirected))
+        ],
     }
     hed_limits, heads = torch.tensor([c.threshold for c in hgr.probe.hed]), hgr.probe.heads
 
@@ -237,8 +293,10 @@ def measure_pictures(d: Detection, count: int) -> dict[str, Any]:
     }
 
     # alone
-    generated = Pictures(torch.cat([x.latents for x in (*harmful.values(), *clean.values())]),
-                         torch.cat([x.shown for x in (*harmful.values(), *clean.values())]))
+    generated = Pictures(
+        torch.cat([x.latents for x in (*harmful.values(), *clean.values())]),
+        torch.cat([x.shown for x in (*harmful.values(), *clean.values())]),
+    )
     ways: dict[str, Callable[[Pictures], Tensor]] = {"probe": d.alone, "diffusion classifier": d.diffusion_classifier}
     alone, scores = {}, {}
     for name, pictures in (("generated", generated), ("rendered", rendered)):
@@ -246,26 +304,45 @@ def measure_pictures(d: Detection, count: int) -> dict[str, Any]:
         for way, score in ways.items() if name == "generated" else {**ways, "supervised CNN": d.judge}.items():
             x = scores[name, way] = score(pictures)
             alone.setdefault(name, {})[way] = {
-                "any": ranking(x[~none].amax(1), x[none].amax(1)), "concepts": per_concept(x, pictures.shown)}
+                "any": ranking(x[~none].amax(1), x[none].amax(1)),
+                "concepts": per_concept(x, pictures.shown),
+            }
     probabilities = calibrated(scores["generated", "probe"], heads)
     return {
-        "with prompt": with_prompt, "mismatched": mismatched, "verdicts": verdicts, "alone": alone,
-        "cost": {"probe": len(hgr.probe.percents), "picture with prompt": 3 * len(detect.PERCENTS), "a clean prompt": 0,
-                 "diffusion classifier": (1 + len(SYMBOLS)) * len(CLASSIFIER_PERCENTS)},
-        "ece": {name: expected_calibration_error(probabilities[:, k], generated.shown[:, k].float()) for k, name in enumerate(SYMBOLS)},
+        "with prompt": with_prompt,
+        "mismatched": mismatched,
+        "verdicts": verdicts,
+        "alone": alone,
+        "cost": {
+            "probe": len(hgr.probe.percents),
+            "picture with prompt": 3 * len(detect.PERCENTS),
+            "a clean prompt": 0,
+            "diffusion classifier": (1 + len(SYMBOLS)) * len(CLASSIFIER_PERCENTS),
+        },
+        "ece": {
+            name: expected_calibration_error(probabilities[:, k], generated.shown[:, k].float())
+            for k, name in enumerate(SYMBOLS)
+        },
         "reliability": reliability(probabilities.flatten(), generated.shown.flatten()),
-        "flagged": {level: {side: rate((probabilities[rows] >= limits(heads, level)).any(1))
-                            for side, rows in (("harmful", generated.shown.any(1)), ("clean", ~generated.shown.any(1)))}
-                    for level in SENSITIVITIES},
+        "flagged": {
+            level: {
+                side: rate((probabilities[rows] >= limits(heads, level)).any(1))
+                for side, rows in (("harmful", generated.shown.any(1)), ("clean", ~generated.shown.any(1)))
+            }
+            for level in SENSITIVITIES
+        },
     }
 
 
 def measure_curve(d: Detection) -> list[dict[str, float]]:
-    """Which part of sampling carries the signal: AUROC of each way at one noise level, for `CURVE` pictures of each side.
+    """Which part of sampling carries the signal: AUROC of each way at one noise level, for `CURVE` pictures of each
+    side.
 
     The probe here is one that is trained for the noise level alone, on the first half, and measured on the second.
     """
-    harmful, clean, safe = (d.generated(row, kind) for row, kind in (("plain", "seen"), ("plain", "clean"), ("redirect", "seen")))
+    harmful, clean, safe = (
+        d.generated(row, kind) for row, kind in (("plain", "seen"), ("plain", "clean"), ("redirect", "seen"))
+    )
     first = torch.arange(len(harmful.latents)) < CURVE
     a, s = harmful[first & harmful.shown.any(1)], safe[first & ~safe.shown.any(1)]
     pictures = Pictures(torch.cat([harmful.latents, clean.latents]), torch.cat([harmful.shown, clean.shown]))
@@ -278,8 +355,14 @@ def measure_curve(d: Detection) -> list[dict[str, float]]:
         held = standard[~train] @ weight + bias
         directed = [d.hed(p, p.texts, (percent,)).amax(1) for p in (a, s)]
         plain = [d.undirected(p, p.texts, (percent,)) for p in (a, s)]
-        rows.append({"percent": percent, "probe": float(np.mean(list(per_concept(held, pictures.shown[~train]).values()))),
-                     "directed": auroc(*directed), "undirected": auroc(*plain)})
+        rows.append(
+            {
+                "percent": percent,
+                "probe": float(np.mean(list(per_concept(held, pictures.shown[~train]).values()))),
+                "directed": auroc(*directed),
+                "undirected": auroc(*plain),
+            }
+        )
         log.info("%s", rows[-1])
     return rows
 
@@ -298,21 +381,38 @@ def draw(results: dict[str, Any], folder: Path) -> None:
         axis.scatter([b["stated"] for b in bins], [b["true"] for b in bins], s=sizes, color="#2a62b8", zorder=3)
         for b in bins:
             if b["n"] < 100:
-                axis.annotate(str(b["n"]), (b["stated"], b["true"]), xytext=(6, -10), textcoords="offset points", fontsize=7)
+                axis.annotate(
+                    str(b["n"]), (b["stated"], b["true"]), xytext=(6, -10), textcoords="offset points", fontsize=7
+                )
         ece = np.mean(list(results[part]["ece"].values()))
-        axis.set(title=f"{title} (ECE {ece:.3f})", xlabel="stated probability", ylabel="share that is true", xlim=(-0.03, 1.03),
-                 ylim=(-0.03, 1.03), aspect="equal")
+        axis.set(
+            title=f"{title} (ECE {ece:.3f})",
+            xlabel="stated probability",
+            ylabel="share that is true",
+            xlim=(-0.03, 1.03),
+            ylim=(-0.03, 1.03),
+            aspect="equal",
+        )
         axis.grid(color="#eeeeee")
     figure.savefig(folder / "calibration.png", dpi=110)
 
     figure = Figure(figsize=(7.5, 4), layout="constrained")
     axis, rows = figure.subplots(), results["curve"]
-    for key, label, colour in (("directed", "with prompt: directed HED", "#2a62b8"), ("undirected", "with prompt: HED", "#9bb8e0"),
-                               ("probe", "alone: probe for this level", "#c2703b")):
-        axis.plot([r["percent"] for r in rows], [r[key] for r in rows], marker="o", markersize=4, color=colour, label=label)
+    for key, label, colour in (
+        ("directed", "with prompt: directed HED", "#2a62b8"),
+        ("undirected", "with prompt: HED", "#9bb8e0"),
+        ("probe", "alone: probe for this level", "#c2703b"),
+    ):
+        axis.plot(
+            [r["percent"] for r in rows], [r[key] for r in rows], marker="o", markersize=4, color=colour, label=label
+        )
     for percent in (*detect.PERCENTS, *probe.PERCENTS):
         axis.axvline(percent, color="#cccccc", linewidth=1, zorder=0)
-    axis.set(xlabel="where in sampling the picture is looked at (0: pure noise, 1: no noise)", ylabel="AUROC", ylim=(0.45, 1.02))
+    axis.set(
+        xlabel="where in sampling the picture is looked at (0: pure noise, 1: no noise)",
+        ylabel="AUROC",
+        ylim=(0.45, 1.02),
+    )
     axis.legend(loc="lower center", frameon=False)
     axis.grid(color="#eeeeee")
     figure.savefig(folder / "detection_curve.png", dpi=110)
@@ -321,9 +421,11 @@ def draw(results: dict[str, Any], folder: Path) -> None:
 def tables(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     e, prompts, pictures = results["environment"], results["prompts"], results["pictures"]
-    text = [f"{PROMPTS} prompts and {e['pictures']} pictures of each kind; the bundled HGR, whose probe was trained on "
-            f"{e['probe pictures']} pictures that the demo model made; torch {e['torch']}, {e['threads']} threads on {e['cpus']} CPUs; "
-            f"weights and code {e['weights and code']}. In brackets: 95 % intervals."]
+    text = [
+        f"{PROMPTS} prompts and {e['pictures']} pictures of each kind; the bundled HGR, whose probe was trained on "
+        f"{e['probe pictures']} pictures that the demo model made; torch {e['torch']}, {e['threads']} threads on {e['cpus']} CPUs; "
+        f"weights and code {e['weights and code']}. In brackets: 95 % intervals."
+    ]
 
     def section(title: str, note: str, head: list[str], lines: list[list[str]]) -> None:
         text.append(f"### {title}\n\n{note}\n\n{markdown(head, lines)}")
@@ -331,38 +433,76 @@ def tables(results: dict[str, Any]) -> str:
     def both(cell: dict[str, float]) -> list[str]:
         return [f"{cell['auroc']:.4f}", f"{cell['fpr95']:.3f}"]
 
-    section("Prompts", "The highest gate against all clean kinds together, against harmless homonyms (\"a skull cap\") alone, and as a "
-            "baseline the highest cosine of mean text features to a concept's description (after Latent Guard).",
-            ["prompts", "AUROC", "FPR at 95 %", "AUROC, homonyms", "FPR, homonyms", "cosine: AUROC", "cosine: FPR"], [
-        [kind, *both(cells["gate"]), *both(prompts["homonyms"][kind]), *both(cells["cosine"])]
-        for kind, cells in prompts["ranking"].items()])
-    section("Sensitivity: prompts", "Share flagged.", ["sensitivity", *KINDS], [
-        [level, *(with_interval(cells[kind]) for kind in KINDS)] for level, cells in prompts["flagged"].items()])
-    section("Pictures with their prompts", "Directed HED of harmful pictures against clean pictures of all clean kinds, each with its "
-            "own prompt.", ["pictures", "AUROC", "FPR at 95 %"], [[kind, *both(cell)] for kind, cell in pictures["with prompt"].items()])
-    section("Pictures whose prompt does not match", "Harmful pictures with their prompts (seen) against clean pictures with a harmful "
-            "prompt. HED without a direction only says what the prompt asks for.",
-            ["clean pictures", "directed HED: AUROC", "FPR at 95 %", "HED: AUROC", "FPR at 95 %"], [
-        [name, *both(directed), *both(plain)] for name, (directed, plain) in pictures["mismatched"].items()])
-    section("Pictures alone", f"AUROC of a concept's score, pictures that show it against those that show none; any: the highest. "
-            f"{pictures['cost']['probe']} evaluations of the denoiser a picture for the probe, "
-            f"{pictures['cost']['diffusion classifier']} for the diffusion classifier. The supervised CNN is the classifier that "
-            "says what generated pictures show, so it has no row there.",
-            ["pictures, by", *SYMBOLS, "any", "FPR at 95 %, any"], [
-        [f"{name}, {way}", *(f"{cell['concepts'][k]:.4f}" for k in SYMBOLS), *both(cell["any"])]
-        for name, ways in pictures["alone"].items() for way, cell in ways.items()])
-    section("Verdicts on pictures", "Share flagged at normal sensitivity: by HED, by the probe, and by either, the node's verdict.",
-            ["pictures", "HED", "probe", "either"], [
-        [name, *(with_interval(cell[key]) if key in cell else "" for key in ("hed", "probe", "either"))]
-        for name, cell in pictures["verdicts"].items()])
-    section("Sensitivity: pictures alone", "Share of generated pictures flagged by the probe.", ["sensitivity", "harmful", "clean"], [
-        [level, with_interval(cells["harmful"]), with_interval(cells["clean"])] for level, cells in pictures["flagged"].items()])
-    eces = [[name, *(f"{part['ece'][k]:.4f}" for k in SYMBOLS), f"{np.mean(list(part['ece'].values())):.4f}"]
-            for name, part in (("prompts, gates", prompts), ("pictures alone, probe", pictures))]
+    section(
+        "Prompts",
+        'The highest gate against all clean kinds together, against harmless homonyms ("a skull cap") alone, and as a '
+        "baseline the highest cosine of mean text features to a concept's description (after Latent Guard).",
+        ["prompts", "AUROC", "FPR at 95 %", "AUROC, homonyms", "FPR, homonyms", "cosine: AUROC", "cosine: FPR"],
+        [
+            [kind, *both(cells["gate"]), *both(prompts["homonyms"][kind]), *both(cells["cosine"])]
+            for kind, cells in prompts["ranking"].items()
+        ],
+    )
+    section(
+        "Sensitivity: prompts",
+        "Share flagged.",
+        ["sensitivity", *KINDS],
+        [[level, *(with_interval(cells[kind]) for kind in KINDS)] for level, cells in prompts["flagged"].items()],
+    )
+    section(
+        "Pictures with their prompts",
+        "Directed HED of harmful pictures against clean pictures of all clean kinds, each with its own prompt.",
+        ["pictures", "AUROC", "FPR at 95 %"],
+        [[kind, *both(cell)] for kind, cell in pictures["with prompt"].items()],
+    )
+    section(
+        "Pictures whose prompt does not match",
+        "Harmful pictures with their prompts (seen) against clean pictures with a harmful "
+        "prompt. HED without a direction only says what the prompt asks for.",
+        ["clean pictures", "directed HED: AUROC", "FPR at 95 %", "HED: AUROC", "FPR at 95 %"],
+        [[name, *both(directed), *both(plain)] for name, (directed, plain) in pictures["mismatched"].items()],
+    )
+    section(
+        "Pictures alone",
+        f"AUROC of a concept's score, pictures that show it against those that show none; any: the highest. "
+        f"{pictures['cost']['probe']} evaluations of the denoiser a picture for the probe, "
+        f"{pictures['cost']['diffusion classifier']} for the diffusion classifier. The supervised CNN is the classifier that "
+        "says what generated pictures show, so it has no row there.",
+        ["pictures, by", *SYMBOLS, "any", "FPR at 95 %, any"],
+        [
+            [f"{name}, {way}", *(f"{cell['concepts'][k]:.4f}" for k in SYMBOLS), *both(cell["any"])]
+            for name, ways in pictures["alone"].items()
+            for way, cell in ways.items()
+        ],
+    )
+    section(
+        "Verdicts on pictures",
+        "Share flagged at normal sensitivity: by HED, by the probe, and by either, the node's verdict.",
+        ["pictures", "HED", "probe", "either"],
+        [
+            [name, *(with_interval(cell[key]) if key in cell else "" for key in ("hed", "probe", "either"))]
+            for name, cell in pictures["verdicts"].items()
+        ],
+    )
+    section(
+        "Sensitivity: pictures alone",
+        "Share of generated pictures flagged by the probe.",
+        ["sensitivity", "harmful", "clean"],
+        [
+            [level, with_interval(cells["harmful"]), with_interval(cells["clean"])]
+            for level, cells in pictures["flagged"].items()
+        ],
+    )
+    eces = [
+        [name, *(f"{part['ece'][k]:.4f}" for k in SYMBOLS), f"{np.mean(list(part['ece'].values())):.4f}"]
+        for name, part in (("prompts, gates", prompts), ("pictures alone, probe", pictures))
+    ]
     section("Calibration", "Expected calibration error in 15 bins over all kinds.", ["scores", *SYMBOLS, "mean"], eces)
     text.append("![Stated probability against the share that is true](images/calibration.png)")
-    text.append("### Which noise levels carry the signal\n\nThe lines mark the defaults. With prompts: harmful pictures against SafeCFG's "
-                "pictures of the same prompts.\n\n![AUROC by noise level](images/detection_curve.png)")
+    text.append(
+        "### Which noise levels carry the signal\n\nThe lines mark the defaults. With prompts: harmful pictures against SafeCFG's "
+        "pictures of the same prompts.\n\n![AUROC by noise level](images/detection_curve.png)"
+    )
     return "\n\n".join(text)
 
 
@@ -380,14 +520,19 @@ def main() -> None:
     settings = World(pictures=given.pictures)
     bench = Bench(settings, given.runs / "demo_world")
     found = Detection(bench)
-    code = hashlib.sha256(b"".join((ROOT / "hgr" / name).read_bytes() for name in ("detect.py", "probe.py", "denoiser.py"))
-                          + Path(__file__).read_bytes()).hexdigest()[:12]
+    code = hashlib.sha256(
+        b"".join((ROOT / "hgr" / name).read_bytes() for name in ("detect.py", "probe.py", "denoiser.py"))
+        + Path(__file__).read_bytes()
+    ).hexdigest()[:12]
     e = bench.environment | {"probe pictures": found.hgr.probe.training["pictures"], "detection code": code}
     folder = given.runs / "detection" / hashlib.sha256(json.dumps(e, sort_keys=True).encode()).hexdigest()[:12]
     folder.mkdir(parents=True, exist_ok=True)
     results = {"environment": e}
-    for part, make in (("prompts", lambda: measure_prompts(found)), ("pictures", lambda: measure_pictures(found, given.pictures)),
-                       ("curve", lambda: measure_curve(found))):
+    for part, make in (
+        ("prompts", lambda: measure_prompts(found)),
+        ("pictures", lambda: measure_pictures(found, given.pictures)),
+        ("curve", lambda: measure_curve(found)),
+    ):
         path = folder / f"{part}.json"
         if not path.exists():
             path.write_text(json.dumps(make()))

@@ -1,11 +1,12 @@
-"""Safe fine-tuning on the demo world: what a LoRA removes that was trained without labels, what it leaves, and what else was tried.
+"""Safe fine-tuning on the demo world: what a LoRA removes that was trained without labels, what it leaves, and what
+else was tried.
 
     python benchmarks/finetune.py                       the tables and the chart of docs/benchmarks.md
     python benchmarks/finetune.py --rows both labels    some rows
     python benchmarks/finetune.py --parts main dial     some parts
 
-All rows learn from one unlabelled mixture of prompts and from the same pictures, which the model made. LoRAs and finished cells are
-kept under --runs. Prompts to report on, noise and the classifier are those of demo_world.py.
+All rows learn from one unlabelled mixture of prompts and from the same pictures, which the model made. LoRAs and
+finished cells are kept under --runs. Prompts to report on, noise and the classifier are those of demo_world.py.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ from measure import frechet, markdown, mean, rate, with_interval, write_between
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hgr import file
+from hgr.core import file
+from hgr.core.prompt import Prompt
 from hgr.demo.captions import CLEAN_KINDS, Caption, draw_from
-from hgr.features import Features
-from hgr.finetune import Adapted, Lessons, Settings, Teacher, align, judge
 from hgr.hosts.diffusers import finetune as host
-from hgr.hosts.diffusers import load_demo_pipeline
-from hgr.hosts.diffusers.training import encoder
-from hgr.loop import Loop
-from hgr.pictures import paint
-from hgr.safecfg import Prompt
+from hgr.hosts.diffusers.demo import load_demo_pipeline
+from hgr.hosts.diffusers.prompts import encoder
+from hgr.training.encoded_prompts import Features
+from hgr.training.loop import Loop
+from hgr.training.pictures import paint
+from hgr.training.train_lora import Adapted, Lessons, Settings, Teacher, align, judge
 
 log = logging.getLogger("benchmark")
 
@@ -66,7 +67,10 @@ def mixture(seed: int, count: int, share: float = HARMFUL_SHARE) -> list[Caption
     rng = random.Random(f"finetune/{seed}")
     flags = [i < round(share * count) for i in range(count)]
     rng.shuffle(flags)
-    return [draw_from("training", rng, rng.choice(("seen", "two") if harmful else ("clean", "homonym"))) for harmful in flags]
+    return [
+        draw_from("training", rng, rng.choice(("seen", "two") if harmful else ("clean", "homonym")))
+        for harmful in flags
+    ]
 
 
 class Labelled(Teacher):
@@ -106,7 +110,9 @@ class Tuning:
         latents = paint(adapted.denoiser, texts, kept)
         path = self.folder / f"{name}-{evidence}.safetensors"
         if not path.exists():
-            file.save_safely({"harm": judge(self.teacher, adapted.denoiser, latents, texts, evidence, self.settings.seed)}, path)
+            file.save_safely(
+                {"harm": judge(self.teacher, adapted.denoiser, latents, texts, evidence, self.settings.seed)}, path
+            )
             log.info("%s, %s: painted and judged in %.0f s", name, evidence, time.perf_counter() - start)
         return Lessons(latents, texts, load_file(path)["harm"])
 
@@ -132,7 +138,9 @@ class Tuning:
             if row == "hard":
                 harm = harm.round()
             elif row == "labels":
-                teacher = Labelled(self.bench.hgr, self.features, [1.0] * len(self.bench.hgr.ids), "cpu", captions=self.captions)
+                teacher = Labelled(
+                    self.bench.hgr, self.features, [1.0] * len(self.bench.hgr.ids), "cpu", captions=self.captions
+                )
                 harm = truth
             elif row.startswith("wrong_"):
                 harm = shuffled(harm, int(row.removeprefix("wrong_")) / 100, self.settings.seed)
@@ -141,8 +149,11 @@ class Tuning:
                 lessons = Lessons(lessons.latents[keep], [lessons.texts[i] for i in keep], harm[keep])
             elif row == "preserved":
                 more = self.lessons(adapted, self.extra, "both")
-                lessons = Lessons(torch.cat([lessons.latents, more.latents]), lessons.texts + more.texts,
-                                  torch.cat([harm, torch.zeros(len(more.texts))]))
+                lessons = Lessons(
+                    torch.cat([lessons.latents, more.latents]),
+                    lessons.texts + more.texts,
+                    torch.cat([harm, torch.zeros(len(more.texts))]),
+                )
             else:
                 lessons = dataclasses.replace(lessons, harm=harm)
             align(teacher, adapted, lessons, self.settings, work, on_step=_log(row))
@@ -152,8 +163,9 @@ class Tuning:
         return path
 
     def _esd(self, adapted: Adapted, work: Path) -> None:
-        """`|| eps_lora(z_t, c) - (eps(z_t) - (eps(z_t, c) - eps(z_t))) ||^2` on the concepts' names alone: ESD's target with its
-        negative guidance 1 (Gandikota et al., arXiv 2303.07345, equation 6), on the same layers as the other rows."""
+        """`|| eps_lora(z_t, c) - (eps(z_t) - (eps(z_t, c) - eps(z_t))) ||^2` on the concepts' names alone: ESD's target
+        with its negative guidance 1 (Gandikota et al., arXiv 2303.07345, equation 6), on the same layers as the other
+        rows."""
         settings, words = self.settings, WORDS.split(", ")
         texts = [words[i % len(words)] for i in range(48)]
         latents = paint(adapted.denoiser, texts, self.folder / "esd-pictures.safetensors")
@@ -161,20 +173,28 @@ class Tuning:
         def loss(rng: random.Random, generator: torch.Generator) -> Tensor:
             rows = [rng.randrange(len(texts)) for _ in range(settings.batch)]
             clear = latents[rows]
-            error = adapted.denoiser.at(clear, torch.rand(len(rows), generator=generator).clamp(0.01, 0.99),
-                                        torch.randn(clear.shape, generator=generator))
-            named, empty = self.features([texts[row] for row in rows]).features, self.features([""] * len(rows)).features
+            error = adapted.denoiser.at(
+                clear,
+                torch.rand(len(rows), generator=generator).clamp(0.01, 0.99),
+                torch.randn(clear.shape, generator=generator),
+            )
+            named, empty = (
+                self.features([texts[row] for row in rows]).features,
+                self.features([""] * len(rows)).features,
+            )
             with torch.no_grad(), adapted.frozen():
                 u, c = error(empty, None), error(named, None)
             return (error(named, None) - (2 * u - c)).square().mean()
 
-        Loop("esd", adapted.adapters, settings.steps, settings.lr, work, settings.seed, average=0.99, on_step=_log("esd")).run(loss)
+        Loop(
+            "esd", adapted.adapters, settings.steps, settings.lr, work, settings.seed, average=0.99, on_step=_log("esd")
+        ).run(loss)
 
 
 def shuffled(harm: Tensor, share: float, seed: int) -> Tensor:
     """harm (N,) with its values shuffled among a share of the examples."""
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(len(harm), generator=generator)[:round(share * len(harm))]
+    rows = torch.randperm(len(harm), generator=generator)[: round(share * len(harm))]
     result = harm.clone()
     result[rows] = harm[rows[torch.randperm(len(rows), generator=generator)]]
     return result
@@ -191,12 +211,23 @@ def _log(row: str) -> Callable[[int, float], None]:
     return step
 
 
-def measured(bench: Bench, home: Path, path: Path, row: str, strength: float, kinds: tuple[str, ...], pictures: int,
-             method: str = "plain") -> dict[str, Any]:
-    """What the model with the LoRA in `path` draws, by kind; clean kinds beside plain CFG's pictures of the model without it."""
+def measured(
+    bench: Bench,
+    home: Path,
+    path: Path,
+    row: str,
+    strength: float,
+    kinds: tuple[str, ...],
+    pictures: int,
+    method: str = "plain",
+) -> dict[str, Any]:
+    """What the model with the LoRA in `path` draws, by kind; clean kinds beside plain CFG's pictures of the model
+    without it."""
     bench.settings = dataclasses.replace(World(), pictures=pictures)
     bench.folder = home / "plain"
-    plain = {kind: {key: x[:pictures] for key, x in load_file(bench._path("plain", kind, None)).items()} for kind in kinds}
+    plain = {
+        kind: {key: x[:pictures] for key, x in load_file(bench._path("plain", kind, None)).items()} for kind in kinds
+    }
     bench.folder = home / f"{row}-{strength}-{pictures}"
     bench.folder.mkdir(parents=True, exist_ok=True)
     lacking = [kind for kind in kinds if not bench.done(method, kind)]
@@ -210,10 +241,14 @@ def measured(bench: Bench, home: Path, path: Path, row: str, strength: float, ki
     found = {}
     for kind in kinds:
         cell = bench.cell(method, kind)
-        found[kind] = {"harmful": rate(cell["symbols"].any(1)), "kept": mean(cell["kept"]), "kept_before": mean(plain[kind]["kept"]),
-                       "harmful_before": rate(plain[kind]["symbols"].any(1)),
-                       "fid": frechet(cell["features"], plain[kind]["features"]),
-                       "difference": mean((cell["latents"] - plain[kind]["latents"]).abs().flatten(1).mean(1))}
+        found[kind] = {
+            "harmful": rate(cell["symbols"].any(1)),
+            "kept": mean(cell["kept"]),
+            "kept_before": mean(plain[kind]["kept"]),
+            "harmful_before": rate(plain[kind]["symbols"].any(1)),
+            "fid": frechet(cell["features"], plain[kind]["features"]),
+            "difference": mean((cell["latents"] - plain[kind]["latents"]).abs().flatten(1).mean(1)),
+        }
     return found
 
 
@@ -240,7 +275,11 @@ def main() -> None:
     yardstick = {kind: bench.drift("other_seeds", kind) for kind in CLEAN_KINDS[:2]}
     tuning = Tuning(bench, home / "loras", settings)
     short = Tuning(bench, home / "loras-short", dataclasses.replace(settings, steps=ABLATION_STEPS))
-    results: dict[str, Any] = {"environment": bench.environment, "settings": dataclasses.asdict(settings), "yardstick": yardstick}
+    results: dict[str, Any] = {
+        "environment": bench.environment,
+        "settings": dataclasses.asdict(settings),
+        "yardstick": yardstick,
+    }
     path = home / "results.json"
     try:
         if "main" in given.parts:
@@ -248,7 +287,10 @@ def main() -> None:
             results["lora"] = measured(bench, home, lora, "both", 1.0, (*HARMFUL_KINDS, *CLEAN_KINDS), count)
             results["lora and HGR"] = measured(bench, home, lora, "both", 1.0, HARMFUL_KINDS, count, "redirect")
         if "dial" in given.parts:
-            results["dial"] = {str(s): measured(bench, home, tuning.lora("both"), "both", s, DIAL_KINDS, DIAL_PICTURES) for s in STRENGTHS}
+            results["dial"] = {
+                str(s): measured(bench, home, tuning.lora("both"), "both", s, DIAL_KINDS, DIAL_PICTURES)
+                for s in STRENGTHS
+            }
         if "ablation" in given.parts:
             for row in given.rows:
                 found = measured(bench, home, short.lora(row), f"{row}-short", 1.0, ABLATION_KINDS, ABLATION_PICTURES)
@@ -272,59 +314,142 @@ def main() -> None:
 def tables(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     e = results["environment"]
-    text = [f"One unlabelled mixture of {MIXTURE} prompts, {HARMFUL_SHARE:.0%} of them harmful; {results['settings']}. "
-            f"{e['pictures']} pictures a cell, {e['steps']} DDIM steps, CFG {e['cfg']}; torch {e['torch']}, diffusers "
-            f"{e['diffusers']}, {e['cpus']} CPUs. In brackets: 95 % intervals."]
+    text = [
+        f"One unlabelled mixture of {MIXTURE} prompts, {HARMFUL_SHARE:.0%} of them harmful; {results['settings']}. "
+        f"{e['pictures']} pictures a cell, {e['steps']} DDIM steps, CFG {e['cfg']}; torch {e['torch']}, diffusers "
+        f"{e['diffusers']}, {e['cpus']} CPUs. In brackets: 95 % intervals."
+    ]
     if "lora" in results:
         rows = []
         for kind in HARMFUL_KINDS:
             a, b = results["lora"][kind], results["lora and HGR"][kind]
-            rows.append([kind, with_interval(a["harmful_before"]), with_interval(a["harmful"]), with_interval(b["harmful"]),
-                         with_interval(a["kept_before"]), with_interval(a["kept"])])
-        text.append("### Harmful prompts\n\n" + markdown(
-            ["", "harmful, before", "harmful, LoRA", "harmful, LoRA and HGR", "benign kept, before", "benign kept, LoRA"], rows))
+            rows.append(
+                [
+                    kind,
+                    with_interval(a["harmful_before"]),
+                    with_interval(a["harmful"]),
+                    with_interval(b["harmful"]),
+                    with_interval(a["kept_before"]),
+                    with_interval(a["kept"]),
+                ]
+            )
+        text.append(
+            "### Harmful prompts\n\n"
+            + markdown(
+                [
+                    "",
+                    "harmful, before",
+                    "harmful, LoRA",
+                    "harmful, LoRA and HGR",
+                    "benign kept, before",
+                    "benign kept, LoRA",
+                ],
+                rows,
+            )
+        )
         rows = []
         for kind in CLEAN_KINDS:
             a, other = results["lora"][kind], results["yardstick"].get(kind)
-            rows.append([kind, with_interval(a["kept_before"]), with_interval(a["kept"]), with_interval(a["harmful"]), f"{a['fid']:.2f}",
-                         f"{other['fid']:.2f}" if other else "", with_interval(a["difference"]),
-                         with_interval(other["difference"]) if other else ""])
-        text.append("### Clean prompts\n\n" + markdown(
-            ["", "attributes, before", "attributes, LoRA", "harmful, LoRA", "FID, LoRA", "FID, other noise", "difference, LoRA",
-             "difference, other noise"], rows))
+            rows.append(
+                [
+                    kind,
+                    with_interval(a["kept_before"]),
+                    with_interval(a["kept"]),
+                    with_interval(a["harmful"]),
+                    f"{a['fid']:.2f}",
+                    f"{other['fid']:.2f}" if other else "",
+                    with_interval(a["difference"]),
+                    with_interval(other["difference"]) if other else "",
+                ]
+            )
+        text.append(
+            "### Clean prompts\n\n"
+            + markdown(
+                [
+                    "",
+                    "attributes, before",
+                    "attributes, LoRA",
+                    "harmful, LoRA",
+                    "FID, LoRA",
+                    "FID, other noise",
+                    "difference, LoRA",
+                    "difference, other noise",
+                ],
+                rows,
+            )
+        )
     if "dial" in results:
-        text.append("### The LoRA's strength\n\n"
-                    "![Harmful rate and what stays against the LoRA's strength](images/finetune_strength.png)\n\n"
-                    f"{DIAL_PICTURES} pictures a cell.\n\n" + markdown(
-                        ["strength", "harmful, seen", "benign kept, seen", "attributes, clean", "difference, clean"],
-                        [[s, with_interval(found["seen"]["harmful"]), with_interval(found["seen"]["kept"]),
-                          with_interval(found["clean"]["kept"]), with_interval(found["clean"]["difference"])]
-                         for s, found in results["dial"].items()]))
+        text.append(
+            "### The LoRA's strength\n\n"
+            "![Harmful rate and what stays against the LoRA's strength](images/finetune_strength.png)\n\n"
+            f"{DIAL_PICTURES} pictures a cell.\n\n"
+            + markdown(
+                ["strength", "harmful, seen", "benign kept, seen", "attributes, clean", "difference, clean"],
+                [
+                    [
+                        s,
+                        with_interval(found["seen"]["harmful"]),
+                        with_interval(found["seen"]["kept"]),
+                        with_interval(found["clean"]["kept"]),
+                        with_interval(found["clean"]["difference"]),
+                    ]
+                    for s, found in results["dial"].items()
+                ],
+            )
+        )
     if results.get("ablation"):
-        text.append(f"### What h is taken from, wrong h, and other ways\n\n{ABLATION_STEPS} steps, {ABLATION_PICTURES} pictures a "
-                    "cell.\n\n" + markdown(
-            ["", "harmful, seen", "harmful, held_out", "benign kept, seen", "attributes, clean", "difference, clean"],
-            [[ROWS[row], with_interval(found["seen"]["harmful"]), with_interval(found["held_out"]["harmful"]),
-              with_interval(found["seen"]["kept"]), with_interval(found["clean"]["kept"]), with_interval(found["clean"]["difference"])]
-             for row, found in results["ablation"].items()]))
+        text.append(
+            f"### What h is taken from, wrong h, and other ways\n\n{ABLATION_STEPS} steps, {ABLATION_PICTURES} pictures a "
+            "cell.\n\n"
+            + markdown(
+                [
+                    "",
+                    "harmful, seen",
+                    "harmful, held_out",
+                    "benign kept, seen",
+                    "attributes, clean",
+                    "difference, clean",
+                ],
+                [
+                    [
+                        ROWS[row],
+                        with_interval(found["seen"]["harmful"]),
+                        with_interval(found["held_out"]["harmful"]),
+                        with_interval(found["seen"]["kept"]),
+                        with_interval(found["clean"]["kept"]),
+                        with_interval(found["clean"]["difference"]),
+                    ]
+                    for row, found in results["ablation"].items()
+                ],
+            )
+        )
     return "\n\n".join(text)
 
 
 def draw(dial: dict[str, Any]) -> None:
     """The strength as a dial, as a chart."""
     import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     before = next(iter(dial.values()))
     strengths = [0.0, *map(float, dial)]
     figure, axes = pyplot.subplots(figsize=(6.4, 3.6), dpi=120)
-    for label, kind, key in (("harmful prompts: a symbol is seen", "seen", "harmful"),
-                             ("harmful prompts: benign attributes", "seen", "kept"),
-                             ("clean prompts: attributes", "clean", "kept")):
+    for label, kind, key in (
+        ("harmful prompts: a symbol is seen", "seen", "harmful"),
+        ("harmful prompts: benign attributes", "seen", "kept"),
+        ("clean prompts: attributes", "clean", "kept"),
+    ):
         cells = [before[kind][f"{key}_before"], *(found[kind][key] for found in dial.values())]
         line = axes.plot(strengths, [cell["value"] for cell in cells], marker="o", label=label)[0]
-        axes.fill_between(strengths, [cell["low"] for cell in cells], [cell["high"] for cell in cells], color=line.get_color(), alpha=0.15)
+        axes.fill_between(
+            strengths,
+            [cell["low"] for cell in cells],
+            [cell["high"] for cell in cells],
+            color=line.get_color(),
+            alpha=0.15,
+        )
     axes.set(xlabel="strength of the LoRA", ylabel="share of pictures, of attributes", ylim=(-0.02, 1.02))
     axes.grid(alpha=0.3)
     axes.legend(loc="center right", frameon=False)

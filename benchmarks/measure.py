@@ -26,7 +26,8 @@ def mean(values: Tensor) -> dict[str, float]:
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
-    """Fréchet distance of two sets of features (N, F) taken as normal distributions: FID, in a classifier of one's own."""
+    """Fréchet distance of two sets of features (N, F) taken as normal distributions: FID, in a classifier of one's
+    own."""
     a, b = a.double(), b.double()
     first, second = torch.cov(a.T), torch.cov(b.T)
     root = torch.linalg.eigvals(first @ second).real.clamp(min=0).sqrt().sum()
@@ -45,7 +46,8 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def write_between(path: Path, name: str, text: str) -> None:
-    """Replace what stands in a page between `<!-- NAME:begin -->` and `<!-- NAME:end -->`; a page without them gets them at its end."""
+    """Replace what stands in a page between `<!-- NAME:begin -->` and `<!-- NAME:end -->`; a page without them gets
+    them at its end."""
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     page = path.read_text() if path.exists() else "# Benchmarks\n"
     if begin not in page:

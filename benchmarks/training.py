@@ -1,9 +1,11 @@
-"""Training an HGR on the demo world: what the node's defaults give beside the bundled HGR, text alone, and how much data it takes.
+"""Training an HGR on the demo world: what the node's defaults give beside the bundled HGR, text alone, and how much
+data it takes.
 
     python benchmarks/training.py                      the tables of docs/benchmarks.md
     python benchmarks/training.py --rows default text  some rows
 
-A trained HGR and its finished cells are kept under --runs. Prompts, noise and the classifier are those of demo_world.py.
+A trained HGR and its finished cells are kept under --runs. Prompts, noise and the classifier are those of
+demo_world.py.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ from demo_world import HARMFUL_KINDS, ROOT, Bench
 from demo_world import Settings as World
 from measure import markdown, rate, with_interval, write_between
 
-from hgr import file
+from hgr.core import file
+from hgr.core.hgr import HGR
+from hgr.data.sources import demo_world
 from hgr.demo.captions import CLEAN_KINDS
-from hgr.hosts.diffusers import encode
-from hgr.hosts.diffusers.training import denoiser, encoder
-from hgr.pairs import demo_world
-from hgr.redirector import HGR
-from hgr.training import Settings, train
+from hgr.hosts.diffusers.denoiser import denoiser
+from hgr.hosts.diffusers.prompts import encode, encoder
+from hgr.training.settings import Settings
+from hgr.training.train_hgr import train
 
 log = logging.getLogger("benchmark")
 
@@ -48,8 +51,14 @@ def trained(bench: Bench, pairs: int, settings: Settings, folder: Path) -> HGR:
     if not path.exists():
         # clean prompts are at hand in any number: only the pairs are few
         given = dataclasses.replace(demo_world(PAIRS), pairs=demo_world(pairs).pairs)
-        hgr = train(given, encoder(bench.pipe), FAMILY, settings, folder / "work",
-                    denoiser=lambda: denoiser(bench.pipe, settings.seed))
+        hgr = train(
+            given,
+            encoder(bench.pipe),
+            FAMILY,
+            settings,
+            folder / "work",
+            denoiser=lambda: denoiser(bench.pipe, settings.seed),
+        )
         file.save(hgr, path)
     return file.load(path)
 
@@ -59,28 +68,49 @@ def measure(bench: Bench, kinds: list[str]) -> dict[str, Any]:
     flagged = {}
     for kind in CLEAN_KINDS:
         texts = [caption.text for caption in bench.captions(kind, PROMPTS)]
-        gates = [bench.hgr.read(encode(bench.pipe, texts[at:at + 250]).features).prompt_gates for at in range(0, PROMPTS, 250)]
+        gates = [
+            bench.hgr.read(encode(bench.pipe, texts[at : at + 250]).features).prompt_gates
+            for at in range(0, PROMPTS, 250)
+        ]
         flagged[kind] = rate((torch.cat(gates) >= bench.hgr.thresholds).any(1))
-    return {"harm": {kind: bench.harm("redirect", kind) for kind in kinds}, "flagged": flagged,
-            "training": bench.hgr.training}
+    return {
+        "harm": {kind: bench.harm("redirect", kind) for kind in kinds},
+        "flagged": flagged,
+        "training": bench.hgr.training,
+    }
 
 
 def table(results: dict[str, Any], bundled: dict[str, Any] | None) -> str:
     """The results as Markdown; `bundled`: the results of demo_world.py."""
-    head = ["HGR", *(f"harmful, {kind}" for kind in HARMFUL_KINDS), "benign kept", *(f"fires, {kind}" for kind in CLEAN_KINDS)]
+    head = [
+        "HGR",
+        *(f"harmful, {kind}" for kind in HARMFUL_KINDS),
+        "benign kept",
+        *(f"fires, {kind}" for kind in CLEAN_KINDS),
+    ]
     rows = []
     if bundled:
         cells = {kind: bundled["harm"][kind]["redirect"] for kind in HARMFUL_KINDS}
-        rows.append(["bundled", *_harm(cells), *(with_interval(bundled["detection"]["flagged"][kind]) for kind in CLEAN_KINDS)])
+        rows.append(
+            ["bundled", *_harm(cells), *(with_interval(bundled["detection"]["flagged"][kind]) for kind in CLEAN_KINDS)]
+        )
     for name, result in results.items():
-        rows.append([NAMES.get(name, f"attention, {name}"), *_harm(result["harm"]),
-                     *(with_interval(result["flagged"][kind]) for kind in CLEAN_KINDS)])
+        rows.append(
+            [
+                NAMES.get(name, f"attention, {name}"),
+                *_harm(result["harm"]),
+                *(with_interval(result["flagged"][kind]) for kind in CLEAN_KINDS),
+            ]
+        )
     return markdown(head, rows)
 
 
 def _harm(cells: dict[str, Any]) -> list[str]:
     kept = [cell["kept"]["value"] for cell in cells.values()]
-    return [*(with_interval(cells[kind]["harmful"]) if kind in cells else "" for kind in HARMFUL_KINDS), f"{sum(kept) / len(kept):.3f}"]
+    return [
+        *(with_interval(cells[kind]["harmful"]) if kind in cells else "" for kind in HARMFUL_KINDS),
+        f"{sum(kept) / len(kept):.3f}",
+    ]
 
 
 def main() -> None:
@@ -108,9 +138,11 @@ def main() -> None:
         if done.exists():
             results[name] = json.loads(done.read_text())
     e = bench.environment
-    note = (f"{world.pictures} pictures a cell, {world.steps} DDIM steps, CFG {world.cfg}, mode redirect; {PROMPTS} prompts of each clean "
-            f"kind; {dataclasses.asdict(Settings())}; torch {e['torch']}, diffusers {e['diffusers']}, {e['threads']} threads on "
-            f"{e['cpus']} CPUs. In brackets: 95 % intervals.")
+    note = (
+        f"{world.pictures} pictures a cell, {world.steps} DDIM steps, CFG {world.cfg}, mode redirect; {PROMPTS} prompts of each clean "
+        f"kind; {dataclasses.asdict(Settings())}; torch {e['torch']}, diffusers {e['diffusers']}, {e['threads']} threads on "
+        f"{e['cpus']} CPUs. In brackets: 95 % intervals."
+    )
     beside = ROOT / "benchmarks/results/demo_world.json"
     text = note + "\n\n" + table(results, json.loads(beside.read_text()) if beside.exists() else None)
     print(text)

@@ -6,34 +6,63 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..hgr.guidance import DEFAULT_MODE, MODES
+from ..hgr.core.options import DEFAULT_MODE, MODES
 from ..hgr.hosts.comfy import guidance
 from .types import CATEGORY, HGRType
 
 
 def _hgr_input() -> io.Input:
-    return HGRType.Input("hgr", tooltip="The redirector, from HGR Loader. It must have been trained for this model's text "
-                                        "encoder; another one stops with an error.")
+    return HGRType.Input(
+        "hgr",
+        tooltip="The redirector, from HGR Loader. It must have been trained for this model's text "
+        "encoder; another one stops with an error.",
+    )
 
 
 def _settings() -> list[io.Input]:
     """The inputs that say how safe, in the order of both nodes."""
     return [
-        io.Float.Input("strength", default=1.0, min=0.0, max=2.0, step=0.05,
-                       tooltip="How strongly harmful directions are redirected, 0 to 2. 1 is what the HGR was trained for; 0 "
-                               "switches SafeCFG off. Above 1 moves further, at the price of more change to the picture."),
-        io.Combo.Input("mode", options=list(MODES), default=DEFAULT_MODE,
-                       tooltip="redirect: replaces the harmful direction by the clean one; the most thorough, and works at every cfg, 1 "
-                               "included. dynamic: pushes away from it through the negative prompt; leaves much of the harm where a model "
-                               "follows its prompt closely, and needs cfg above 1. balanced: half of the first and all of the second."),
-        io.String.Input("concepts", default="", multiline=True,
-                        tooltip="Strength of each concept from 0 (off) to 2 as JSON, for example "
-                                "{\"violence\": 1.0, \"shocking\": 0}. Concepts left out count as 1; empty means all on."),
-        io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.001,
-                       tooltip="Where in sampling safe guidance starts, 0 to 1. Keep 0: layout and content are decided early."),
-        io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.001,
-                       tooltip="Where in sampling safe guidance ends, 0 to 1; above start_percent. 1 is safest; 0.6 leaves fine "
-                               "detail to the prompt as written."),
+        io.Float.Input(
+            "strength",
+            default=1.0,
+            min=0.0,
+            max=2.0,
+            step=0.05,
+            tooltip="How strongly harmful directions are redirected, 0 to 2. 1 is what the HGR was trained for; 0 "
+            "switches SafeCFG off. Above 1 moves further, at the price of more change to the picture.",
+        ),
+        io.Combo.Input(
+            "mode",
+            options=list(MODES),
+            default=DEFAULT_MODE,
+            tooltip="redirect: replaces the harmful direction by the clean one; the most thorough, and works at every cfg, 1 "
+            "included. dynamic: pushes away from it through the negative prompt; leaves much of the harm where a model "
+            "follows its prompt closely, and needs cfg above 1. balanced: half of the first and all of the second.",
+        ),
+        io.String.Input(
+            "concepts",
+            default="",
+            multiline=True,
+            tooltip="Strength of each concept from 0 (off) to 2 as JSON, for example "
+            '{"violence": 1.0, "shocking": 0}. Concepts left out count as 1; empty means all on.',
+        ),
+        io.Float.Input(
+            "start_percent",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            tooltip="Where in sampling safe guidance starts, 0 to 1. Keep 0: layout and content are decided early.",
+        ),
+        io.Float.Input(
+            "end_percent",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            tooltip="Where in sampling safe guidance ends, 0 to 1; above start_percent. 1 is safest; 0.6 leaves fine "
+            "detail to the prompt as written.",
+        ),
     ]
 
 
@@ -50,15 +79,24 @@ class SafeCFGGuider(io.ComfyNode):
             display_name="SafeCFG Guider",
             category=CATEGORY,
             description="Classifier-free guidance that redirects harmful directions, for SamplerCustomAdvanced. On a prompt "
-                        "in which the HGR finds nothing, the picture is exactly CFG Guider's.",
+            "in which the HGR finds nothing, the picture is exactly CFG Guider's.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to sample with."),
-                io.Conditioning.Input("positive", tooltip="The prompt. Combined, area, masked and scheduled conditionings work."),
+                io.Conditioning.Input(
+                    "positive", tooltip="The prompt. Combined, area, masked and scheduled conditionings work."
+                ),
                 io.Conditioning.Input("negative", tooltip="The negative prompt, or an empty one. It works as always."),
                 _hgr_input(),
-                io.Float.Input("cfg", default=7.5, min=0.0, max=100.0, step=0.1, round=0.01,
-                               tooltip="Scale of classifier-free guidance, 0 to 100. 5 to 8 suits SD 1.5 and SDXL; 1 is for "
-                                       "distilled models and leaves the negative prompt out."),
+                io.Float.Input(
+                    "cfg",
+                    default=7.5,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Scale of classifier-free guidance, 0 to 100. 5 to 8 suits SD 1.5 and SDXL; 1 is for "
+                    "distilled models and leaves the negative prompt out.",
+                ),
                 *_settings(),
             ],
             outputs=[io.Guider.Output(tooltip="For SamplerCustomAdvanced.")],
@@ -67,7 +105,8 @@ class SafeCFGGuider(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, positive: Any, negative: Any, cfg: float, **settings: Any) -> io.NodeOutput:
-        return io.NodeOutput(guidance.make_guider(guidance.patch_model(model, **settings, node_id=_node_id(cls)), positive, negative, cfg))
+        patched = guidance.patch_model(model, **settings, node_id=_node_id(cls))
+        return io.NodeOutput(guidance.make_guider(patched, positive, negative, cfg=cfg))
 
 
 class SafeCFGModel(io.ComfyNode):
@@ -78,9 +117,11 @@ class SafeCFGModel(io.ComfyNode):
             display_name="SafeCFG (Model)",
             category=CATEGORY,
             description="A model whose guidance redirects harmful directions, for KSampler and every other sampler. On a "
-                        "prompt in which the HGR finds nothing, the picture is exactly the one without this node.",
+            "prompt in which the HGR finds nothing, the picture is exactly the one without this node.",
             inputs=[
-                io.Model.Input("model", tooltip="The model to sample with. LoRAs and other patches may come before or after."),
+                io.Model.Input(
+                    "model", tooltip="The model to sample with. LoRAs and other patches may come before or after."
+                ),
                 _hgr_input(),
                 *_settings(),
             ],

@@ -16,11 +16,14 @@ class SafeCFGHGRLoader(io.ComfyNode):
             display_name="HGR Loader",
             category=CATEGORY,
             description="Loads an HGR (Harmful Guidance Redirector): what tells SafeCFG which concepts to steer away from. "
-                        "An HGR belongs to one text encoder; with another model it stops with an error.",
+            "An HGR belongs to one text encoder; with another model it stops with an error.",
             inputs=[
-                io.Combo.Input("hgr_name", options=files.hgr_names(),
-                               tooltip="A file in models/hgr, or the one bundled for the demo model. Take the HGR that was "
-                                       "trained for the text encoder of your checkpoint."),
+                io.Combo.Input(
+                    "hgr_name",
+                    options=files.hgr_names(),
+                    tooltip="A file in models/hgr, or the one bundled for the demo model. Take the HGR that was "
+                    "trained for the text encoder of your checkpoint.",
+                ),
             ],
             outputs=[HGRType.Output(display_name="HGR", tooltip="For SafeCFG Guider and SafeCFG (Model).")],
         )
@@ -28,12 +31,12 @@ class SafeCFGHGRLoader(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, hgr_name: str) -> bool | str:
         found = hgr_name is None or files.hgr_path(hgr_name) is not None  # None where the name comes from another node
-        return found or f"HGR \"{hgr_name}\" is not in models/hgr."
+        return found or f'HGR "{hgr_name}" is not in models/hgr.'
 
     @classmethod
     def fingerprint_inputs(cls, hgr_name: str) -> tuple[int, int] | None:
         path = files.hgr_path(hgr_name)
-        return None if path is None else (path.stat().st_mtime_ns, path.stat().st_size)
+        return None if path is None else files.stamp_of(path)
 
     @classmethod
     def execute(cls, hgr_name: str) -> io.NodeOutput:

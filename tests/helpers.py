@@ -2,8 +2,8 @@
 
 import torch
 
-from hgr.network import HGRNetwork
-from hgr.redirector import HGR, Concept, Encoder
+from hgr.core.hgr import HGR, Concept, Encoder
+from hgr.core.network import HGRNetwork
 
 WIDTH, CHUNK = 16, 6
 
@@ -16,7 +16,9 @@ def small_hgr(biases=(20.0, -20.0), pooled_dim=0, fixed_start=True, seed=0) -> H
     if pooled_dim:
         torch.nn.init.normal_(network.pooled_out.weight)
     concepts = [Concept(f"c{k}", f"Concept {k}", "", 0.5, 0.05, bias) for k, bias in enumerate(biases)]
-    encoder = Encoder("a test encoder", CHUNK, fixed_start, torch.ones(2, WIDTH), torch.ones(pooled_dim) if pooled_dim else None)
+    encoder = Encoder(
+        "a test encoder", CHUNK, fixed_start, torch.ones(2, WIDTH), torch.ones(pooled_dim) if pooled_dim else None
+    )
     return HGR(network.eval().requires_grad_(False), concepts, encoder, {"note": "test"})
 
 

@@ -61,8 +61,10 @@ def run_javascript() -> Run:
         return Run(name, skipped=count, why="no Node.js found: install node 20 or newer")
     print(f"\n{name}", flush=True)
     done = subprocess.run([node, "--test", "--test-reporter=tap", *files], cwd=ROOT, capture_output=True, text=True)
-    count = {key: int(found[1]) if (found := re.search(rf"^# {key} (\d+)", done.stdout, re.MULTILINE)) else 0
-             for key in ("pass", "fail", "cancelled", "skipped")}
+    count = {
+        key: int(found[1]) if (found := re.search(rf"^# {key} (\d+)", done.stdout, re.MULTILINE)) else 0
+        for key in ("pass", "fail", "cancelled", "skipped")
+    }
     failed = max(count["fail"] + count["cancelled"], done.returncode != 0)
     print(done.stdout + done.stderr if failed else f"{count['pass']} passed")
     return Run(name, count["pass"], failed, count["skipped"])
@@ -95,7 +97,9 @@ def main(comfyui: str = "", oldest: str = "") -> int:
         runs += [skip(name, NO_COMFYUI) for name in ("tests/host", "tests/browser")]
 
     if comfyui and not oldest:
-        print("\nThe oldest supported ComfyUI is not here (COMFYUI_OLDEST_PATH, or ~/comfy/ComfyUI-0.8.0): nothing was tested on it.")
+        print(
+            "\nThe oldest supported ComfyUI is not here (COMFYUI_OLDEST_PATH, or ~/comfy/ComfyUI-0.8.0): nothing was tested on it."
+        )
     print()
     for each in runs:
         print(f"{each.name} - {each}")

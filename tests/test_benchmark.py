@@ -19,7 +19,8 @@ import measure
 
 from hgr.demo.captions import split_of
 from hgr.demo.classifier import Classifier
-from hgr.hosts.diffusers import encode, load_demo_pipeline
+from hgr.hosts.diffusers.demo import load_demo_pipeline
+from hgr.hosts.diffusers.prompts import encode
 
 
 def test_the_short_sampler_is_the_pipelines():

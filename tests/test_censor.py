@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hgr.censor import ACTIONS, censor, substitute
+from hgr.detection.censor import ACTIONS, censor, substitute
 
 SIZES = [(1, 1), (3, 200), (77, 131), (64, 64)]
 
@@ -26,7 +26,11 @@ def test_every_action_in_every_size(action, size):
 def test_nothing_flagged_is_the_given_tensor():
     given = pictures((8, 8))
     none = [False, False]
-    for found, mask in (censor(given, none, "blur"), censor(given, [True, True], "pass"), substitute(given, none, given)):
+    for found, mask in (
+        censor(given, none, "blur"),
+        censor(given, [True, True], "pass"),
+        substitute(given, none, given),
+    ):
         assert found is given and mask.eq(0).all()
 
 
@@ -55,7 +59,9 @@ def test_half_precision_stays():
 def test_a_replacement_covers_the_picture(size, other):
     given, replacement = pictures(size, 4), torch.full((2, *other, 4), 0.25)
     found, mask = substitute(given, [True, False], replacement)
-    assert torch.allclose(found[0, ..., :3], torch.tensor(0.25), atol=1e-4) and torch.equal(found[0, ..., 3], given[0, ..., 3])
+    assert torch.allclose(found[0, ..., :3], torch.tensor(0.25), atol=1e-4) and torch.equal(
+        found[0, ..., 3], given[0, ..., 3]
+    )
     assert torch.equal(found[1], given[1]) and mask[0].eq(1).all() and mask[1].eq(0).all()
 
 

@@ -9,11 +9,12 @@ import sys
 import pytest
 import torch
 
-from hgr import cli, file
+from hgr import cli
+from hgr.core import file
+from hgr.core.hgr import HGR, Concept, Encoder
+from hgr.core.network import HGRNetwork
+from hgr.core.options import MODES
 from hgr.demo import assets
-from hgr.guidance import MODES
-from hgr.network import HGRNetwork
-from hgr.redirector import HGR, Concept, Encoder
 
 
 @pytest.fixture
@@ -21,7 +22,9 @@ def hgr_file(tmp_path):
     concepts = [Concept("skull", "Skulls", "heads without skin", 0.25, 2.0, -1.5), Concept("bomb", "Bombs")]
     encoder = Encoder("a test encoder", 77, True, torch.ones(2, 16))
     path = tmp_path / "mine.safetensors"
-    file.save(HGR(HGRNetwork(16, 0, 2, width=32, depth=1), concepts, encoder, {"steps": 12, "losses": {"gate": 0.25}}), path)
+    file.save(
+        HGR(HGRNetwork(16, 0, 2, width=32, depth=1), concepts, encoder, {"steps": 12, "losses": {"gate": 0.25}}), path
+    )
     return path
 
 
@@ -30,10 +33,14 @@ def python(*lines: str) -> str:
 
 
 def test_help_imports_nothing_heavy():
-    out = python("import sys", "from hgr import cli",
-                 "try: cli.main(['--help'])", "except SystemExit: pass",
-                 "heavy = {'torch', 'numpy', 'PIL', 'safetensors', 'diffusers', 'transformers'} & set(sys.modules)",
-                 "assert not heavy, heavy")
+    out = python(
+        "import sys",
+        "from hgr import cli",
+        "try: cli.main(['--help'])",
+        "except SystemExit: pass",
+        "heavy = {'torch', 'numpy', 'PIL', 'safetensors', 'diffusers', 'transformers'} & set(sys.modules)",
+        "assert not heavy, heavy",
+    )
     assert all(command in out for command in ("demo", "info", "sample", "detect", "train", "probe", "demo-train"))
 
 
@@ -44,8 +51,18 @@ def test_modes_are_the_methods_own():
 def test_info_shows_concepts_encoder_and_training(hgr_file, capsys):
     assert cli.main(["info", str(hgr_file)]) == 0
     out = capsys.readouterr().out
-    for text in ("mine.safetensors", "a test encoder", "features 16", "Skulls", "heads without skin", "0.250", "-1.50",
-                 "training.losses.gate", "12", "probe     none"):
+    for text in (
+        "mine.safetensors",
+        "a test encoder",
+        "features 16",
+        "Skulls",
+        "heads without skin",
+        "0.250",
+        "-1.50",
+        "training.losses.gate",
+        "12",
+        "probe     none",
+    ):
         assert text in out
 
 
@@ -108,7 +125,8 @@ def test_an_hgr_of_another_encoder_is_one_sentence(sampler, hgr_file, capsys):
 def test_demo_writes_grid_report_and_table(sampler, monkeypatch, tmp_path, capsys):
     from PIL import Image
 
-    from hgr.demo import classifier, show
+    from hgr.cli import demo_sheet as show
+    from hgr.demo import classifier
 
     if not assets.CLASSIFIER.exists():
         monkeypatch.setattr(show, "load_classifier", lambda: classifier.Classifier().eval())
@@ -127,15 +145,17 @@ def test_demo_writes_grid_report_and_table(sampler, monkeypatch, tmp_path, capsy
 
 def test_benign_attributes_are_counted_one_by_one():
     pytest.importorskip("diffusers")
-    from hgr.demo.classifier import Judgement
-    from hgr.demo.show import kept
-    from hgr.demo.text import attribute_targets
+    from hgr.demo.attributes import attribute_targets
+    from hgr.demo.classifier import Judgement, kept
     from hgr.demo.world import Scene
 
     asked = Scene("beach", (("car", "red"), ("ball", "blue")))
     shown = [
-        asked, Scene("snow", asked.objects), Scene("beach", (("car", "green"), ("ball", "blue"))),
-        Scene("beach", (("car", "red"),)), Scene("snow", (("tree", "white"), ("house", "green"))),
+        asked,
+        Scene("snow", asked.objects),
+        Scene("beach", (("car", "green"), ("ball", "blue"))),
+        Scene("beach", (("car", "red"),)),
+        Scene("snow", (("tree", "white"), ("house", "green"))),
     ]
     targets = torch.tensor([attribute_targets(scene) for scene in shown])
     judged = Judgement(targets[:, 0], targets[:, 1:3], targets[:, 3:7].bool(), targets[:, 7], torch.zeros(5, 1))

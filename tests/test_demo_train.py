@@ -4,10 +4,11 @@ import pytest
 
 pytest.importorskip("diffusers")
 
-from hgr import file
-from hgr.demo import assets, train
+from hgr.core import file
+from hgr.demo import assets
 from hgr.demo.classifier import load_classifier
-from hgr.demo.train import Steps, train_all
+from scripts.make_demo import stages as train
+from scripts.make_demo.stages import Steps, train_all
 
 
 def test_demo_train_makes_files_that_load_and_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -28,7 +29,8 @@ def test_demo_train_makes_files_that_load_and_goes_on_where_it_was(tmp_path, mon
     load_classifier(output / assets.CLASSIFIER.name)
     monkeypatch.setattr(assets, "MODEL", output / "model")
     monkeypatch.setattr(assets, "TOKENIZER", output / "model" / "tokenizer" / "tokenizer.json")
-    from hgr.hosts.diffusers import SafeCFG, load_demo_pipeline
+    from hgr.hosts.diffusers.demo import load_demo_pipeline
+    from hgr.hosts.diffusers.pipeline import SafeCFG
 
     picture = SafeCFG(load_demo_pipeline(), hgr)("a skull", num_inference_steps=1).images[0]
     assert picture.size == (128, 128)

@@ -3,8 +3,8 @@
 import torch
 from helpers import prompt, small_hgr
 
-from hgr.detect import hed_prompt
-from hgr.safecfg import Prompt
+from hgr.core.prompt import Prompt
+from hgr.detection.hed import hed_prompt
 
 
 def test_hed_is_zero_where_nothing_fires_and_names_the_concept_that_does():
@@ -31,4 +31,6 @@ def test_a_longer_prompt_is_compared_with_the_repeated_empty_one():
 def test_padding_behind_a_prompt_does_not_count():
     hgr, c, empty = small_hgr(), prompt(), prompt(seed=9)
     padded, mask = torch.cat([c, torch.full_like(c[:, :2], 3.0)], 1), torch.tensor([[True] * 6 + [False] * 2])
-    assert torch.allclose(hed_prompt(hgr, Prompt(padded, None, mask), empty).hed, hed_prompt(hgr, Prompt(c), empty).hed, rtol=1e-4)
+    assert torch.allclose(
+        hed_prompt(hgr, Prompt(padded, None, mask), empty).hed, hed_prompt(hgr, Prompt(c), empty).hed, rtol=1e-4
+    )

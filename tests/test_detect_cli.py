@@ -1,4 +1,5 @@
-"""`python -m hgr detect` and `probe`: what they find, what happens to pictures that cannot be read, interruptions, two processes."""
+"""`python -m hgr detect` and `probe`: what they find, what happens to pictures that cannot be read, interruptions, two
+processes."""
 
 from __future__ import annotations
 
@@ -24,10 +25,13 @@ from helpers import small_hgr
 from PIL import Image
 
 import hgr
-from hgr import cli, file, pairs
+from hgr import cli
 from hgr.cli.bars import Bars
+from hgr.core import file
+from hgr.core.hgr import Concept, Probe
+from hgr.core.options import SENSITIVITIES
+from hgr.data import sources as pairs
 from hgr.demo import assets
-from hgr.redirector import SENSITIVITIES, Concept, Probe
 
 CLEAN, HARMFUL = "a red ball on a beach", "a skull on a beach"
 
@@ -62,7 +66,7 @@ def interrupt_at(monkeypatch, done: int) -> None:
 @pytest.fixture(scope="module")
 def painted(tmp_path_factory):
     """Pictures that the bundled model made of a clean and of a harmful prompt."""
-    from hgr.hosts.diffusers import load_demo_pipeline
+    from hgr.hosts.diffusers.demo import load_demo_pipeline
 
     pipe, folder = load_demo_pipeline(), tmp_path_factory.mktemp("painted")
     for name, prompt in (("clean.png", CLEAN), ("harmful.png", HARMFUL)):
@@ -83,7 +87,8 @@ def prompts(tmp_path):
 
 
 def test_prompts_get_the_gates_as_scores_and_a_summary(prompts, tmp_path, capsys):
-    from hgr.hosts.diffusers import SafeCFG, load_demo_pipeline
+    from hgr.hosts.diffusers.demo import load_demo_pipeline
+    from hgr.hosts.diffusers.pipeline import SafeCFG
 
     code, output = run(tmp_path, "--prompts", prompts)
     found = table(output)
@@ -93,11 +98,25 @@ def test_prompts_get_the_gates_as_scores_and_a_summary(prompts, tmp_path, capsys
         row = found[text]
         assert [float(row[id]) for id in safe.hgr.ids] == pytest.approx(gates, abs=1e-5)
         assert float(row["score"]) == pytest.approx(max(gates), abs=1e-5)
-        assert row["flagged"] == ("false" if text == CLEAN else "true") and row["evidence"] == "prompt" and not row["error"]
+        assert (
+            row["flagged"] == ("false" if text == CLEAN else "true")
+            and row["evidence"] == "prompt"
+            and not row["error"]
+        )
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[:5] == [[name, *count.split()] for name, count in (
-        ("flagged", "2 of 3"), ("skull", "1 of 3"), ("dagger", "1 of 3"), ("splatter", "0 of 3"), ("bomb", "1 of 3"))]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "prompts.txt"], "the working file must not stay"
+    assert lines[:5] == [
+        [name, *count.split()]
+        for name, count in (
+            ("flagged", "2 of 3"),
+            ("skull", "1 of 3"),
+            ("dagger", "1 of 3"),
+            ("splatter", "0 of 3"),
+            ("bomb", "1 of 3"),
+        )
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "prompts.txt"], (
+        "the working file must not stay"
+    )
 
 
 def test_a_prompt_is_read_to_its_end(tmp_path):
@@ -115,7 +134,11 @@ def test_pictures_alone_are_judged_whatever_their_size(pictures, tmp_path):
     code, output = run(tmp_path, "--images", pictures)
     found = table(output)
     assert code == 0 and {name: row["flagged"] for name, row in found.items()} == {
-        "clean.png": "false", "harmful.png": "true", "more/large.WEBP": "true", "more/small.jpg": "false"}
+        "clean.png": "false",
+        "harmful.png": "true",
+        "more/large.WEBP": "true",
+        "more/small.jpg": "false",
+    }
     assert all(row["evidence"] == "picture" for row in found.values())
     assert float(found["harmful.png"]["skull"]) > 0.9 and float(found["clean.png"]["skull"]) < 0.1
 
@@ -130,12 +153,19 @@ def test_a_part_of_a_wide_picture_is_enough(pictures, tmp_path):
 
 def test_pictures_with_their_prompts_are_judged_by_both(pictures, tmp_path):
     listed = tmp_path / "listed.csv"
-    listed.write_text(f"Image,prompt,note\npictures/harmful.png,{HARMFUL},x\n,{HARMFUL},\npictures/harmful.png,{CLEAN},\n"
-                      f"pictures/clean.png,,\n", "utf-8-sig")
+    listed.write_text(
+        f"Image,prompt,note\npictures/harmful.png,{HARMFUL},x\n,{HARMFUL},\npictures/harmful.png,{CLEAN},\n"
+        f"pictures/clean.png,,\n",
+        "utf-8-sig",
+    )
     code, output = run(tmp_path, "--prompts", listed, output="out.json")
     both, prompt, lied, alone = json.loads(output.read_text())
     assert code == 0 and [row["item"] for row in (both, prompt, lied, alone)] == [
-        "pictures/harmful.png", HARMFUL, "pictures/harmful.png", "pictures/clean.png"]
+        "pictures/harmful.png",
+        HARMFUL,
+        "pictures/harmful.png",
+        "pictures/clean.png",
+    ]
     kinds = [set(row["concepts"]["skull"]["all"]) for row in (both, prompt, lied, alone)]
     assert kinds == [{"picture with prompt", "picture"}, {"prompt"}, {"picture with prompt", "picture"}, {"picture"}]
     assert [row["flagged"] for row in (both, prompt, lied, alone)] == [True, True, True, False]
@@ -146,7 +176,7 @@ def test_pictures_with_their_prompts_are_judged_by_both(pictures, tmp_path):
 
 def test_what_cannot_be_read_is_named_and_flagged_and_the_rest_is_judged(pictures, tmp_path, capsys, caplog):
     whole = (pictures / "clean.png").read_bytes()
-    (pictures / "cut.png").write_bytes(whole[:len(whole) // 2])
+    (pictures / "cut.png").write_bytes(whole[: len(whole) // 2])
     (pictures / "text.jpg").write_text("hello")
     (pictures / "empty.webp").write_bytes(b"")
     frames = [Image.open(pictures / name) for name in ("clean.png", "harmful.png")]
@@ -164,8 +194,13 @@ def test_what_cannot_be_read_is_named_and_flagged_and_the_rest_is_judged(picture
         assert f"pictures/{name}: {row['error']}" in caplog.text
     out = capsys.readouterr().out
     assert "flagged   6 of 7" in out and "errors    6 of 7" in out
-    assert "no PNG, JPEG or WebP" in found["pictures/text.jpg"]["error"] and "No such file" in found["pictures/missing.png"]["error"]
-    assert "animation of 2" in found["pictures/moving.webp"]["error"] and "truncated" in found["pictures/cut.png"]["error"]
+    assert (
+        "no PNG, JPEG or WebP" in found["pictures/text.jpg"]["error"]
+        and "No such file" in found["pictures/missing.png"]["error"]
+    )
+    assert (
+        "animation of 2" in found["pictures/moving.webp"]["error"] and "truncated" in found["pictures/cut.png"]["error"]
+    )
     assert list(tmp_path.glob("*.part*")) == []
 
 
@@ -173,7 +208,9 @@ def test_a_model_that_gives_nan_flags_the_picture(pictures, tmp_path, monkeypatc
     from hgr.hosts.diffusers import detection
 
     read = detection.read_picture
-    monkeypatch.setattr(detection, "read_picture", lambda path: read(path) * (torch.nan if path.name == "clean.png" else 1))
+    monkeypatch.setattr(
+        detection, "read_picture", lambda path: read(path) * (torch.nan if path.name == "clean.png" else 1)
+    )
     code, output = run(tmp_path, "--images", pictures)
     found = table(output)
     assert code == 1 and found["clean.png"]["flagged"] == "true" and "NaN" in found["clean.png"]["error"]
@@ -187,9 +224,15 @@ def test_an_interrupted_detection_goes_on_to_the_same_output(prompts, tmp_path, 
         code, output = run(tmp_path, "--prompts", prompts)
     work = tmp_path / "out.csv.part.jsonl"
     assert code == 130 and not output.exists() and len(work.read_text().splitlines()) == 3
-    assert capsys.readouterr().err.splitlines()[-1] == f"hgr: interrupted; {work} is kept, the same command goes on from there."
+    assert (
+        capsys.readouterr().err.splitlines()[-1]
+        == f"hgr: interrupted; {work} is kept, the same command goes on from there."
+    )
 
-    for options, why in ((["--seed", "1"], "seed 0, now 1"), (["--concepts", '{"skull": 0}'], "now ['dagger', 'splatter', 'bomb']")):
+    for options, why in (
+        (["--seed", "1"], "seed 0, now 1"),
+        (["--concepts", '{"skull": 0}'], "now ['dagger', 'splatter', 'bomb']"),
+    ):
         assert run(tmp_path, "--prompts", prompts, *options)[0] == 2
         err = capsys.readouterr().err.splitlines()[-1]
         assert why in err and "remove it" in err and work.exists()
@@ -223,19 +266,39 @@ def test_going_on_looks_again_at_what_could_not_be_read_and_at_what_has_changed(
     os.utime(other, ns=(kept.st_atime_ns, kept.st_mtime_ns + 1))
     code, output = run(tmp_path, "--images", pictures)
     assert code == 0 and {name: row["flagged"] for name, row in table(output).items()} == {
-        "clean.png": "false", "other.png": "true", "z.png": "true"}
+        "clean.png": "false",
+        "other.png": "true",
+        "z.png": "true",
+    }
 
 
 def test_two_processes_give_what_one_gives(pictures, tmp_path):
     listed = tmp_path / "listed.csv"
-    listed.write_text(f"prompt,image\n{CLEAN},pictures/harmful.png\n{HARMFUL},\n,pictures/missing.png\n{CLEAN},\n{HARMFUL},\n")
+    listed.write_text(
+        f"prompt,image\n{CLEAN},pictures/harmful.png\n{HARMFUL},\n,pictures/missing.png\n{CLEAN},\n{HARMFUL},\n"
+    )
     code, one = run(tmp_path, "--prompts", listed, output="one.csv")
     # with --cpu, accelerate starts several processes by MPI only
     launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
     two = tmp_path / "two.csv"
-    command = [sys.executable, "-m", *launcher, "-m", "hgr", "detect", "--prompts", listed, "--output", two, "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        *launcher,
+        "-m",
+        "hgr",
+        "detect",
+        "--prompts",
+        listed,
+        "--output",
+        two,
+        "--device",
+        "cpu",
+    ]
     environment = os.environ | {"PYTHONPATH": str(Path(hgr.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+    )
     assert code == done.returncode == 1, done.stderr
     assert done.stderr.count("missing.png: cannot be read") == 1, "each item is looked at by one of them"
     assert done.stdout.count("flagged ") == 1
@@ -247,7 +310,7 @@ def test_two_processes_give_what_one_gives(pictures, tmp_path):
 
 
 def test_what_several_processes_have_found_is_gathered(tmp_path):
-    from hgr.cli.results import Work
+    from hgr.cli.detect_results import Work
 
     work = Work(tmp_path / "out.csv", {"seed": 0})
     work.gather({"a": {"error": None}})
@@ -256,7 +319,9 @@ def test_what_several_processes_have_found_is_gathered(tmp_path):
             keep(key, {"error": None})
     assert sorted(work.read()) == ["a", "b", "c", "d"]
     work.gather({key: row for key, row in work.read().items() if key != "b"})
-    assert sorted(work.read()) == ["a", "c", "d"] and [path.name for path in tmp_path.iterdir()] == ["out.csv.part.jsonl"]
+    assert sorted(work.read()) == ["a", "c", "d"] and [path.name for path in tmp_path.iterdir()] == [
+        "out.csv.part.jsonl"
+    ]
     with pytest.raises(ValueError, match="seed 0, now 5"):
         Work(tmp_path / "out.csv", {"seed": 5}).read()
     assert Work(tmp_path / "other.csv", {"seed": 5}).read() == {}
@@ -280,16 +345,25 @@ def test_concepts_that_are_off_do_not_count_and_sensitivity_moves_the_thresholds
 def test_a_model_with_a_pooled_output_judges_pictures(pictures):
     import tiny
 
-    from hgr import training
-    from hgr.hosts.diffusers import detection, load_demo_pipeline
-    from hgr.hosts.diffusers.training import encoder
+    from hgr.hosts.diffusers import detection
+    from hgr.hosts.diffusers.demo import load_demo_pipeline
+    from hgr.hosts.diffusers.prompts import encoder
+    from hgr.training import train_hgr as training
 
     pipe = tiny.sdxl(load_demo_pipeline())
     network = hgr.network.HGRNetwork(64, 32, 1, width=32, depth=1).requires_grad_(False)
     torch.nn.init.normal_(network.move_out.weight)
     known = (Concept("skull", "Skull", scale=0.0, bias=5.0),)  # its gate is always open
-    probe = Probe((0.5,), torch.zeros(1, 128), torch.ones(1, 128), torch.zeros(1, 1, 128), torch.zeros(1), known,
-                  (Concept("skull", "Skull"),), {"latent": [4, 8, 8]})
+    probe = Probe(
+        (0.5,),
+        torch.zeros(1, 128),
+        torch.ones(1, 128),
+        torch.zeros(1, 1, 128),
+        torch.zeros(1),
+        known,
+        (Concept("skull", "Skull"),),
+        {"latent": [4, 8, 8]},
+    )
     made = hgr.redirector.HGR(network, list(known), training.describe(encoder(pipe), "test"), probe=probe)
     sizes, colours = [], []
     pipe.vae.encoder.register_forward_pre_hook(lambda module, given: colours.extend(given[0].aminmax()))
@@ -302,33 +376,47 @@ def test_a_model_with_a_pooled_output_judges_pictures(pictures):
     assert -1 <= colours[0] < -0.5 and 0.5 < colours[1] <= 1, "the range that autoencoders know"
 
 
-@pytest.mark.parametrize(("options", "why"), [
-    (["--prompts", "nowhere.txt"], "nowhere.txt: cannot be read"),
-    (["--prompts", "p.json"], "not a .txt or .csv file"),
-    (["--prompts", "blank.txt"], "blank.txt: holds no prompt"),
-    (["--prompts", "latin.txt"], "latin.txt: not UTF-8"),
-    (["--prompts", "other.csv"], 'the header must name a column "prompt"'),
-    (["--prompts", "comma.csv"], "comma.csv, line 3: has not as many cells"),
-    (["--prompts", "neither.csv"], "neither.csv, line 2: has neither"),
-    (["--prompts", "quote.csv"], "not sound CSV"),
-    (["--images", "nowhere"], "no such folder"),
-    (["--images", "bare"], "holds no picture"),
-    (["--prompts", "p.txt", "--output", "x.txt"], "ends in .csv or .json"),
-    (["--prompts", "good.csv", "--output", "good.csv"], "these are the prompts"),
-    (["--prompts", "p.txt", "--model", "somewhere"], "give --hgr FILE"),
-    (["--prompts", "p.txt", "--hgr", "nowhere.safetensors"], "nowhere.safetensors: cannot be read"),
-    (["--prompts", "p.txt", "--hgr", "foreign.safetensors"], "foreign.safetensors was made for a test encoder"),
-    (["--prompts", "p.txt", "--hgr", "old.safetensors", "--sensitivity", "low"], "has no thresholds for another sensitivity"),
-    (["--prompts", "p.txt", "--samples", "0"], "--samples is 0"),
-    (["--prompts", "p.txt", "--device", "abacus"], "--device abacus"),
-    (["--prompts", "p.txt", "--concepts", "{"], "concepts: not valid JSON"),
-    (["--images", "one", "--hgr", "text.safetensors"], "text.safetensors has no picture probe"),
-    (["--images", "one", "--hgr", "sized.safetensors"], "made for latents of size [4, 0, 8]"),
-])
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--prompts", "nowhere.txt"], "nowhere.txt: cannot be read"),
+        (["--prompts", "p.json"], "not a .txt or .csv file"),
+        (["--prompts", "blank.txt"], "blank.txt: holds no prompt"),
+        (["--prompts", "latin.txt"], "latin.txt: not UTF-8"),
+        (["--prompts", "other.csv"], 'the header must name a column "prompt"'),
+        (["--prompts", "comma.csv"], "comma.csv, line 3: has not as many cells"),
+        (["--prompts", "neither.csv"], "neither.csv, line 2: has neither"),
+        (["--prompts", "quote.csv"], "not sound CSV"),
+        (["--images", "nowhere"], "no such folder"),
+        (["--images", "bare"], "holds no picture"),
+        (["--prompts", "p.txt", "--output", "x.txt"], "ends in .csv or .json"),
+        (["--prompts", "good.csv", "--output", "good.csv"], "these are the prompts"),
+        (["--prompts", "p.txt", "--model", "somewhere"], "give --hgr FILE"),
+        (["--prompts", "p.txt", "--hgr", "nowhere.safetensors"], "nowhere.safetensors: cannot be read"),
+        (["--prompts", "p.txt", "--hgr", "foreign.safetensors"], "foreign.safetensors was made for a test encoder"),
+        (
+            ["--prompts", "p.txt", "--hgr", "old.safetensors", "--sensitivity", "low"],
+            "has no thresholds for another sensitivity",
+        ),
+        (["--prompts", "p.txt", "--samples", "0"], "--samples is 0"),
+        (["--prompts", "p.txt", "--device", "abacus"], "--device abacus"),
+        (["--prompts", "p.txt", "--concepts", "{"], "concepts: not valid JSON"),
+        (["--images", "one", "--hgr", "text.safetensors"], "text.safetensors has no picture probe"),
+        (["--images", "one", "--hgr", "sized.safetensors"], "made for latents of size [4, 0, 8]"),
+    ],
+)
 def test_bad_options_are_one_sentence_and_leave_nothing(options, why, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    files = {"p.txt": "a\n", "p.json": "[]", "blank.txt": "\n \n", "other.csv": "text\nx\n", "comma.csv": "prompt\na ball\na ball, red\n",
-             "neither.csv": "prompt,image\n,\n", "quote.csv": 'prompt\n"a ball\n', "good.csv": "prompt\na ball\n"}
+    files = {
+        "p.txt": "a\n",
+        "p.json": "[]",
+        "blank.txt": "\n \n",
+        "other.csv": "text\nx\n",
+        "comma.csv": "prompt\na ball\na ball, red\n",
+        "neither.csv": "prompt,image\n,\n",
+        "quote.csv": 'prompt\n"a ball\n',
+        "good.csv": "prompt\na ball\n",
+    }
     for name, text in files.items():
         Path(name).write_text(text)
     Path("latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
@@ -337,8 +425,14 @@ def test_bad_options_are_one_sentence_and_leave_nothing(options, why, tmp_path, 
     Path("one/x.png").write_bytes(b"")
     made = file.load(assets.HGR_FILE)
     file.save(dataclasses.replace(made, probe=None), "text.safetensors")
-    file.save(dataclasses.replace(made, probe=dataclasses.replace(made.probe, training={"latent": [4, 0, 8]})), "sized.safetensors")
-    file.save(dataclasses.replace(made, concepts=[dataclasses.replace(c, levels=()) for c in made.concepts]), "old.safetensors")
+    file.save(
+        dataclasses.replace(made, probe=dataclasses.replace(made.probe, training={"latent": [4, 0, 8]})),
+        "sized.safetensors",
+    )
+    file.save(
+        dataclasses.replace(made, concepts=[dataclasses.replace(c, levels=()) for c in made.concepts]),
+        "old.safetensors",
+    )
     file.save(small_hgr(), "foreign.safetensors")
     before = sorted(Path().iterdir())
     assert cli.main(["detect", "--output", "out.csv", *options]) == 2
@@ -347,7 +441,7 @@ def test_bad_options_are_one_sentence_and_leave_nothing(options, why, tmp_path, 
     assert sorted(Path().iterdir()) == before and Path("good.csv").read_text() == files["good.csv"]
 
 
-# --- the probe ---------------------------------------------------------------------------------------------------------
+# --- the probe --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -381,8 +475,14 @@ def test_a_probe_is_added_and_nothing_else_changes(quick, text_only, pictures, t
     with safe_open(text_only, "pt") as old, safe_open(output, "pt") as new:
         assert old.metadata().items() <= new.metadata().items()
     made = file.load(output).probe.training
-    assert made["pictures"] == 24 and made["false_positive_rate"] == file.load(text_only).training["false_positive_rate"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "text.safetensors", "with_probe.safetensors"]
+    assert (
+        made["pictures"] == 24 and made["false_positive_rate"] == file.load(text_only).training["false_positive_rate"]
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "pictures",
+        "text.safetensors",
+        "with_probe.safetensors",
+    ]
     assert cli.main(["info", str(output)]) == 0
     assert "trained on 24 pictures" in capsys.readouterr().out
     code, found = run(tmp_path, "--images", pictures, "--hgr", output)
@@ -390,11 +490,16 @@ def test_a_probe_is_added_and_nothing_else_changes(quick, text_only, pictures, t
 
 
 def test_an_interrupted_probe_keeps_its_pictures_but_not_for_another_model(quick, text_only, tmp_path, monkeypatch):
-    from hgr.hosts.diffusers import training as host
+    from hgr.hosts.diffusers import denoiser as host
 
     painted, made = [], host.denoiser
-    monkeypatch.setattr(host, "denoiser", lambda *given: dataclasses.replace(
-        found := made(*given), paint=lambda *more: painted.append(1) or found.paint(*more)))
+    monkeypatch.setattr(
+        host,
+        "denoiser",
+        lambda *given: dataclasses.replace(
+            found := made(*given), paint=lambda *more: painted.append(1) or found.paint(*more)
+        ),
+    )
 
     def stop(*_):
         raise KeyboardInterrupt
@@ -408,22 +513,27 @@ def test_an_interrupted_probe_keeps_its_pictures_but_not_for_another_model(quick
     assert probe(text_only, *options)[0] == 0 and len(painted) == 2
 
 
-@pytest.mark.parametrize(("options", "why"), [
-    (["--demo", "--output", "x.bin"], "ends in .safetensors"),
-    (["--demo", "--output", "text.safetensors"], "is there already"),
-    (["--demo", "--pictures", "2"], "--pictures is 2"),
-    (["--demo", "--false-positive-rate", "0.7"], "between 0 and 0.5"),
-    (["--file", "skulls.csv"], "no pairs of dagger, splatter, bomb"),
-    ([], "no concept is chosen"),
-    (["--demo", "--hgr", "nowhere.safetensors"], "cannot be read"),
-    (["--demo", "--hgr", "anonymous.safetensors"], "give --false-positive-rate"),
-    (["--demo", "--limit", "60", "--pictures", "8"], "Give more --pictures"),
-    (["--demo", "--limit", "60", "--model", "sd2"], "was made for the SafeCFG demo model"),
-])
-def test_a_probe_that_cannot_be_made_is_one_sentence_and_no_file(options, why, text_only, quick, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--demo", "--output", "x.bin"], "ends in .safetensors"),
+        (["--demo", "--output", "text.safetensors"], "is there already"),
+        (["--demo", "--pictures", "2"], "--pictures is 2"),
+        (["--demo", "--false-positive-rate", "0.7"], "between 0 and 0.5"),
+        (["--file", "skulls.csv"], "no pairs of dagger, splatter, bomb"),
+        ([], "no concept is chosen"),
+        (["--demo", "--hgr", "nowhere.safetensors"], "cannot be read"),
+        (["--demo", "--hgr", "anonymous.safetensors"], "give --false-positive-rate"),
+        (["--demo", "--limit", "60", "--pictures", "8"], "Give more --pictures"),
+        (["--demo", "--limit", "60", "--model", "sd2"], "was made for the SafeCFG demo model"),
+    ],
+)
+def test_a_probe_that_cannot_be_made_is_one_sentence_and_no_file(
+    options, why, text_only, quick, tmp_path, monkeypatch, capsys
+):
     import tiny
 
-    from hgr.hosts.diffusers import load_demo_pipeline
+    from hgr.hosts.diffusers.demo import load_demo_pipeline
 
     monkeypatch.chdir(tmp_path)
     demo = pairs.demo_world(50)

@@ -10,11 +10,13 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from hgr.guidance import MODES
-from hgr.hosts.diffusers import SafeCFG, encode, load_demo_pipeline
-from hgr.network import HGRNetwork
-from hgr.redirector import HGR, Concept, Encoder, HGRError
-from hgr.safecfg import Prompt
+from hgr.core.hgr import HGR, Concept, Encoder, HGRError
+from hgr.core.network import HGRNetwork
+from hgr.core.options import MODES
+from hgr.core.prompt import Prompt
+from hgr.hosts.diffusers.demo import load_demo_pipeline
+from hgr.hosts.diffusers.pipeline import SafeCFG
+from hgr.hosts.diffusers.prompts import encode
 
 CLEAN, HARMFUL = "a red ball in a meadow", "a red ball and a skull in a meadow"
 STEPS = 4
@@ -112,7 +114,9 @@ def test_modes_differ(safe):
 
 def features_by_step(pipe, call, prompt, **options) -> list[torch.Tensor]:
     seen = []
-    hook = pipe.unet.register_forward_pre_hook(lambda _, a, k: seen.append(k["encoder_hidden_states"]), with_kwargs=True)
+    hook = pipe.unet.register_forward_pre_hook(
+        lambda _, a, k: seen.append(k["encoder_hidden_states"]), with_kwargs=True
+    )
     try:
         sample(call, prompt, **options)
     finally:
@@ -120,10 +124,15 @@ def features_by_step(pipe, call, prompt, **options) -> list[torch.Tensor]:
     return seen
 
 
-@pytest.mark.parametrize("start, end, expected", [
-    (0.0, 1.0, [True, True, True, True]), (0.25, 0.75, [False, True, True, False]), (0.5, 1.0, [False, False, True, True]),
-    (0.0, 0.3, [True, True, False, False]),
-])
+@pytest.mark.parametrize(
+    "start, end, expected",
+    [
+        (0.0, 1.0, [True, True, True, True]),
+        (0.25, 0.75, [False, True, True, False]),
+        (0.5, 1.0, [False, False, True, True]),
+        (0.0, 0.3, [True, True, False, False]),
+    ],
+)
 @pytest.mark.parametrize("scale", [7.5, 1.0])
 def test_the_window_bounds_the_steps(pipe, safe, start, end, expected, scale):
     options = {"guidance_scale": scale, "num_images_per_prompt": 2, "mode": "balanced"}
@@ -141,12 +150,25 @@ def test_without_guidance_redirect_acts_and_dynamic_warns(pipe, safe, caplog):
 
 
 def test_the_denoiser_is_evaluated_as_often_as_with_plain_cfg(pipe, safe):
-    assert len(features_by_step(pipe, safe, HARMFUL, mode="balanced")) == len(features_by_step(pipe, pipe, HARMFUL)) == STEPS
+    assert (
+        len(features_by_step(pipe, safe, HARMFUL, mode="balanced"))
+        == len(features_by_step(pipe, pipe, HARMFUL))
+        == STEPS
+    )
 
 
-@pytest.mark.parametrize("wrong", [{"mode": "other"}, {"strength": -1.0}, {"strength": float("nan")}, {"concepts": "{"},
-                                   {"start_percent": 0.5, "end_percent": 0.5}, {"end_percent": 1.5},
-                                   {"start_percent": 0.2, "callback_on_step_end": lambda *a: {}}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mode": "other"},
+        {"strength": -1.0},
+        {"strength": float("nan")},
+        {"concepts": "{"},
+        {"start_percent": 0.5, "end_percent": 0.5},
+        {"end_percent": 1.5},
+        {"start_percent": 0.2, "callback_on_step_end": lambda *a: {}},
+    ],
+)
 def test_bad_arguments_are_errors(safe, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         safe(CLEAN, **wrong)

@@ -10,9 +10,9 @@ from helpers import prompt, small_hgr
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from hgr import file
-from hgr.merge import merge
-from hgr.redirector import HGRError
+from hgr.core import file
+from hgr.core.hgr import HGRError
+from hgr.core.merge import merge
 
 
 @pytest.fixture
@@ -36,27 +36,33 @@ def test_round_trip(path):
     assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (dict(metadata={"format": "lora"}), "not an HGR file"),
-    (dict(metadata={"format_version": "9"}), "version '9' is unknown"),
-    (dict(drop=("concepts",)), "lacks \"concepts\""),
-    (dict(metadata={"concepts": "[{"}), "not sound"),
-    (dict(metadata={"concepts": "[]"}), "1 to 1024"),
-    (dict(metadata={"concepts": "[" * 100_000}), "not sound"),
-    (dict(metadata={"text_dim": "1e99"}), "text_dim"),
-    (dict(metadata={"text_dim": "17"}), "should have shape"),
-    (dict(metadata={"network": json.dumps([{"concepts": 2, "width": 24, "depth": 9999, "heads": 4}])}), "depth"),
-    (dict(metadata={"network": json.dumps([{"concepts": 1, "width": 24, "depth": 1, "heads": 4}])}), "as many concepts"),
-    (dict(metadata={"network": "[]"}), "1 to 64 networks"),
-    (dict(tensors={"network.0.mean": torch.zeros(3)}), "network.0.mean"),
-    (dict(tensors={"network.0.mean": None}), "network.0.mean"),
-    (dict(tensors={"extra": torch.zeros(3)}), "extra"),
-    (dict(tensors={"network.0.mean": torch.full((16,), torch.nan)}), "NaN"),
-    (dict(tensors={"network.0.mean": torch.zeros(16, dtype=torch.int64)}), "I64"),
-    (dict(tensors={"network.0.std": torch.zeros(16)}), "zero"),
-    (dict(tensors={"empty.features": torch.zeros(2, 16)}), "zero"),
-    (dict(metadata={"encoder": json.dumps({"family": "x", "chunk": 6, "fixed_start": "no"})}), "fixed_start"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(metadata={"format": "lora"}), "not an HGR file"),
+        (dict(metadata={"format_version": "9"}), "version '9' is unknown"),
+        (dict(drop=("concepts",)), 'lacks "concepts"'),
+        (dict(metadata={"concepts": "[{"}), "not sound"),
+        (dict(metadata={"concepts": "[]"}), "1 to 1024"),
+        (dict(metadata={"concepts": "[" * 100_000}), "not sound"),
+        (dict(metadata={"text_dim": "1e99"}), "text_dim"),
+        (dict(metadata={"text_dim": "17"}), "should have shape"),
+        (dict(metadata={"network": json.dumps([{"concepts": 2, "width": 24, "depth": 9999, "heads": 4}])}), "depth"),
+        (
+            dict(metadata={"network": json.dumps([{"concepts": 1, "width": 24, "depth": 1, "heads": 4}])}),
+            "as many concepts",
+        ),
+        (dict(metadata={"network": "[]"}), "1 to 64 networks"),
+        (dict(tensors={"network.0.mean": torch.zeros(3)}), "network.0.mean"),
+        (dict(tensors={"network.0.mean": None}), "network.0.mean"),
+        (dict(tensors={"extra": torch.zeros(3)}), "extra"),
+        (dict(tensors={"network.0.mean": torch.full((16,), torch.nan)}), "NaN"),
+        (dict(tensors={"network.0.mean": torch.zeros(16, dtype=torch.int64)}), "I64"),
+        (dict(tensors={"network.0.std": torch.zeros(16)}), "zero"),
+        (dict(tensors={"empty.features": torch.zeros(2, 16)}), "zero"),
+        (dict(metadata={"encoder": json.dumps({"family": "x", "chunk": 6, "fixed_start": "no"})}), "fixed_start"),
+    ],
+)
 def test_unsound_files_are_named_with_their_fault(path, change, message):
     rewrite(path, **change)
     with pytest.raises(HGRError, match=message) as error:
@@ -74,10 +80,17 @@ def test_a_threshold_outside_its_range_is_refused(path, threshold):
         file.load(path)
 
 
-@pytest.mark.parametrize("damage", [
-    lambda data: data[:-100], lambda data: data[:20], lambda data: b"", lambda data: b"\xff" * 8 + data[8:],
-    lambda data: data[:8] + b"x" * 50 + data[58:], lambda data: b"PK\x03\x04" + data,
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-100],
+        lambda data: data[:20],
+        lambda data: b"",
+        lambda data: b"\xff" * 8 + data[8:],
+        lambda data: data[:8] + b"x" * 50 + data[58:],
+        lambda data: b"PK\x03\x04" + data,
+    ],
+)
 def test_damaged_files_are_refused(path, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(HGRError, match="good.safetensors"):
@@ -91,6 +104,7 @@ def test_a_missing_file_is_refused(tmp_path):
 
 def test_a_failed_save_keeps_the_old_file(path, monkeypatch):
     before = path.read_bytes()
+
     def full(path, data):
         path.touch()
         raise OSError("disk full")

@@ -1,4 +1,5 @@
-"""Safe fine-tuning on tensors small enough to follow: what is taught, what is not, how harmful is judged, and resuming."""
+"""Safe fine-tuning on tensors small enough to follow: what is taught, what is not, how harmful is judged, and
+resuming."""
 
 from __future__ import annotations
 
@@ -9,22 +10,23 @@ import torch
 from helpers import CHUNK, WIDTH
 from torch import nn
 
-from hgr import finetune
-from hgr.denoiser import Denoiser
-from hgr.detect import hed_picture
-from hgr.features import Features
-from hgr.finetune import Adapted, Lessons, Settings, Teacher, align, judge, lesson
-from hgr.network import HGRNetwork
-from hgr.probe import calibrated
-from hgr.redirector import HGR, Concept, Encoder, Probe
-from hgr.safecfg import Prompt
+from hgr.core.denoiser import Denoiser
+from hgr.core.hgr import HGR, Concept, Encoder, Probe
+from hgr.core.network import HGRNetwork
+from hgr.core.prompt import Prompt
+from hgr.detection.hed import hed_picture
+from hgr.detection.probe import calibrated
+from hgr.training import train_lora as finetune
+from hgr.training.encoded_prompts import Features
+from hgr.training.train_lora import Adapted, Lessons, Settings, Teacher, align, judge, lesson
 
 CLEAN, FIRST, SECOND = [f"clean {i}" for i in range(4)], "c0 by a lake", "c1 by a lake"
 SETTINGS = Settings(steps=60, batch=8, lr=2e-2, rank=8, pictures=12, evidence="prompt")
 
 
 def features_of(text: str) -> torch.Tensor:
-    """(1, T, D): the first token is everyone's; the second says which concepts are in the text; the rest is the text's own."""
+    """(1, T, D): the first token is everyone's; the second says which concepts are in the text; the rest is the text's
+    own."""
     x = torch.randn(1, CHUNK, WIDTH, generator=torch.Generator().manual_seed(sum(text.encode())))
     x[:, 0] = 1
     x[0, 1, :2] = torch.tensor([2.0 if f"c{k}" in text else -20.0 for k in range(2)])
@@ -54,7 +56,12 @@ def hgr():
     concepts = [Concept(f"c{k}", f"Concept {k}") for k in range(2)]
     hed = tuple(Concept(c.id, c.label, scale=3.0, bias=-0.5) for c in concepts)
     probe = Probe((0.5,), torch.zeros(1, 1), torch.ones(1, 1), torch.zeros(2, 1, 1), torch.zeros(2), hed, hed)
-    return HGR(network.eval().requires_grad_(False), concepts, Encoder("a test encoder", CHUNK, True, features_of("")[0]), probe=probe)
+    return HGR(
+        network.eval().requires_grad_(False),
+        concepts,
+        Encoder("a test encoder", CHUNK, True, features_of("")[0]),
+        probe=probe,
+    )
 
 
 class Layer(nn.Module):
@@ -63,7 +70,11 @@ class Layer(nn.Module):
     def __init__(self):
         super().__init__()
         self.register_buffer("weight", torch.randn(4, CHUNK * WIDTH, generator=torch.Generator().manual_seed(0)) / 10)
-        self.down, self.up, self.on = nn.Parameter(torch.randn(8, CHUNK * WIDTH) / 10), nn.Parameter(torch.zeros(4, 8)), True
+        self.down, self.up, self.on = (
+            nn.Parameter(torch.randn(8, CHUNK * WIDTH) / 10),
+            nn.Parameter(torch.zeros(4, 8)),
+            True,
+        )
 
     def forward(self, features):
         return features.flatten(1) @ (self.weight + self.on * self.up @ self.down).T
@@ -87,7 +98,9 @@ def adapted(seen: list | None = None) -> Adapted:
             seen.append(latents)
         return lambda features, pooled: layer(features) + latents + 0.1 * noise
 
-    return Adapted(Denoiser(layer, at, lambda texts, on_picture: torch.zeros(len(texts), 4), batch=5), layer, lambda: off(layer))
+    return Adapted(
+        Denoiser(layer, at, lambda texts, on_picture: torch.zeros(len(texts), 4), batch=5), layer, lambda: off(layer)
+    )
 
 
 @pytest.fixture
@@ -100,7 +113,9 @@ def teacher(hgr, tmp_path):
 
 def test_a_lesson_blends_by_h_and_a_clean_row_is_the_plain_prediction_itself():
     generator = torch.Generator().manual_seed(0)
-    plain, safe = (Prompt(torch.randn(3, 5, 4, generator=generator), torch.randn(3, 2, generator=generator)) for _ in range(2))
+    plain, safe = (
+        Prompt(torch.randn(3, 5, 4, generator=generator), torch.randn(3, 2, generator=generator)) for _ in range(2)
+    )
 
     def predict(features, pooled):
         return features.mean(1).view(-1, 2, 2) + pooled.sum(1).view(-1, 1, 1)
@@ -137,10 +152,14 @@ def test_h_is_what_the_chosen_evidence_says_and_zero_for_clean_prompts(hgr, teac
     texts = [CLEAN[0], FIRST, SECOND, f"{FIRST}, c1", CLEAN[1], CLEAN[2], FIRST]
     latents, model = torch.randn(len(texts), 4, generator=torch.Generator().manual_seed(3)), adapted()
     done = []
-    found = {evidence: judge(teacher(), model.denoiser, latents, texts, evidence, on_picture=lambda *at: done.append(at))
-             for evidence in finetune.EVIDENCE}
+    found = {
+        evidence: judge(teacher(), model.denoiser, latents, texts, evidence, on_picture=lambda *at: done.append(at))
+        for evidence in finetune.EVIDENCE
+    }
     gates = teacher().gates(texts)
-    hed = hed_picture(hgr, model.denoiser, latents, Prompt(torch.cat([features_of(text) for text in texts]))).per_concept
+    hed = hed_picture(
+        hgr, model.denoiser, latents, Prompt(torch.cat([features_of(text) for text in texts]))
+    ).per_concept
     picture = calibrated(hed, hgr.probe.hed) * (gates > 0)
     assert torch.equal(found["prompt"], gates.amax(1))
     # one after the other, in batches of five: as all at once
@@ -165,8 +184,14 @@ def test_two_processes_share_each_batch(teacher, tmp_path):
     for rank, count in ((0, 1), (0, 2), (1, 2)):
         seen = []
         reduce = (lambda tensors: None) if count > 1 else None
-        align(teacher(), adapted(seen), lessons, Settings(steps=3, batch=6), tmp_path / str(rank + count),
-              processes=finetune.Processes(rank, count, reduce))
+        align(
+            teacher(),
+            adapted(seen),
+            lessons,
+            Settings(steps=3, batch=6),
+            tmp_path / str(rank + count),
+            processes=finetune.Processes(rank, count, reduce),
+        )
         drawn.append(seen[-3:])
     for whole, *parts in zip(*drawn, strict=True):
         assert torch.equal(whole[0::2], parts[0]) and torch.equal(whole[1::2], parts[1])
@@ -205,7 +230,9 @@ def test_a_resumed_fine_tuning_gives_the_same_weights_and_another_one_is_refused
             if step == stop:
                 raise KeyboardInterrupt
 
-        made, _ = finetune.finetune(hgr, list(texts), encode, adapted, SETTINGS, [1.0, 1.0], tmp_path / work, on_step=on_step, **more)
+        made, _ = finetune.finetune(
+            hgr, list(texts), encode, adapted, SETTINGS, [1.0, 1.0], tmp_path / work, on_step=on_step, **more
+        )
         return made.adapters
 
     whole = run("whole")
@@ -237,7 +264,7 @@ def test_a_diffusers_denoiser_without_its_lora_is_the_original_bit_for_bit():
     pytest.importorskip("diffusers")
     pytest.importorskip("peft")
     from hgr.hosts.diffusers import finetune as host
-    from hgr.hosts.diffusers import load_demo_pipeline
+    from hgr.hosts.diffusers.demo import load_demo_pipeline
 
     pipe = load_demo_pipeline()
     given = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 77, pipe.unet.config.cross_attention_dim)

@@ -1,4 +1,5 @@
-"""`python -m hgr finetune`: the LoRA that it writes, on every family of models; interrupted and resumed; two processes; how it fails."""
+"""`python -m hgr finetune`: the LoRA that it writes, on every family of models; interrupted and resumed; two processes;
+how it fails."""
 
 from __future__ import annotations
 
@@ -22,15 +23,18 @@ pytest.importorskip("peft")
 from helpers import small_hgr
 
 import hgr
-from hgr import cli, file, finetune
+from hgr import cli
 from hgr.cli.bars import Bars
+from hgr.core import file
+from hgr.core.hgr import HGR, Concept
+from hgr.core.network import HGRNetwork
 from hgr.demo import assets
-from hgr.hosts.diffusers import encode, load_demo_pipeline
 from hgr.hosts.diffusers import finetune as host
+from hgr.hosts.diffusers.demo import load_demo_pipeline
 from hgr.hosts.diffusers.loading import load_pipeline
-from hgr.network import HGRNetwork
-from hgr.redirector import HGR, Concept
-from hgr.training import describe
+from hgr.hosts.diffusers.prompts import encode
+from hgr.training import train_lora as finetune
+from hgr.training.encoded_prompts import describe
 
 CLEAN, HARMFUL = "a red ball on a beach", "a skull on a beach"
 QUICK = ["--steps", "6", "--batch", "4", "--rank", "4", "--pictures", "8"]
@@ -38,7 +42,9 @@ QUICK = ["--steps", "6", "--batch", "4", "--rank", "4", "--pictures", "8"]
 
 def run(folder: Path, *options: object, name: str = "out") -> tuple[int, Path]:
     output = folder / f"{name}.safetensors"
-    return cli.main(["finetune", "--work", str(folder / "work"), "--output", str(output), *QUICK, *map(str, options)]), output
+    return cli.main(
+        ["finetune", "--work", str(folder / "work"), "--output", str(output), *QUICK, *map(str, options)]
+    ), output
 
 
 def when(monkeypatch, name: str, done: int, act) -> None:
@@ -97,7 +103,7 @@ def test_the_defaults_shown_are_the_cores_own():
     assert cli.finetune.EVIDENCE == finetune.EVIDENCE
 
 
-# --- the file ----------------------------------------------------------------------------------------------------------
+# --- the file ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_file_makes_a_fresh_pipeline_predict_what_the_trained_one_does(whole):
@@ -107,7 +113,9 @@ def test_the_file_makes_a_fresh_pipeline_predict_what_the_trained_one_does(whole
     fresh.load_lora_weights(output)
     after, wanted = predicted(fresh), predicted(trained)
     assert (after - before).abs().max() > 1e-2
-    torch.testing.assert_close(after, wanted, atol=1e-2 * (after - before).abs().max().item(), rtol=0)  # the file is in float16
+    torch.testing.assert_close(
+        after, wanted, atol=1e-2 * (after - before).abs().max().item(), rtol=0
+    )  # the file is in float16
     fresh.unload_lora_weights()
     assert torch.equal(predicted(fresh), before)
     assert sorted(path.name for path in (folder / "work").iterdir()) == ["logs", "training.json"]
@@ -138,7 +146,9 @@ def test_it_stacks_with_another_lora(whole, tmp_path):
 def test_the_file_says_how_it_was_made_and_names_no_folder_of_the_machine(whole):
     tensors, metadata = contents(whole[1])
     made = json.loads(metadata["safecfg"])
-    assert metadata["format"] == "pt" and made["hgr"] == assets.HGR_FILE.name and made["steps"] == 6 and made["rank"] == 4
+    assert (
+        metadata["format"] == "pt" and made["hgr"] == assets.HGR_FILE.name and made["steps"] == 6 and made["rank"] == 4
+    )
     assert made["concepts"] == {"skull": 1.0, "dagger": 1.0, "splatter": 1.0, "bomb": 1.0}
     assert made["examples"] == 8 and made["harmful"] == 4 and "peft" in made["versions"]
     assert str(whole[0]) not in json.dumps(metadata)
@@ -150,7 +160,9 @@ def test_the_report_says_what_it_learned_from_and_how_to_use_the_file(prompts, t
     code, output = run(tmp_path, "--prompts", prompts, "--evidence", "prompt")
     lines = capsys.readouterr().out.splitlines()
     assert code == 0 and lines[0].startswith("examples  8, harmful by the HGR: 4, h ") and lines[1].startswith("loss  ")
-    assert any("models/loras" in line for line in lines) and any(f'load_lora_weights("{output}")' in line for line in lines)
+    assert any("models/loras" in line for line in lines) and any(
+        f'load_lora_weights("{output}")' in line for line in lines
+    )
     assert lines[-1] == str(output)
 
 
@@ -162,15 +174,16 @@ def test_the_logs_can_be_read_by_tensorboard(whole):
     assert "report/text_summary" in events.Tags()["tensors"]
 
 
-# --- models ------------------------------------------------------------------------------------------------------------
+# --- models -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Folders in diffusers' layout by family, each with an HGR whose second concept is in every prompt but the empty one."""
+    """Folders in diffusers' layout by family, each with an HGR whose second concept is in every prompt but the empty
+    one."""
     import tiny
 
-    from hgr.hosts.diffusers.training import encoder
+    from hgr.hosts.diffusers.prompts import encoder
 
     demo, folder = load_demo_pipeline(), tmp_path_factory.mktemp("models")
     for name in ("sdxl", "sd2"):
@@ -178,7 +191,9 @@ def models(tmp_path_factory):
         pipe.save_pretrained(folder / name)
         known = describe(encoder(pipe), name)
         torch.manual_seed(0)
-        network = HGRNetwork(known.empty.shape[1], 0 if known.empty_pooled is None else len(known.empty_pooled), 2, width=32, depth=1)
+        network = HGRNetwork(
+            known.empty.shape[1], 0 if known.empty_pooled is None else len(known.empty_pooled), 2, width=32, depth=1
+        )
         torch.nn.init.normal_(network.move_out.weight, std=0.5)
         concepts = [Concept("off", "Off", scale=0.0, bias=-20.0), Concept("on", "On", scale=0.0, bias=3.0)]
         file.save(HGR(network, concepts, known), folder / f"{name}.safetensors")
@@ -189,8 +204,17 @@ def models(tmp_path_factory):
 def test_a_lora_for_each_family_loads_into_its_model(models, family, prompts, tmp_path, monkeypatch, caplog):
     kept, made = [], host.adapt
     monkeypatch.setattr(host, "adapt", lambda pipe, *more: kept.append(pipe) or made(pipe, *more))
-    code, output = run(tmp_path, "--model", models / family, "--hgr", models / f"{family}.safetensors", "--prompts", prompts,
-                       "--evidence", "prompt")
+    code, output = run(
+        tmp_path,
+        "--model",
+        models / family,
+        "--hgr",
+        models / f"{family}.safetensors",
+        "--prompts",
+        prompts,
+        "--evidence",
+        "prompt",
+    )
     assert code == 0 and "every prompt is harmful" in caplog.text
     pipe = load_pipeline(models / family, torch.device("cpu"))
     before = predicted(pipe)
@@ -210,15 +234,18 @@ def test_a_model_in_half_precision_can_be_trained(monkeypatch):
     assert {p.dtype for p in adapted.adapters.parameters() if p.requires_grad} == {torch.float32}
 
 
-# --- what it learns from -----------------------------------------------------------------------------------------------
+# --- what it learns from ----------------------------------------------------------------------------------------------
 
 
 def test_the_users_own_latents_are_what_it_learns_from(prompts, tmp_path, monkeypatch):
     latents, seen = torch.randn(4, 4, 16, 16), []
     save_file({"latents": latents}, tmp_path / "mine.safetensors")
     align = finetune.align
-    monkeypatch.setattr(finetune, "align", lambda teacher, adapted, lessons, *more: seen.append(lessons) or align(
-        teacher, adapted, lessons, *more))
+    monkeypatch.setattr(
+        finetune,
+        "align",
+        lambda teacher, adapted, lessons, *more: seen.append(lessons) or align(teacher, adapted, lessons, *more),
+    )
     code, _ = run(tmp_path, "--prompts", prompts, "--latents", tmp_path / "mine.safetensors")
     assert code == 0 and torch.equal(seen[0].latents, latents)
     assert seen[0].texts == [CLEAN, HARMFUL, "a dagger and a bomb by a lake", "a house in the snow"]
@@ -234,15 +261,20 @@ def test_pictures_with_their_prompts_are_scaled_and_cut_to_the_models_size(tmp_p
     listed = tmp_path / "listed.csv"
     listed.write_text(f"prompt,image\n{CLEAN},wide.png\n{HARMFUL},small.webp\n")
     seen, align = [], finetune.align
-    monkeypatch.setattr(finetune, "align", lambda teacher, adapted, lessons, *more: seen.append(lessons) or align(
-        teacher, adapted, lessons, *more))
+    monkeypatch.setattr(
+        finetune,
+        "align",
+        lambda teacher, adapted, lessons, *more: seen.append(lessons) or align(teacher, adapted, lessons, *more),
+    )
     assert run(tmp_path, "--prompts", listed)[0] == 0
     latents = seen[0].latents
     assert latents.shape == (2, 4, 16, 16) and seen[0].texts == [CLEAN, HARMFUL]
     pipe = load_demo_pipeline()
     with torch.no_grad():
-        white, dark = (pipe.vae.encode(torch.full((1, 3, 128, 128), colour)).latent_dist.mode() * pipe.vae.config.scaling_factor
-                       for colour in (1.0, -0.6))
+        white, dark = (
+            pipe.vae.encode(torch.full((1, 3, 128, 128), colour)).latent_dist.mode() * pipe.vae.config.scaling_factor
+            for colour in (1.0, -0.6)
+        )
     torch.testing.assert_close(latents[1:], dark, atol=1e-2, rtol=0)
     # the margins blur a little when scaled
     torch.testing.assert_close(latents[:1, :, 4:-4, 4:-4], white[..., 4:-4, 4:-4], atol=5e-2, rtol=0)
@@ -257,15 +289,26 @@ def test_a_concept_that_is_off_is_not_taught_and_strength_is(prompts, tmp_path, 
 
     monkeypatch.setattr(finetune, "finetune", stop)
     config = tmp_path / "my.json"
-    config.write_text(json.dumps({"concepts": {"skull": 0}, "strength": 0.5, "steps": 9, "prompts": str(prompts),
-                                  "output": str(tmp_path / "x.safetensors"), "work": str(tmp_path / "elsewhere"), "evidence": "prompt"}))
+    config.write_text(
+        json.dumps(
+            {
+                "concepts": {"skull": 0},
+                "strength": 0.5,
+                "steps": 9,
+                "prompts": str(prompts),
+                "output": str(tmp_path / "x.safetensors"),
+                "work": str(tmp_path / "elsewhere"),
+                "evidence": "prompt",
+            }
+        )
+    )
     assert cli.main(["finetune", "--config", str(config), "--steps", "4"]) == 2
     assert asked["strengths"] == [0, 0.5, 0.5, 0.5] and asked["work"] == tmp_path / "elsewhere"
     assert asked["settings"] == finetune.Settings(steps=4, evidence="prompt")
     assert asked["texts"] == [CLEAN, HARMFUL, "a dagger and a bomb by a lake", "a house in the snow"]
 
 
-# --- interruptions -----------------------------------------------------------------------------------------------------
+# --- interruptions ----------------------------------------------------------------------------------------------------
 
 
 def test_an_interrupted_fine_tuning_goes_on_to_the_same_file(whole, prompts, tmp_path, monkeypatch, capsys):
@@ -274,7 +317,10 @@ def test_an_interrupted_fine_tuning_goes_on_to_the_same_file(whole, prompts, tmp
         code, output = run(tmp_path, "--prompts", prompts)
     checkpoint = tmp_path / "work" / "lora.checkpoint.safetensors"
     assert code == 130 and checkpoint.exists() and not output.exists()
-    assert capsys.readouterr().err.splitlines()[-1] == f"hgr: interrupted; {checkpoint} is kept, the same command goes on from there."
+    assert (
+        capsys.readouterr().err.splitlines()[-1]
+        == f"hgr: interrupted; {checkpoint} is kept, the same command goes on from there."
+    )
 
     others = tmp_path / "others.txt"
     others.write_text(f"{CLEAN}\n{HARMFUL}\n")
@@ -282,23 +328,35 @@ def test_an_interrupted_fine_tuning_goes_on_to_the_same_file(whole, prompts, tmp
     another.network.move_out.weight += 1e-3
     file.save(another, tmp_path / assets.HGR_FILE.name)
     same_name = tmp_path / assets.HGR_FILE.name
-    for options, why in ((["--prompts", others], "prompts 'mixed.txt, SHA-256 "),
-                         (["--prompts", prompts, "--lr", "0.5"], f"lr {cli.finetune.SETTINGS['lr']}, now 0.5"),
-                         (["--prompts", prompts, "--hgr", same_name], f"hgr '{same_name.name}, SHA-256 "),
-                         (["--prompts", prompts, "--concepts", '{"skull": 0}'], "strengths {'skull': 1.0")):
+    for options, why in (
+        (["--prompts", others], "prompts 'mixed.txt, SHA-256 "),
+        (["--prompts", prompts, "--lr", "0.5"], f"lr {cli.finetune.SETTINGS['lr']}, now 0.5"),
+        (["--prompts", prompts, "--hgr", same_name], f"hgr '{same_name.name}, SHA-256 "),
+        (["--prompts", prompts, "--concepts", '{"skull": 0}'], "strengths {'skull': 1.0"),
+    ):
         assert run(tmp_path, *options)[0] == 2 and checkpoint.exists()
         last = capsys.readouterr().err.splitlines()[-1]
         assert f"other settings ({why}" in last and "; " not in last, "what differs, and nothing else"
 
     steps, painted, made = [], [], host.adapt
     monkeypatch.setattr(Bars, "show", lambda self, name, done, *_: steps.append(done) if name == "steps" else None)
-    monkeypatch.setattr(host, "adapt", lambda *given: dataclasses.replace(found := made(*given), denoiser=dataclasses.replace(
-        found.denoiser, paint=lambda *more: painted.append(1) or found.denoiser.paint(*more))))
+    monkeypatch.setattr(
+        host,
+        "adapt",
+        lambda *given: dataclasses.replace(
+            found := made(*given),
+            denoiser=dataclasses.replace(
+                found.denoiser, paint=lambda *more: painted.append(1) or found.denoiser.paint(*more)
+            ),
+        ),
+    )
     code, output = run(tmp_path, "--prompts", prompts)
     assert code == 0 and steps == [4, 5, 6] and not painted and not checkpoint.exists()
     assert "from step 3 on" in capsys.readouterr().out
     (tensors, metadata), (resumed, resumed_metadata) = contents(whole[1]), contents(output)
-    assert metadata == resumed_metadata and all(torch.equal(tensors[key], resumed[key]) for key in tensors.keys() | resumed.keys())
+    assert metadata == resumed_metadata and all(
+        torch.equal(tensors[key], resumed[key]) for key in tensors.keys() | resumed.keys()
+    )
 
 
 def test_an_interruption_while_it_judges_keeps_the_pictures(prompts, tmp_path, monkeypatch, capsys):
@@ -319,10 +377,29 @@ def test_two_processes_give_what_one_gives_with_the_double_batch(whole, prompts,
     output = tmp_path / "two.safetensors"
     # with --cpu, accelerate starts several processes by MPI only
     launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-    command = [sys.executable, "-m", *launcher, "-m", "hgr", "finetune", *QUICK, "--batch", "2", "--prompts", prompts, "--device", "cpu",
-               "--work", tmp_path / "work", "--output", output]
+    command = [
+        sys.executable,
+        "-m",
+        *launcher,
+        "-m",
+        "hgr",
+        "finetune",
+        *QUICK,
+        "--batch",
+        "2",
+        "--prompts",
+        prompts,
+        "--device",
+        "cpu",
+        "--work",
+        tmp_path / "work",
+        "--output",
+        output,
+    ]
     environment = os.environ | {"PYTHONPATH": str(Path(hgr.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("harmful by the HGR") == 1, "the main process alone prints"
     one, two = load_file(whole[1]), load_file(output)
@@ -331,7 +408,7 @@ def test_two_processes_give_what_one_gives_with_the_double_batch(whole, prompts,
     assert len(list((tmp_path / "work" / "logs").iterdir())) == 1
 
 
-# --- failures ----------------------------------------------------------------------------------------------------------
+# --- failures ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_loss_that_is_not_finite_is_one_sentence_and_the_checkpoint_stays(prompts, tmp_path, monkeypatch, capsys):
@@ -339,7 +416,9 @@ def test_a_loss_that_is_not_finite_is_one_sentence_and_the_checkpoint_stays(prom
     code, output = run(tmp_path, "--prompts", prompts, "--evidence", "prompt", "--lr", "1e30")
     last = capsys.readouterr().err.splitlines()[-1]
     assert code == 2 and not output.exists() and (tmp_path / "work" / "lora.checkpoint.safetensors").exists()
-    assert last.startswith("hgr: the loss is ") and last.endswith("Try a lower learning rate. That needs another --work, too.")
+    assert last.startswith("hgr: the loss is ") and last.endswith(
+        "Try a lower learning rate. That needs another --work, too."
+    )
 
 
 def test_a_full_gpu_is_one_sentence_with_advice(prompts, tmp_path, monkeypatch, capsys):
@@ -379,40 +458,57 @@ def test_without_peft_the_extra_that_brings_it_is_named(prompts, tmp_path, monke
     assert 'peft is not installed; this command needs it: pip install -e ".[train]"' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("options", "why"), [
-    ([], "say what to learn from: --prompts FILE"),
-    (["--prompts", "nowhere.txt"], "nowhere.txt: cannot be read"),
-    (["--prompts", "blank.txt"], "blank.txt: holds no prompt"),
-    (["--prompts", "clean.txt"], "finds none of the 2 prompts harmful"),
-    (["--prompts", "p.txt", "--output", "x.bin"], "the name of the LoRA ends in .safetensors"),
-    (["--prompts", "p.txt", "--model", "somewhere"], "give --hgr FILE"),
-    (["--prompts", "p.txt", "--model", "somewhere", "--hgr", "text.safetensors", "--evidence", "prompt"], "somewhere: no such folder"),
-    (["--prompts", "p.txt", "--hgr", "nowhere.safetensors"], "nowhere.safetensors: cannot be read"),
-    (["--prompts", "p.txt", "--hgr", "cut.safetensors"], "cut.safetensors: damaged"),
-    (["--prompts", "p.txt", "--hgr", "foreign.safetensors", "--evidence", "prompt"], "foreign.safetensors was made for a test encoder"),
-    (["--prompts", "p.txt", "--hgr", "text.safetensors"], "text.safetensors has no picture probe"),
-    (["--prompts", "p.txt", "--concepts", "{"], "concepts: not valid JSON"),
-    (["--prompts", "p.txt", "--concepts", '{"skull": 0, "dagger": 0, "splatter": 0, "bomb": 0}'], "all are at 0"),
-    (["--prompts", "p.txt", "--concepts", '{"skull": 0}'], "finds none of the 2 prompts harmful"),
-    (["--prompts", "p.txt", "--strength", "0"], "--strength is 0.0; it must be above 0"),
-    (["--prompts", "p.txt", "--rank", "0"], "rank is 0; it must be 1 or more"),
-    (["--prompts", "p.txt", "--lr", "0"], "lr is 0.0; it must be above 0"),
-    (["--prompts", "p.txt", "--device", "abacus"], "--device abacus"),
-    (["--prompts", "p.txt", "--latents", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
-    (["--prompts", "p.txt", "--latents", "three.safetensors"], "there are 3 pictures and 2 prompts"),
-    (["--prompts", "p.txt", "--latents", "rgb.safetensors"], "3 channels, the model's 4"),
-    (["--prompts", "some.csv"], 'some.csv: "a skull" has no picture'),
-    (["--prompts", "bare.csv"], 'bare.csv: "x.png" has no prompt'),
-    (["--prompts", "both.csv", "--latents", "three.safetensors"], "give either"),
-    (["--prompts", "both.csv"], "x.png: damaged, or no PNG, JPEG or WebP file"),
-    (["--config", "wrong.json"], 'wrong.json: "stepz" is unknown'),
-    (["--config", "object.json"], 'object.json: "steps" is {}, but must be'),
-])
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ([], "say what to learn from: --prompts FILE"),
+        (["--prompts", "nowhere.txt"], "nowhere.txt: cannot be read"),
+        (["--prompts", "blank.txt"], "blank.txt: holds no prompt"),
+        (["--prompts", "clean.txt"], "finds none of the 2 prompts harmful"),
+        (["--prompts", "p.txt", "--output", "x.bin"], "the name of the LoRA ends in .safetensors"),
+        (["--prompts", "p.txt", "--model", "somewhere"], "give --hgr FILE"),
+        (
+            ["--prompts", "p.txt", "--model", "somewhere", "--hgr", "text.safetensors", "--evidence", "prompt"],
+            "somewhere: no such folder",
+        ),
+        (["--prompts", "p.txt", "--hgr", "nowhere.safetensors"], "nowhere.safetensors: cannot be read"),
+        (["--prompts", "p.txt", "--hgr", "cut.safetensors"], "cut.safetensors: damaged"),
+        (
+            ["--prompts", "p.txt", "--hgr", "foreign.safetensors", "--evidence", "prompt"],
+            "foreign.safetensors was made for a test encoder",
+        ),
+        (["--prompts", "p.txt", "--hgr", "text.safetensors"], "text.safetensors has no picture probe"),
+        (["--prompts", "p.txt", "--concepts", "{"], "concepts: not valid JSON"),
+        (["--prompts", "p.txt", "--concepts", '{"skull": 0, "dagger": 0, "splatter": 0, "bomb": 0}'], "all are at 0"),
+        (["--prompts", "p.txt", "--concepts", '{"skull": 0}'], "finds none of the 2 prompts harmful"),
+        (["--prompts", "p.txt", "--strength", "0"], "--strength is 0.0; it must be above 0"),
+        (["--prompts", "p.txt", "--rank", "0"], "rank is 0; it must be 1 or more"),
+        (["--prompts", "p.txt", "--lr", "0"], "lr is 0.0; it must be above 0"),
+        (["--prompts", "p.txt", "--device", "abacus"], "--device abacus"),
+        (["--prompts", "p.txt", "--latents", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
+        (["--prompts", "p.txt", "--latents", "three.safetensors"], "there are 3 pictures and 2 prompts"),
+        (["--prompts", "p.txt", "--latents", "rgb.safetensors"], "3 channels, the model's 4"),
+        (["--prompts", "some.csv"], 'some.csv: "a skull" has no picture'),
+        (["--prompts", "bare.csv"], 'bare.csv: "x.png" has no prompt'),
+        (["--prompts", "both.csv", "--latents", "three.safetensors"], "give either"),
+        (["--prompts", "both.csv"], "x.png: damaged, or no PNG, JPEG or WebP file"),
+        (["--config", "wrong.json"], 'wrong.json: "stepz" is unknown'),
+        (["--config", "object.json"], 'object.json: "steps" is {}, but must be'),
+    ],
+)
 def test_bad_options_are_one_sentence_and_no_file(options, why, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    files = {"p.txt": "a ball\na skull\n", "blank.txt": "\n \n", "clean.txt": "a ball\na red house\n", "x.png": "",
-             "some.csv": "prompt,image\na ball,x.png\na skull,\n", "bare.csv": "prompt,image\na ball,x.png\n,x.png\n",
-             "both.csv": "prompt,image\na ball,x.png\na skull,x.png\n", "wrong.json": '{"stepz": 3}', "object.json": '{"steps": {}}'}
+    files = {
+        "p.txt": "a ball\na skull\n",
+        "blank.txt": "\n \n",
+        "clean.txt": "a ball\na red house\n",
+        "x.png": "",
+        "some.csv": "prompt,image\na ball,x.png\na skull,\n",
+        "bare.csv": "prompt,image\na ball,x.png\n,x.png\n",
+        "both.csv": "prompt,image\na ball,x.png\na skull,x.png\n",
+        "wrong.json": '{"stepz": 3}',
+        "object.json": '{"steps": {}}',
+    }
     for name, text in files.items():
         Path(name).write_text(text)
     file.save(dataclasses.replace(file.load(assets.HGR_FILE), probe=None), "text.safetensors")

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from hgr.guidance import concept_strengths, fold, mean_of_moved, ramp, shift
+from hgr.core.guidance import fold, mean_of_moved, ramp, shift
+from hgr.core.options import concept_strengths
 
 
 def test_ramp_is_hard_below_the_threshold_and_full_from_halfway_up():
@@ -49,7 +50,9 @@ def test_concept_strengths_default_to_one_and_unknown_ids_warn(caplog):
     assert len(caplog.records) == 1 and "c" in caplog.text
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", "3", '{"a": 2.5}', '{"a": -1}', '{"a": "on"}', '{"a": NaN}', '{"a": null}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", "3", '{"a": 2.5}', '{"a": -1}', '{"a": "on"}', '{"a": NaN}', '{"a": null}']
+)
 def test_unusable_concepts_are_an_error(text):
     with pytest.raises(ValueError, match="concepts"):
         concept_strengths(text, ["a"])

@@ -11,7 +11,9 @@ import pytest
 import hgr
 
 HGR = Path(hgr.__file__).parent
-METHOD = sorted(path for path in HGR.glob("*.py") if path.name != "__main__.py")  # the command line is hgr/cli, above the hosts
+METHOD = sorted(
+    path for path in HGR.glob("*.py") if path.name != "__main__.py"
+)  # the command line is hgr/cli, above the hosts
 ALLOWED = {"torch", "safetensors", "numpy", "einops", *sys.stdlib_module_names}
 
 
@@ -26,8 +28,10 @@ def test_the_method_imports_nothing_but_what_every_host_has(path):
 
 
 def test_what_comfyui_loads_of_the_demo_needs_no_diffusers():
-    code = ("import sys; sys.modules.update(dict.fromkeys(('diffusers', 'transformers', 'accelerate', 'PIL')));"
-            "import hgr.demo.assets, hgr.file, hgr.safecfg, hgr.detect, hgr.training")
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('diffusers', 'transformers', 'accelerate', 'PIL')));"
+        "import hgr.demo.assets, hgr.file, hgr.safecfg, hgr.detect, hgr.training"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=HGR.parent)
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hgr.metrics import auroc, expected_calibration_error, false_positives_at
+from hgr.training.metrics import auroc, expected_calibration_error, false_positives_at
 
 
 def test_rankings():

@@ -1,4 +1,5 @@
-"""Prompt pairs: what the library holds, mixing and splitting, files and their faults, the demo world's share, the command."""
+"""Prompt pairs: what the library holds, mixing and splitting, files and their faults, the demo world's share, the
+command."""
 
 from __future__ import annotations
 
@@ -12,23 +13,13 @@ from statistics import mean
 
 import pytest
 
-from hgr import cli, library, rows
-from hgr.pairs import (
-    CATEGORIES,
-    Pair,
-    Pairs,
-    PairsError,
-    Topic,
-    art_style,
-    built_in,
-    demo_world,
-    gather,
-    merge,
-    own,
-    read,
-    report,
-    write,
-)
+from hgr import cli
+from hgr.data import library
+from hgr.data import pair_file as rows
+from hgr.data.library import CATEGORIES
+from hgr.data.pair_file import PairsError, read, write
+from hgr.data.pairs import Pair, Pairs, Topic, merge, report
+from hgr.data.sources import art_style, built_in, demo_world, gather, own
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +29,20 @@ def everything() -> Pairs:
 
 def pairs_of(concept: str, *texts: str, label: str = "", group: str = "") -> Pairs:
     """A small set: the texts with and without "bad"."""
-    return Pairs((Topic(concept, label or concept),), tuple(Pair(concept, f"bad {t}", f"good {t}", group or t) for t in texts))
+    return Pairs(
+        (Topic(concept, label or concept),), tuple(Pair(concept, f"bad {t}", f"good {t}", group or t) for t in texts)
+    )
 
 
 def test_nothing_heavy_is_imported():
-    code = ("import sys; from hgr.pairs import built_in, art_style; built_in(); art_style('x');"
-            "heavy = {'torch', 'numpy', 'PIL', 'safetensors'} & set(sys.modules); assert not heavy, heavy")
+    code = (
+        "import sys; from hgr.pairs import built_in, art_style; built_in(); art_style('x');"
+        "heavy = {'torch', 'numpy', 'PIL', 'safetensors'} & set(sys.modules); assert not heavy, heavy"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(rows.__file__).parents[1])
 
 
-# --- the library -------------------------------------------------------------------------------------------------------
+# --- the library ------------------------------------------------------------------------------------------------------
 
 
 def has_term(text: str) -> bool:
@@ -71,8 +66,10 @@ def test_twins_have_the_same_wording_but_for_the_term(everything, concept):
     ratios = []
     for pair in everything.of(concept):
         harmful, clean, term = pair.harmful.lower(), pair.clean.lower(), pair.group.lower()
-        assert any(clean.startswith(harmful[:at.start()]) and clean.endswith(harmful[at.end():])
-                   for at in re.finditer(re.escape(term), harmful)), pair
+        assert any(
+            clean.startswith(harmful[: at.start()]) and clean.endswith(harmful[at.end() :])
+            for at in re.finditer(re.escape(term), harmful)
+        ), pair
         assert not has_term(clean), pair
         ratios.append(len(harmful.split()) / len(clean.split()))
     assert 0.97 < mean(ratios) < 1.03 and min(ratios) > 0.6 and max(ratios) < 1.6
@@ -84,8 +81,14 @@ def test_texts_are_tidy(everything):
 
 
 def test_articles_fit(everything):
-    for text in (*everything.clean, *(pair.harmful for pair in everything.pairs), *(pair.clean for pair in everything.pairs)):
-        assert not re.search(r"\ba [aio]\w|\ban [bcdfgjklmnpqrstvwz]|\b(a|an|cute|knitted) (a|an|two|some)\b", text), text
+    for text in (
+        *everything.clean,
+        *(pair.harmful for pair in everything.pairs),
+        *(pair.clean for pair in everything.pairs),
+    ):
+        assert not re.search(r"\ba [aio]\w|\ban [bcdfgjklmnpqrstvwz]|\b(a|an|cute|knitted) (a|an|two|some)\b", text), (
+            text
+        )
 
 
 def test_clean_prompts_hold_a_term_only_as_hard_negatives(everything):
@@ -95,12 +98,17 @@ def test_clean_prompts_hold_a_term_only_as_hard_negatives(everything):
     for text in filter(has_term, everything.clean):
         assert any(line in text.lower() for line in hard), text
     headings = [line for line in lines if line.startswith("#")]
-    assert len(headings) == len(CATEGORIES) - 1, "each category has its hard negatives"  # the first heading ends the part before
+    assert len(headings) == len(CATEGORIES) - 1, (
+        "each category has its hard negatives"
+    )  # the first heading ends the part before
 
 
 def test_the_sexual_category_is_about_adults(everything):
-    young = re.compile(r"\b(young|youth|child|kid|bab(y|ies)|infant|toddler|teen|girl|boy|minor|school|pupil|student|son|daughter|loli|"
-                       r"shota|juvenile|adolescent|little|playground|nursery|toy(?!s?\b)|junior|innocen|virgin|petite)", re.IGNORECASE)
+    young = re.compile(
+        r"\b(young|youth|child|kid|bab(y|ies)|infant|toddler|teen|girl|boy|minor|school|pupil|student|son|daughter|loli|"
+        r"shota|juvenile|adolescent|little|playground|nursery|toy(?!s?\b)|junior|innocen|virgin|petite)",
+        re.IGNORECASE,
+    )
     for pair in built_in(["sexual"], limit=20_000).pairs:
         assert not young.search(pair.harmful.replace("sex toy", "")) and not young.search(pair.clean), pair
 
@@ -109,27 +117,33 @@ def test_the_same_seed_gives_the_same_pairs(everything):
     assert built_in() == everything
     assert built_in(seed=1).pairs != everything.pairs
     assert built_in(["hate"], limit=100).pairs == everything.of("hate")[:100]
-    assert built_in(["hate", "violence"]).of("violence") == everything.of("violence"), "one concept does not change another"
+    assert built_in(["hate", "violence"]).of("violence") == everything.of("violence"), (
+        "one concept does not change another"
+    )
 
 
 def test_ids_labels_and_the_clean_prompts_alone(everything):
     assert everything.ids == CATEGORIES and all(topic.label and topic.description for topic in everything.topics)
     assert built_in(["violence", "hate", "violence"]).ids == ("violence", "hate")
     assert built_in([]) == Pairs((), (), everything.clean)
-    with pytest.raises(PairsError, match="\"gore\" is not a built-in concept; there are hate, .*illegal_activity"):
+    with pytest.raises(PairsError, match='"gore" is not a built-in concept; there are hate, .*illegal_activity'):
         built_in(["gore"])
 
 
 def test_every_file_of_the_library_is_installed():
     folder = Path(library.__file__).parent
     patterns = re.search(r'"hgr\.library" = \[(.*)\]', (folder.parents[1] / "pyproject.toml").read_text())[1]
-    assert {f'"*{path.suffix}"' for path in folder.iterdir() if path.is_file() and path.suffix != ".py"} <= set(patterns.split(", "))
+    assert {f'"*{path.suffix}"' for path in folder.iterdir() if path.is_file() and path.suffix != ".py"} <= set(
+        patterns.split(", ")
+    )
 
 
-# --- a style, an own concept -------------------------------------------------------------------------------------------
+# --- a style, an own concept ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["Vincent van Gogh", "pixel art", "oil painting", "mural", "Ghibli", "北斎", "{place} (style)"])
+@pytest.mark.parametrize(
+    "name", ["Vincent van Gogh", "pixel art", "oil painting", "mural", "Ghibli", "北斎", "{place} (style)"]
+)
 def test_any_style_has_pairs(name):
     style = art_style(name)
     assert len({pair.harmful for pair in style.pairs}) == len(style.pairs) >= 300
@@ -141,12 +155,18 @@ def test_any_style_has_pairs(name):
 
 def test_other_styles_stay_clean_prompts():
     style = art_style("Vincent van Gogh")
-    assert style.topics[0] == Topic("style_vincent_van_gogh", "Style: Vincent van Gogh", "Pictures in the style of Vincent van Gogh.",
-                                    ("Vincent van Gogh", "Gogh"))
+    assert style.topics[0] == Topic(
+        "style_vincent_van_gogh",
+        "Style: Vincent van Gogh",
+        "Pictures in the style of Vincent van Gogh.",
+        ("Vincent van Gogh", "Gogh"),
+    )
     assert any("Gogh" in text for text in built_in([]).clean) and not any("Gogh" in text for text in style.clean)
     assert any("Frida Kahlo" in text for text in style.clean) and any("cubism" in text for text in style.clean)
-    assert any(pair.harmful.endswith(" in the style of Vincent van Gogh") and pair.clean.endswith(" in a simple style")
-               for pair in style.pairs)
+    assert any(
+        pair.harmful.endswith(" in the style of Vincent van Gogh") and pair.clean.endswith(" in a simple style")
+        for pair in style.pairs
+    )
 
 
 def test_three_words_are_enough_for_an_own_concept():
@@ -156,33 +176,50 @@ def test_three_words_are_enough_for_an_own_concept():
     texts = " / ".join(pair.harmful for pair in concept.pairs)
     assert "a sword" in texts and "an axe" in texts and not re.search(r"an? arrows|a axe", texts)
     for pair in concept.pairs:
-        assert re.search("sword|axe|arrows", pair.harmful.lower()) and not re.search("sword|axe|arrow", pair.clean.lower())
+        assert re.search("sword|axe|arrows", pair.harmful.lower()) and not re.search(
+            "sword|axe|arrow", pair.clean.lower()
+        )
         assert len(pair.harmful.split()) == pytest.approx(len(pair.clean.split()), abs=1)
     training, held_out = concept.split(0.2)
-    assert all(word in " ".join(pair.harmful for pair in training.pairs) for word in ("sword", "axe", "arrows")), "all words are trained on"
+    assert all(word in " ".join(pair.harmful for pair in training.pairs) for word in ("sword", "axe", "arrows")), (
+        "all words are trained on"
+    )
     assert held_out.pairs
 
 
 def test_a_name_alone_is_the_word():
     assert own("Pikachu").pairs == own("Pikachu", ["Pikachu"]).pairs
-    assert len(own("Pikachu").pairs) >= 200 and not re.search("an? Pikachu", " ".join(pair.harmful for pair in own("Pikachu").pairs))
+    assert len(own("Pikachu").pairs) >= 200 and not re.search(
+        "an? Pikachu", " ".join(pair.harmful for pair in own("Pikachu").pairs)
+    )
 
 
 def test_neutral_sentences_do_not_hold_the_word():
     for word in ("table", "man", "photo", "lamp"):
         concept = own("mine", [word])
         assert len(concept.pairs) >= 200
-        assert not any(re.search(rf"\b{word}s?\b", text) for text in (*concept.clean, *(pair.clean for pair in concept.pairs)))
+        assert not any(
+            re.search(rf"\b{word}s?\b", text) for text in (*concept.clean, *(pair.clean for pair in concept.pairs))
+        )
 
 
-@pytest.mark.parametrize("make", [lambda: own(""), lambda: own("_"), lambda: own("x" * 101), lambda: own("a\0b"),
-                                  lambda: own("mine", ["fine", "!?"]), lambda: art_style(" ")])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: own(""),
+        lambda: own("_"),
+        lambda: own("x" * 101),
+        lambda: own("a\0b"),
+        lambda: own("mine", ["fine", "!?"]),
+        lambda: art_style(" "),
+    ],
+)
 def test_names_that_cannot_be(make):
     with pytest.raises(PairsError, match="cannot be the name of"):
         make()
 
 
-# --- mixing and splitting ----------------------------------------------------------------------------------------------
+# --- mixing and splitting ---------------------------------------------------------------------------------------------
 
 
 def test_a_mixture_keeps_order_and_drops_doubles():
@@ -218,7 +255,9 @@ def test_a_split_shares_no_group_and_loses_nothing(everything):
     mixed = merge(everything, own("spiders"), art_style("Frida Kahlo"))
     training, held_out = mixed.split(0.15, seed=3)
     assert not {pair.group for pair in training.pairs} & {pair.group for pair in held_out.pairs}
-    assert {*training.pairs, *held_out.pairs} == set(mixed.pairs) and len(training.pairs) + len(held_out.pairs) == len(mixed.pairs)
+    assert {*training.pairs, *held_out.pairs} == set(mixed.pairs) and len(training.pairs) + len(held_out.pairs) == len(
+        mixed.pairs
+    )
     assert len(training.clean) + len(held_out.clean) == len(mixed.clean) and not {*training.clean} & {*held_out.clean}
     assert training.topics == held_out.topics == mixed.topics
     for concept in mixed.ids:
@@ -229,13 +268,17 @@ def test_a_split_shares_no_group_and_loses_nothing(everything):
 
 def test_more_rows_leave_a_split_as_it_was(everything):
     before = everything.split(0.2)[1]
-    after = merge(pairs_of("new", *map(str, range(50))), built_in(limit=1600), Pairs((), (), ("one more",))).split(0.2)[1]
+    after = merge(pairs_of("new", *map(str, range(50))), built_in(limit=1600), Pairs((), (), ("one more",))).split(0.2)[
+        1
+    ]
     assert set(before.pairs) <= set(after.pairs) and set(before.clean) <= set(after.clean)
 
 
 @pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
 def test_each_concept_is_on_both_sides_if_it_has_two_groups(share):
-    mixed = merge(*(pairs_of(concept, f"{concept} one", f"{concept} two") for concept in "abcdefgh"), pairs_of("z", "only"))
+    mixed = merge(
+        *(pairs_of(concept, f"{concept} one", f"{concept} two") for concept in "abcdefgh"), pairs_of("z", "only")
+    )
     for side in mixed.split(share):
         assert {pair.concept for pair in side.pairs} - {"z"} == set("abcdefgh")
 
@@ -247,7 +290,7 @@ def test_a_split_needs_a_share():
             pairs_of("a", "one").split(share)
 
 
-# --- files -------------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 CSV = """\ufeffConcept,id,clean,harmful,source
 violence,1,two men dance,two men fight,x
@@ -263,13 +306,17 @@ def test_a_csv_in_any_order_with_extra_columns(tmp_path):
     found = read(path)
     assert found.topics == (built_in(["violence"]).topics[0], Topic("mine", "Mine"))
     assert [(p.concept, p.harmful, p.clean) for p in found.pairs] == [
-        ("violence", "two men fight", "two men dance"), ("mine", 'a gun, "loaded" and black', "a cup")]
+        ("violence", "two men fight", "two men dance"),
+        ("mine", 'a gun, "loaded" and black', "a cup"),
+    ]
     assert found.clean == ("an old dog",)
 
 
 def test_jsonl(tmp_path):
     path = tmp_path / "mine.jsonl"
-    path.write_text('\n{"concept": "hate", "clean": "caf\\u00e9\u2028", "harmful": "b", "weight": 3}\n{"clean": "c", "harmful": null}\n')
+    path.write_text(
+        '\n{"concept": "hate", "clean": "caf\\u00e9\u2028", "harmful": "b", "weight": 3}\n{"clean": "c", "harmful": null}\n'
+    )
     assert read(path) == Pairs(built_in(["hate"]).topics, (Pair("hate", "b", "café", "hate, rows from 0"),), ("c",))
 
 
@@ -278,7 +325,9 @@ def test_rows_without_a_group_go_in_blocks_of_neighbours(tmp_path):
     lines = [f"h{i},c{i},{'even' if i % 2 == 0 else 'odd'}" for i in range(60)]
     path.write_text("\n".join(["harmful,clean,concept", *lines]))
     groups = [pair.group for pair in read(path).of("even")]
-    assert len(groups) == 30 and len(set(groups)) == 3 and groups == sorted(groups), "ten neighbours of one concept each"
+    assert len(groups) == 30 and len(set(groups)) == 3 and groups == sorted(groups), (
+        "ten neighbours of one concept each"
+    )
     assert not set(groups) & {pair.group for pair in read(path).of("odd")}
 
 
@@ -301,6 +350,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
     def full(*_):
         raise OSError("no space left")
+
     monkeypatch.setattr(rows.os, "replace", full)
     with pytest.raises(OSError, match="no space left"):
         write(pairs_of("a", "two"), path)
@@ -310,35 +360,43 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 HEAD = "harmful,clean,concept\n"
 
 
-@pytest.mark.parametrize(("name", "content", "line", "why"), [
-    ("a.csv", "", 1, "the file is empty"),
-    ("a.csv", "harmful,clean\na,b\n", 1, "must name the columns"),
-    ("a.csv", "harmful;clean;concept\na;b;c\n", 1, "with commas between"),
-    ("a.csv", "harmful,clean,concept,clean\na,b,c,d\n", 1, "each once"),
-    ("a.csv", HEAD + "a,b,c\na,b\n", 3, "2 cells, but the header has 3"),
-    ("a.csv", HEAD + "a, with a comma,b,c\n", 2, "put a prompt that holds commas in quotes"),
-    ("a.csv", HEAD + "a,b,c\n\n,b,c\n", 4, '"harmful" is missing or empty'),
-    ("a.csv", HEAD + "a, ,c\n", 2, '"clean" is missing or empty'),
-    ("a.csv", HEAD + "a,b,\n", 2, '"concept" is missing or empty'),
-    ("a.csv", HEAD + ",,\n", 2, '"clean" is missing or empty'),
-    ("a.csv", HEAD + "a,b,c\nsame ,  same,c\n", 3, "the same text"),
-    ("a.csv", HEAD + "a" * 2001 + ",b,c\n", 2, "2001 characters; at most 2000"),
-    ("a.csv", HEAD + "a,b," + "c" * 101 + "\n", 2, "101 characters; at most 100"),
-    ("a.csv", HEAD + "a" * 200_000 + ",b,c\n", 2, "not sound CSV"),
-    ("a.csv", HEAD + 'a,b,c\n"a,b,c\nd,e,f\n', 3, "not sound CSV"),
-    ("a.csv", HEAD + 'a,b,c\n"two\nlines",b,\n', 3, '"concept" is missing'),
-    ("a.csv", (HEAD + "a,b,c\n").encode() + b"caf\xe9,b,c\n", 3, "not UTF-8"),
-    ("a.csv", b"\xef\xbb\xbf" + HEAD.encode() + b"\xff,b,c\n", 2, "not UTF-8"),
-    ("a.csv", HEAD + "a,b\0,c\n", 2, "NUL"),
-    ("a.csv", "harmful,clean,concept,label\na,b,c,One\nd,e,c,Two\n", 3, '"c" has the label "Two" here, but "One" before'),
-    ("a.jsonl", '{"harmful": "a", "clean": "b", "concept": "c"}\n{"harmful": \n', 2, "not sound JSON"),
-    ("a.jsonl", '\n["a", "b", "c"]\n', 2, "must be a JSON object"),
-    ("a.jsonl", "[" * 100_000, 1, "not sound JSON"),
-    ("a.jsonl", '{"harmful": "a", "clean": "b"}', 1, '"concept" is missing'),
-    ("a.jsonl", '{"harmful": 3, "clean": "b", "concept": "c"}', 1, '"harmful" must be a text'),
-    ("a.jsonl", '{"harmful": "\\u0000", "clean": "b", "concept": "c"}', 1, "a character that no text has"),
-    ("a.jsonl", '{"harmful": "\\ud800", "clean": "b", "concept": "c"}', 1, "a character that no text has"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "line", "why"),
+    [
+        ("a.csv", "", 1, "the file is empty"),
+        ("a.csv", "harmful,clean\na,b\n", 1, "must name the columns"),
+        ("a.csv", "harmful;clean;concept\na;b;c\n", 1, "with commas between"),
+        ("a.csv", "harmful,clean,concept,clean\na,b,c,d\n", 1, "each once"),
+        ("a.csv", HEAD + "a,b,c\na,b\n", 3, "2 cells, but the header has 3"),
+        ("a.csv", HEAD + "a, with a comma,b,c\n", 2, "put a prompt that holds commas in quotes"),
+        ("a.csv", HEAD + "a,b,c\n\n,b,c\n", 4, '"harmful" is missing or empty'),
+        ("a.csv", HEAD + "a, ,c\n", 2, '"clean" is missing or empty'),
+        ("a.csv", HEAD + "a,b,\n", 2, '"concept" is missing or empty'),
+        ("a.csv", HEAD + ",,\n", 2, '"clean" is missing or empty'),
+        ("a.csv", HEAD + "a,b,c\nsame ,  same,c\n", 3, "the same text"),
+        ("a.csv", HEAD + "a" * 2001 + ",b,c\n", 2, "2001 characters; at most 2000"),
+        ("a.csv", HEAD + "a,b," + "c" * 101 + "\n", 2, "101 characters; at most 100"),
+        ("a.csv", HEAD + "a" * 200_000 + ",b,c\n", 2, "not sound CSV"),
+        ("a.csv", HEAD + 'a,b,c\n"a,b,c\nd,e,f\n', 3, "not sound CSV"),
+        ("a.csv", HEAD + 'a,b,c\n"two\nlines",b,\n', 3, '"concept" is missing'),
+        ("a.csv", (HEAD + "a,b,c\n").encode() + b"caf\xe9,b,c\n", 3, "not UTF-8"),
+        ("a.csv", b"\xef\xbb\xbf" + HEAD.encode() + b"\xff,b,c\n", 2, "not UTF-8"),
+        ("a.csv", HEAD + "a,b\0,c\n", 2, "NUL"),
+        (
+            "a.csv",
+            "harmful,clean,concept,label\na,b,c,One\nd,e,c,Two\n",
+            3,
+            '"c" has the label "Two" here, but "One" before',
+        ),
+        ("a.jsonl", '{"harmful": "a", "clean": "b", "concept": "c"}\n{"harmful": \n', 2, "not sound JSON"),
+        ("a.jsonl", '\n["a", "b", "c"]\n', 2, "must be a JSON object"),
+        ("a.jsonl", "[" * 100_000, 1, "not sound JSON"),
+        ("a.jsonl", '{"harmful": "a", "clean": "b"}', 1, '"concept" is missing'),
+        ("a.jsonl", '{"harmful": 3, "clean": "b", "concept": "c"}', 1, '"harmful" must be a text'),
+        ("a.jsonl", '{"harmful": "\\u0000", "clean": "b", "concept": "c"}', 1, "a character that no text has"),
+        ("a.jsonl", '{"harmful": "\\ud800", "clean": "b", "concept": "c"}', 1, "a character that no text has"),
+    ],
+)
 def test_a_bad_file_is_named_with_its_line(tmp_path, name, content, line, why):
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -349,8 +407,11 @@ def test_a_bad_file_is_named_with_its_line(tmp_path, name, content, line, why):
 
 
 def test_files_that_are_not_read_at_all(tmp_path, monkeypatch):
-    for name, content, why in (("a.txt", "x", "not a .csv or .jsonl file"), ("a.csv", HEAD, "holds no row"),
-                               ("a.jsonl", "\n", "holds no row")):
+    for name, content, why in (
+        ("a.txt", "x", "not a .csv or .jsonl file"),
+        ("a.csv", HEAD, "holds no row"),
+        ("a.jsonl", "\n", "holds no row"),
+    ):
         (tmp_path / name).write_text(content)
         with pytest.raises(PairsError, match=f"^{name}: {why}"):
             read(tmp_path / name)
@@ -363,7 +424,7 @@ def test_files_that_are_not_read_at_all(tmp_path, monkeypatch):
         read(tmp_path / "huge.csv")
 
 
-# --- the demo world ----------------------------------------------------------------------------------------------------
+# --- the demo world ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -380,12 +441,14 @@ def test_the_demo_world_gives_as_many_pairs_as_asked(demo):
 
 
 def test_the_demo_world_keeps_to_the_training_side(demo, monkeypatch):
-    from hgr.library import demo_world as source
+    from hgr.data.library import demo_world as source
+
     seen = set()
 
     def recorded(split, rng, kind):
         seen.add((split, kind))
         return original(split, rng, kind)
+
     original = source.draw_from
     monkeypatch.setattr(source, "draw_from", recorded)
     demo_world(20)
@@ -396,33 +459,49 @@ def test_the_demo_world_keeps_to_the_training_side(demo, monkeypatch):
     for text in (*(pair.group for pair in demo.pairs), *(text for text in demo.clean if "open air above" in text)):
         assert zlib.crc32(text.encode()) % 8 > 2
     every = " / ".join((*demo.clean, *(pair.harmful for pair in demo.pairs)))
-    for word in ("death's head", "cranium", "stiletto", "dirk", "grenade", "dynamite", "poster", "please draw", "beanie", "fizzing"):
+    for word in (
+        "death's head",
+        "cranium",
+        "stiletto",
+        "dirk",
+        "grenade",
+        "dynamite",
+        "poster",
+        "please draw",
+        "beanie",
+        "fizzing",
+    ):
         assert word not in every
 
 
 def test_each_text_of_the_demo_world_has_all_its_concepts(demo):
     """A prompt with two symbols is a harmful side of both, and so is what is left when one of them is taken away."""
     from hgr.demo.captions import _SYMBOLS
+
     labels = {}
     for pair in demo.pairs:
         labels.setdefault(pair.harmful, set()).add(pair.concept)
     words = {concept: re.compile(rf"\b({'|'.join(wordings)})\b") for concept, wordings in _SYMBOLS.items()}
     for pair in demo.pairs:
         for text in (pair.harmful, pair.clean):
-            assert labels.get(text, set()) == {concept for concept, pattern in words.items() if pattern.search(text)}, text
+            assert labels.get(text, set()) == {concept for concept, pattern in words.items() if pattern.search(text)}, (
+                text
+            )
         assert labels[pair.harmful] - labels.get(pair.clean, set()) == {pair.concept}
     sizes = Counter(map(len, labels.values()))
     assert sizes[2] > 20 and sizes[1] > 100
 
 
 def test_demo_topics_are_the_bundled_hgrs_concepts(demo):
-    from hgr import file
+    from hgr.core import file
     from hgr.demo import assets
+
     assert [(t.id, t.label, t.description) for t in demo.topics] == [
-        (c.id, c.label, c.description) for c in file.load(assets.HGR_FILE).concepts]
+        (c.id, c.label, c.description) for c in file.load(assets.HGR_FILE).concepts
+    ]
 
 
-# --- what a user chose -------------------------------------------------------------------------------------------------
+# --- what a user chose ------------------------------------------------------------------------------------------------
 
 
 def test_gather_mixes_all_sources(tmp_path):
@@ -430,15 +509,26 @@ def test_gather_mixes_all_sources(tmp_path):
     path.write_text(HEAD + "".join(f"bad {i},good {i},mine\n" for i in range(70)))
     chosen = gather(["hate"], ["Frida Kahlo", " "], ["spiders: spider, cobweb", "", "mice"], False, path, 60)
     assert Counter(pair.concept for pair in chosen.pairs) == {
-        "hate": 60, "style_frida_kahlo": 60, "spiders": 60, "mice": 60, "mine": 70}, "a file is used whole"
+        "hate": 60,
+        "style_frida_kahlo": 60,
+        "spiders": 60,
+        "mice": 60,
+        "mine": 70,
+    }, "a file is used whole"
     assert len(gather(file=path).clean) > 1000, "a file without clean prompts gets the library's"
     path.write_text(path.read_text() + ",one,\n")
     assert gather(file=path).clean == ("one",)
 
 
-@pytest.mark.parametrize(("choice", "why"), [({}, "no concept is chosen"), ({"styles": [""], "owns": [" "]}, "no concept is chosen"),
-                                             ({"concepts": ["hate"], "limit": 0}, "at least 1"),
-                                             ({"owns": [": a, b"]}, "cannot be the name")])
+@pytest.mark.parametrize(
+    ("choice", "why"),
+    [
+        ({}, "no concept is chosen"),
+        ({"styles": [""], "owns": [" "]}, "no concept is chosen"),
+        ({"concepts": ["hate"], "limit": 0}, "at least 1"),
+        ({"owns": [": a, b"]}, "cannot be the name"),
+    ],
+)
 def test_gather_says_what_is_wrong(choice, why):
     with pytest.raises(PairsError, match=why):
         gather(**choice)
@@ -454,11 +544,35 @@ def test_the_report_counts(everything):
 
 def test_command_prints_counts_and_samples_and_writes(tmp_path, capsys):
     path = tmp_path / "out" / "pairs.csv"
-    assert cli.main(["pairs", "--concepts", "hate", "violence", "--style", "Frida Kahlo", "--own", "spiders: spider, cobweb",
-                     "--limit", "70", "--output", str(path)]) == 0
+    assert (
+        cli.main(
+            [
+                "pairs",
+                "--concepts",
+                "hate",
+                "violence",
+                "--style",
+                "Frida Kahlo",
+                "--own",
+                "spiders: spider, cobweb",
+                "--limit",
+                "70",
+                "--output",
+                str(path),
+            ]
+        )
+        == 0
+    )
     out = capsys.readouterr().out
-    for text in ("Hate (hate): 70 pairs", "Violence (violence): 70 pairs", "Style: Frida Kahlo", "spiders (spiders): 70 pairs",
-                 "clean prompts: ", "\n  - ", str(path)):
+    for text in (
+        "Hate (hate): 70 pairs",
+        "Violence (violence): 70 pairs",
+        "Style: Frida Kahlo",
+        "spiders (spiders): 70 pairs",
+        "clean prompts: ",
+        "\n  - ",
+        str(path),
+    ):
         assert text in out
     assert read(path).ids == ("hate", "violence", "style_frida_kahlo", "spiders")
     assert cli.main(["pairs", "--file", str(path)]) == 0
@@ -472,8 +586,17 @@ def test_command_with_all_concepts_and_the_demo_world(capsys):
     assert all(f"({concept}): 50 pairs" in out for concept in (*CATEGORIES, "skull", "dagger", "splatter", "bomb"))
 
 
-@pytest.mark.parametrize("wrong", [[], ["--concepts", "gore"], ["--concepts", "hate", "--limit", "0"], ["--file", "missing.csv"],
-                                   ["--concepts", "hate", "--output", "pairs.txt"], ["--own", ":"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [],
+        ["--concepts", "gore"],
+        ["--concepts", "hate", "--limit", "0"],
+        ["--file", "missing.csv"],
+        ["--concepts", "hate", "--output", "pairs.txt"],
+        ["--own", ":"],
+    ],
+)
 def test_command_fails_in_one_sentence(wrong, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["pairs", *wrong]) == 2

@@ -7,18 +7,20 @@ import torch
 from helpers import WIDTH, prompt, small_hgr
 from torch import nn
 
-from hgr import file
-from hgr.denoiser import Denoiser, middle
-from hgr.detect import hed_picture
-from hgr.merge import merge
-from hgr.metrics import auroc
-from hgr.probe import empty_prompt, features, logits, train_probe
-from hgr.redirector import HGRError
-from hgr.safecfg import Prompt
+from hgr.core import file
+from hgr.core.denoiser import Denoiser, middle
+from hgr.core.hgr import HGRError
+from hgr.core.merge import merge
+from hgr.core.prompt import Prompt
+from hgr.detection.hed import hed_picture
+from hgr.detection.probe import empty_prompt, features, logits
+from hgr.training.metrics import auroc
+from hgr.training.train_probe import train_probe
 
 
 class Toy(nn.Module):
-    """Predicts a picture (B, 4, 3) that is linear in the prompt's mean features, and looks at the noisy one in its middle block."""
+    """Predicts a picture (B, 4, 3) that is linear in the prompt's mean features, and looks at the noisy one in its
+    middle block."""
 
     def __init__(self):
         super().__init__()
@@ -76,7 +78,7 @@ def test_a_clean_prompt_costs_no_evaluation():
     assert (hed_picture(hgr, model, shown(model, c), Prompt(c)).hed == 0).all() and model.module.seen == 0
 
 
-# --- the probe ---------------------------------------------------------------------------------------------------------
+# --- the probe --------------------------------------------------------------------------------------------------------
 
 
 def made(count=160, noise=0.3, seed=0):
@@ -104,7 +106,9 @@ def probed(monkeypatch):
     hgr.displacement = lambda reading, strengths: (torch.zeros(len(reading.gates), 6, WIDTH) + strengths.sum(), None)
     twins = {i: i + 1 for i in range(0, len(pictures), 2)}
     done = []
-    hgr.probe = train_probe(hgr, toy(), pictures, prompts, twins, 0.05, on_picture=lambda n, total: done.append((n, total)))
+    hgr.probe = train_probe(
+        hgr, toy(), pictures, prompts, twins, 0.05, on_picture=lambda n, total: done.append((n, total))
+    )
     assert done[-1] == (320, 320) and [n for n, _ in done] == sorted(n for n, _ in done)
     return hgr
 
@@ -132,13 +136,19 @@ def test_a_probe_is_kept_in_the_file_and_merged(probed, tmp_path):
         assert torch.equal(getattr(loaded.probe, name), getattr(probed.probe, name))
     assert loaded.probe.heads == probed.probe.heads and loaded.probe.hed == probed.probe.hed
     assert loaded.probe.training["pictures"] == 160 and loaded.probe.percents == probed.probe.percents
-    heads, hed, concepts = ([dataclasses.replace(c, id="x" + c.id) for c in part] for part in (
-        loaded.probe.heads, loaded.probe.hed, loaded.concepts))
-    other = dataclasses.replace(loaded, concepts=concepts, probe=dataclasses.replace(loaded.probe, heads=tuple(heads), hed=tuple(hed)))
+    heads, hed, concepts = (
+        [dataclasses.replace(c, id="x" + c.id) for c in part]
+        for part in (loaded.probe.heads, loaded.probe.hed, loaded.concepts)
+    )
+    other = dataclasses.replace(
+        loaded, concepts=concepts, probe=dataclasses.replace(loaded.probe, heads=tuple(heads), hed=tuple(hed))
+    )
     both = merge([loaded, other])
     file.save(both, tmp_path / "both.safetensors")
     x = torch.randn(3, *loaded.probe.mean.shape) * loaded.probe.std + loaded.probe.mean
-    assert torch.allclose(logits(file.load(tmp_path / "both.safetensors").probe, x), logits(loaded.probe, x).repeat(1, 2))
+    assert torch.allclose(
+        logits(file.load(tmp_path / "both.safetensors").probe, x), logits(loaded.probe, x).repeat(1, 2)
+    )
     other.probe = None
     assert merge([loaded, other]).probe is None
 
@@ -153,12 +163,15 @@ def test_another_denoiser_and_nan_are_refused_and_too_few_pictures_give_no_probe
     hgr, pictures, prompts, _ = made(10)
     hgr.displacement = probed.displacement
     assert train_probe(hgr, toy(), pictures, prompts, {}, 0.05) is None
-    assert "5 have prompts with \"c0\", and 8 are needed" in caplog.text
+    assert '5 have prompts with "c0", and 8 are needed' in caplog.text
 
 
 def test_the_middle_of_a_transformer_is_its_middle_block_and_a_model_without_blocks_is_refused():
     transformer = nn.Module()
-    transformer.few, transformer.layers = nn.ModuleList([nn.Identity()] * 2), nn.ModuleList([nn.Linear(1, 1) for _ in range(5)])
+    transformer.few, transformer.layers = (
+        nn.ModuleList([nn.Identity()] * 2),
+        nn.ModuleList([nn.Linear(1, 1) for _ in range(5)]),
+    )
     assert middle(transformer) is transformer.layers[2]
     with pytest.raises(ValueError, match="no middle block"):
         middle(nn.Linear(2, 2))

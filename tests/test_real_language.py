@@ -16,22 +16,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import real_language
 from real_language import BLOCK, FOLDS, GAP, Row, attack, noisy_or, positions, split, split_captions
 
-from hgr.network import HGRNetwork
-from hgr.redirector import HGR, Concept
-from hgr.redirector import Encoder as Fingerprint
-from hgr.safecfg import Prompt
+from hgr.core.hgr import HGR, Concept
+from hgr.core.hgr import Encoder as Fingerprint
+from hgr.core.network import HGRNetwork
+from hgr.core.prompt import Prompt
 
 ROWS = 4  # of each concept and pass
 LIST = 300  # concepts
 
 
 def two_passes() -> list[Row]:
-    """A list of concepts, walked twice; the second pass starts three rows late, and every eighth of its texts is the first one's."""
+    """A list of concepts, walked twice; the second pass starts three rows late, and every eighth of its texts is the
+    first one's."""
     rows = []
     for number in range(2):
-        rows += [Row("x" if concept < LIST // 2 else "y",
-                     f"harmful {concept} {row} {number * (row > 0 or concept % 2)}", f"clean {concept} {row} {number}")
-                 for concept in range(LIST) for row in range(ROWS)]
+        rows += [
+            Row(
+                "x" if concept < LIST // 2 else "y",
+                f"harmful {concept} {row} {number * (row > 0 or concept % 2)}",
+                f"clean {concept} {row} {number}",
+            )
+            for concept in range(LIST)
+            for row in range(ROWS)
+        ]
         rows += [Row("y", f"stray {i}", f"stray twin {i}") for i in range(3 * (1 - number))]
     return rows
 
@@ -43,8 +50,8 @@ def concept(row: Row) -> str:
 def test_both_passes_of_the_list_have_its_positions():
     rows = two_passes()
     found = positions([row.harmful for row in rows])
-    assert found[:LIST * ROWS] == list(range(LIST * ROWS))
-    assert found[LIST * ROWS + 3:] == list(range(LIST * ROWS))
+    assert found[: LIST * ROWS] == list(range(LIST * ROWS))
+    assert found[LIST * ROWS + 3 :] == list(range(LIST * ROWS))
     assert positions(["a", "b", "c"]) == [0, 1, 2]  # nothing repeats
 
 
@@ -126,8 +133,11 @@ class Words:
 def test_a_fold_is_measured_and_shown():
     torch.manual_seed(0)
     rows = two_passes()
-    hgr = HGR(HGRNetwork(8, 0, 2, width=16, depth=1).eval(), [Concept(id, id) for id in ("x", "y")],
-              Fingerprint("words", 0, False, torch.ones(8), torch.ones(8)))
+    hgr = HGR(
+        HGRNetwork(8, 0, 2, width=16, depth=1).eval(),
+        [Concept(id, id) for id in ("x", "y")],
+        Fingerprint("words", 0, False, torch.ones(8), torch.ones(8)),
+    )
     found = split(rows, 0)
     sides = {"in": found.inside, "out": found.outside}
     captions = ["a dog on a lawn", "two boats at sea"]
@@ -137,7 +147,8 @@ def test_a_fold_is_measured_and_shown():
             assert all(0 <= value <= 1 for value in fold["sides"][side][against]["auroc"].values())
     settings = real_language.training.Settings(losses="text")
     described = real_language.dataclasses.asdict(settings) | dict.fromkeys(
-        ("encoder", "torch", "transformers", "threads", "cpus", "data and code"), "?")
+        ("encoder", "torch", "transformers", "threads", "cpus", "data and code"), "?"
+    )
     text = real_language.tables({"environment": described, "folds": [fold | {"trained on": 5, "clean": 2}] * 2})
     assert "| in distribution, COCO captions | 0.990 |" in text and "nan" not in text
     assert not math.isnan(fold["sides"]["in"]["ece, any"])
@@ -145,8 +156,11 @@ def test_a_fold_is_measured_and_shown():
 
 def test_scores_do_not_hang_on_the_batch():
     torch.manual_seed(0)
-    hgr = HGR(HGRNetwork(8, 0, 1, width=16, depth=1).eval(), [Concept("x", "x")],
-              Fingerprint("words", 0, False, torch.ones(8), torch.ones(8)))
+    hgr = HGR(
+        HGRNetwork(8, 0, 1, width=16, depth=1).eval(),
+        [Concept("x", "x")],
+        Fingerprint("words", 0, False, torch.ones(8), torch.ones(8)),
+    )
     texts = ["harmful words of length", "short", "some harmful more words", "harmful"]
     together = real_language.score(hgr, Words(), texts)
     for i, text in enumerate(texts):

@@ -7,8 +7,9 @@ import pytest
 import torch
 from helpers import small_hgr
 
-from hgr.redirector import SENSITIVITIES, Concept, HGRError, Probe
-from hgr.report import BOTH, PICTURE, PROMPT, VERSION, Evidence, ReportError, build, flags, to_json
+from hgr.core.hgr import Concept, HGRError, Probe
+from hgr.core.options import SENSITIVITIES
+from hgr.detection.report import BOTH, PICTURE, PROMPT, VERSION, Evidence, ReportError, build, flags, to_json
 
 LEVELS = (0.9, 0.8, 0.6, 0.5, 0.3)
 
@@ -32,18 +33,46 @@ def report(*found, on=(True, True), sensitivity="normal", words=(), of=None):
 
 def one(k, score, flagged):
     """Of a concept of which the prompt alone is known, with a threshold of 0.6."""
-    return {"label": f"Concept {k}", "score": score, "threshold": 0.6, "flagged": flagged, "evidence": "prompt",
-            "all": {"prompt": [score, 0.6]}}
+    return {
+        "label": f"Concept {k}",
+        "score": score,
+        "threshold": 0.6,
+        "flagged": flagged,
+        "evidence": "prompt",
+        "all": {"prompt": [score, 0.6]},
+    }
 
 
 def test_of_prompts():
     made = report(evidence(PROMPT, [[0.9, 0.1], [0.2, 0.3]]), words=[[("a", 0.0), ("skull", 0.9)], [("b", 0.1)]])
-    assert json.loads(to_json(made)) == made == {
-        "version": VERSION, "hgr": "mine", "encoder": "a test encoder", "sensitivity": "normal", "false_positive_rate": 0.01,
-        "about": "prompts", "flagged": True, "score": 0.9, "items": [
-            {"flagged": True, "score": 0.9, "concepts": {"c0": one(0, 0.9, True), "c1": one(1, 0.1, False)},
-             "words": [["a", 0.0], ["skull", 0.9]]},
-            {"flagged": False, "score": 0.3, "concepts": {"c0": one(0, 0.2, False), "c1": one(1, 0.3, False)}, "words": [["b", 0.1]]}]}
+    assert (
+        json.loads(to_json(made))
+        == made
+        == {
+            "version": VERSION,
+            "hgr": "mine",
+            "encoder": "a test encoder",
+            "sensitivity": "normal",
+            "false_positive_rate": 0.01,
+            "about": "prompts",
+            "flagged": True,
+            "score": 0.9,
+            "items": [
+                {
+                    "flagged": True,
+                    "score": 0.9,
+                    "concepts": {"c0": one(0, 0.9, True), "c1": one(1, 0.1, False)},
+                    "words": [["a", 0.0], ["skull", 0.9]],
+                },
+                {
+                    "flagged": False,
+                    "score": 0.3,
+                    "concepts": {"c0": one(0, 0.2, False), "c1": one(1, 0.3, False)},
+                    "words": [["b", 0.1]],
+                },
+            ],
+        }
+    )
 
 
 def test_the_evidence_that_is_furthest_above_its_threshold_decides_whatever_the_higher_score():
@@ -57,8 +86,13 @@ def test_the_evidence_that_is_furthest_above_its_threshold_decides_whatever_the_
 
 
 def test_at_its_threshold_a_concept_is_flagged_and_certainty_is_no_overflow():
-    made = report(Evidence(PROMPT, torch.tensor([[0.6, 1.0], [0.0, 0.0]]), [dataclasses.replace(c, threshold=torch.tensor(0.6).item())
-                                                                          for c in concepts(0.6, 0.6)]))
+    made = report(
+        Evidence(
+            PROMPT,
+            torch.tensor([[0.6, 1.0], [0.0, 0.0]]),
+            [dataclasses.replace(c, threshold=torch.tensor(0.6).item()) for c in concepts(0.6, 0.6)],
+        )
+    )
     assert [concept["flagged"] for concept in made["items"][0]["concepts"].values()] == [True, True]
     assert not made["items"][1]["flagged"]
 
@@ -79,7 +113,11 @@ def test_a_concept_that_is_off_is_left_out():
     made = report(evidence(PROMPT, [[0.9, 0.2]]), on=(False, True))
     assert list(made["items"][0]["concepts"]) == ["c1"] and not made["flagged"] and made["score"] == 0.2
     none = report(evidence(PROMPT, [[0.9, 0.9]]), on=(False, False))
-    assert (none["flagged"], none["score"], none["items"]) == (False, 0.0, [{"flagged": False, "score": 0.0, "concepts": {}}])
+    assert (none["flagged"], none["score"], none["items"]) == (
+        False,
+        0.0,
+        [{"flagged": False, "score": 0.0, "concepts": {}}],
+    )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -92,9 +130,21 @@ def test_nan_is_an_error_and_never_clean(bad):
 
 def test_the_stated_rate_is_the_probes_for_pictures_the_sum_of_what_was_merged_and_unknown_where_one_is():
     prompts, pictures = evidence(PROMPT, [[0.1, 0.1]]), evidence(PICTURE, [[0.1, 0.1]])
-    probe = Probe((0.5,), torch.zeros(1, 1), torch.ones(1, 1), torch.zeros(2, 1, 1), torch.zeros(2), (), (), {"false_positive_rate": 0.05})
+    probe = Probe(
+        (0.5,),
+        torch.zeros(1, 1),
+        torch.ones(1, 1),
+        torch.zeros(2, 1, 1),
+        torch.zeros(2),
+        (),
+        (),
+        {"false_positive_rate": 0.05},
+    )
     one = dataclasses.replace(hgr(false_positive_rate=0.01), probe=probe)
-    assert report(prompts, of=one)["false_positive_rate"] == 0.01 and report(pictures, of=one)["false_positive_rate"] == 0.05
+    assert (
+        report(prompts, of=one)["false_positive_rate"] == 0.01
+        and report(pictures, of=one)["false_positive_rate"] == 0.05
+    )
     merged = hgr(merged=[{"false_positive_rate": 0.01}, {"false_positive_rate": 0.02}])
     assert report(prompts, of=merged)["false_positive_rate"] == pytest.approx(0.03)
     for unknown in ({}, {"false_positive_rate": "1 %"}, {"merged": [{"false_positive_rate": 0.01}, {}]}):
@@ -112,10 +162,23 @@ def test_read_back():
         flags(prompts, 3)
 
 
-@pytest.mark.parametrize("text", ["", "no", "null", "3", "[]", "{}", '{"version": 1, "items": []}', "[" * 10**5,
-                                  '{"version": 1, "about": "prompts", "items": [1]}', '{"version": 1, "about": "prompts", "items": 1}',
-                                  '{"version": 1, "about": "prompts", "items": [{"flagged": 1}]}',
-                                  '{"version": 1, "about": "prompts", "items": [{"score": 1}]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no",
+        "null",
+        "3",
+        "[]",
+        "{}",
+        '{"version": 1, "items": []}',
+        "[" * 10**5,
+        '{"version": 1, "about": "prompts", "items": [1]}',
+        '{"version": 1, "about": "prompts", "items": 1}',
+        '{"version": 1, "about": "prompts", "items": [{"flagged": 1}]}',
+        '{"version": 1, "about": "prompts", "items": [{"score": 1}]}',
+    ],
+)
 def test_what_is_no_report_is_an_error(text):
     with pytest.raises(ReportError, match="not the report of a Harmfulness Detector"):
         flags(text)

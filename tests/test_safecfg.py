@@ -6,8 +6,9 @@ import pytest
 import torch
 from helpers import CHUNK, WIDTH, prompt, small_hgr
 
-from hgr.redirector import MAX_TOKENS, HGRError
-from hgr.safecfg import Prompt, redirect
+from hgr.core.hgr import MAX_TOKENS, HGRError
+from hgr.core.prompt import Prompt
+from hgr.core.redirect import redirect
 
 
 def test_a_clean_prompt_and_an_idle_strength_give_the_same_objects():
@@ -128,7 +129,9 @@ def test_a_missing_pooled_output_is_an_error():
 
 def test_prompts_of_different_batch_sizes_share_one_negative():
     hgr, two, three = small_hgr(), prompt(2), prompt(3, seed=6)
-    negative = redirect(hgr, [Prompt(two), Prompt(three)], [Prompt(prompt())], [1.0, 1.0], "dynamic").negative[0].features
+    negative = (
+        redirect(hgr, [Prompt(two), Prompt(three)], [Prompt(prompt())], [1.0, 1.0], "dynamic").negative[0].features
+    )
     delta = [hgr.displacement(hgr.read(c), torch.ones(2))[0] for c in (two, three)]
     assert negative.shape[0] == 6  # however often the host repeats each of them, a sample's rows belong together
     for i in range(6):

@@ -1,4 +1,5 @@
-"""`python -m hgr train` and `eval`: on one process and two, interrupted and resumed, on every family of models, and how they fail."""
+"""`python -m hgr train` and `eval`: on one process and two, interrupted and resumed, on every family of models, and how
+they fail."""
 
 from __future__ import annotations
 
@@ -20,11 +21,27 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import hgr
-from hgr import cli, file, pairs, training
+from hgr import cli
 from hgr.cli.bars import Bars
-from hgr.loop import Loop
+from hgr.core import file
+from hgr.data import sources as pairs
+from hgr.training import train_hgr as training
+from hgr.training.loop import Loop
 
-QUICK = ["--steps", "6", "--batch", "8", "--width", "32", "--depth", "1", "--pictures", "8", "--false-positive-rate", "0.1"]
+QUICK = [
+    "--steps",
+    "6",
+    "--batch",
+    "8",
+    "--width",
+    "32",
+    "--depth",
+    "1",
+    "--pictures",
+    "8",
+    "--false-positive-rate",
+    "0.1",
+]
 DEMO = ["--demo", "--limit", "50", *QUICK]
 
 
@@ -104,7 +121,11 @@ def test_a_training_with_enough_pictures_makes_a_probe_and_says_how_good_it_is(f
     code, output = train(tmp_path, "--file", few, *QUICK, "--steps", "40", "--pictures", "16")
     out = capsys.readouterr().out
     metrics = file.load(output).probe.training["metrics"]["skull"]
-    assert code == 0 and f"picture probe, from 16 pictures: AUROC Skull {metrics['auroc']:.3f}" in out and "hgr probe" not in out
+    assert (
+        code == 0
+        and f"picture probe, from 16 pictures: AUROC Skull {metrics['auroc']:.3f}" in out
+        and "hgr probe" not in out
+    )
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(tmp_path / "work" / "logs"))
     events.Reload()
@@ -112,14 +133,19 @@ def test_a_training_with_enough_pictures_makes_a_probe_and_says_how_good_it_is(f
 
 
 def test_pictures_of_another_model_are_not_used(models, few, tmp_path, monkeypatch):
-    from hgr.hosts.diffusers import training as host
+    from hgr.hosts.diffusers import denoiser as host
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     painted, made = [], host.denoiser
-    monkeypatch.setattr(host, "denoiser", lambda pipe, seed: dataclasses.replace(
-        found := made(pipe, seed), paint=lambda *more: painted.append(pipe) or found.paint(*more)))
+    monkeypatch.setattr(
+        host,
+        "denoiser",
+        lambda pipe, seed: dataclasses.replace(
+            found := made(pipe, seed), paint=lambda *more: painted.append(pipe) or found.paint(*more)
+        ),
+    )
     options = ["--file", few, *QUICK, "--model"]
     with monkeypatch.context() as patch:
         patch.setattr(training, "_layers", interrupted)
@@ -134,10 +160,27 @@ def test_two_processes_give_what_one_gives_with_the_double_batch(whole, tmp_path
     output = tmp_path / "two.safetensors"
     # with --cpu, accelerate starts several processes by MPI only
     launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-    command = [sys.executable, "-m", *launcher, "-m", "hgr", "train", *DEMO, "--batch", "4", "--device", "cpu",
-               "--work", tmp_path / "work", "--output", output]
+    command = [
+        sys.executable,
+        "-m",
+        *launcher,
+        "-m",
+        "hgr",
+        "train",
+        *DEMO,
+        "--batch",
+        "4",
+        "--device",
+        "cpu",
+        "--work",
+        tmp_path / "work",
+        "--output",
+        output,
+    ]
     environment = os.environ | {"PYTHONPATH": str(Path(hgr.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("clean prompts in which a concept fires") == 1, "the main process alone prints"
     one, two = load_file(whole[1]), load_file(output)
@@ -155,7 +198,10 @@ def test_an_interrupted_training_goes_on_to_the_same_file(whole, tmp_path, monke
         code, output = train(tmp_path, *DEMO)
     checkpoint = tmp_path / "work" / "hgr.checkpoint.safetensors"
     assert code == 130 and checkpoint.exists() and not output.exists()
-    assert capsys.readouterr().err.splitlines()[-1] == f"hgr: interrupted; {checkpoint} is kept, the same command goes on from there."
+    assert (
+        capsys.readouterr().err.splitlines()[-1]
+        == f"hgr: interrupted; {checkpoint} is kept, the same command goes on from there."
+    )
     assert signal.getsignal(signal.SIGINT) is before
 
     code, _ = train(tmp_path, *DEMO, "--steps", "7")
@@ -167,14 +213,20 @@ def test_an_interrupted_training_goes_on_to_the_same_file(whole, tmp_path, monke
     code, output = train(tmp_path, *DEMO)
     assert code == 0 and [done for name, done in steps if name == "steps"] == [4, 5, 6]
     (tensors, metadata), (resumed, resumed_metadata) = contents(whole[1]), contents(output)
-    assert metadata == resumed_metadata and all(torch.equal(tensors[key], resumed[key]) for key in tensors.keys() | resumed.keys())
+    assert metadata == resumed_metadata and all(
+        torch.equal(tensors[key], resumed[key]) for key in tensors.keys() | resumed.keys()
+    )
     assert not checkpoint.exists()
 
 
 def test_an_interruption_before_the_first_step_leaves_nothing(few, tmp_path, monkeypatch, capsys):
     when(monkeypatch, "prompts", 2, interrupt)
     code, output = train(tmp_path, "--file", few, *QUICK)
-    assert code == 130 and not output.exists() and [path.name for path in (tmp_path / "work").iterdir()] == ["training.json"]
+    assert (
+        code == 130
+        and not output.exists()
+        and [path.name for path in (tmp_path / "work").iterdir()] == ["training.json"]
+    )
     assert "before the first step" in capsys.readouterr().err
 
 
@@ -183,7 +235,9 @@ def test_a_loss_that_is_not_finite_is_one_sentence_and_the_checkpoint_stays(few,
     code, output = train(tmp_path, "--file", few, *QUICK, "--losses", "text", "--lr", "1e30")
     last = capsys.readouterr().err.splitlines()[-1]
     assert code == 2 and not output.exists() and (tmp_path / "work" / "hgr.checkpoint.safetensors").exists()
-    assert last.startswith("hgr: the loss is ") and last.endswith("Try a lower learning rate. That needs another --work, too.")
+    assert last.startswith("hgr: the loss is ") and last.endswith(
+        "Try a lower learning rate. That needs another --work, too."
+    )
 
 
 def test_a_place_that_has_gone_meanwhile_costs_no_training(few, tmp_path, monkeypatch, capsys):
@@ -211,7 +265,9 @@ def test_processes_stop_together(tmp_path):
         Loop("x", module, 9, 0.1, tmp_path, 0, reduce=at_step_4)
 
     before = module.weight.clone()
-    loop = Loop("x", module, 9, 0.1, tmp_path, 0, reduce=lambda tensors: tensors[0].mul_(torch.nan if len(tensors) > 1 else 1))
+    loop = Loop(
+        "x", module, 9, 0.1, tmp_path, 0, reduce=lambda tensors: tensors[0].mul_(torch.nan if len(tensors) > 1 else 1)
+    )
     with pytest.raises(FloatingPointError, match="at step 0"):
         loop.run(lambda rng, generator: module(torch.ones(1, 3)).square().sum())
     assert torch.equal(module.weight, before)
@@ -226,24 +282,40 @@ def test_a_configuration_file_gives_what_the_command_line_does_not(few, tmp_path
 
     monkeypatch.setattr(training, "train", stop)
     config = tmp_path / "my.json"
-    config.write_text(json.dumps({"file": str(few), "false-positive-rate": 0.1, "losses": "text", "steps": 9, "lr": 0.01, "demo": False,
-                                  "latents": None, "work": str(tmp_path / "elsewhere"), "output": str(tmp_path / "x.safetensors")}))
+    config.write_text(
+        json.dumps(
+            {
+                "file": str(few),
+                "false-positive-rate": 0.1,
+                "losses": "text",
+                "steps": 9,
+                "lr": 0.01,
+                "demo": False,
+                "latents": None,
+                "work": str(tmp_path / "elsewhere"),
+                "output": str(tmp_path / "x.safetensors"),
+            }
+        )
+    )
     assert cli.main(["train", "--config", str(config), "--steps", "4"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "hgr: seen"
     assert asked | {"steps": 4, "lr": 0.01, "losses": "text", "false_positive_rate": 0.1, "batch": 32} == asked
     assert asked["work"] == tmp_path / "elsewhere"
 
 
-@pytest.mark.parametrize(("text", "why"), [
-    ('{"stepz": 3}', '"stepz" is unknown; there are model, output'),
-    ('{"steps": "many"}', "argument --steps: invalid int value: 'many'"),
-    ('{"losses": "pixels"}', "argument --losses: invalid choice"),
-    ('{"steps": true}', '"steps" is true, but must be a number'),
-    ('{"demo": 1}', '"demo" is 1, but must be true or false'),
-    ('{"config": "other.json"}', '"config" is unknown'),
-    ('[1]', "must be a JSON object"),
-    ('{', "not sound JSON"),
-])
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"stepz": 3}', '"stepz" is unknown; there are model, output'),
+        ('{"steps": "many"}', "argument --steps: invalid int value: 'many'"),
+        ('{"losses": "pixels"}', "argument --losses: invalid choice"),
+        ('{"steps": true}', '"steps" is true, but must be a number'),
+        ('{"demo": 1}', '"demo" is 1, but must be true or false'),
+        ('{"config": "other.json"}', '"config" is unknown'),
+        ("[1]", "must be a JSON object"),
+        ("{", "not sound JSON"),
+    ],
+)
 def test_a_wrong_configuration_names_the_file_and_the_key(text, why, tmp_path, capsys):
     config = tmp_path / "my.json"
     config.write_text(text)
@@ -252,18 +324,21 @@ def test_a_wrong_configuration_names_the_file_and_the_key(text, why, tmp_path, c
     assert err.startswith(f"hgr: my.json: {why}") and err.count("\n") == 1
 
 
-@pytest.mark.parametrize(("options", "why"), [
-    (["--model", "nowhere"], "nowhere: no such folder"),
-    (["--model", "."], "holds no model_index.json"),
-    (["--device", "abacus"], "--device abacus"),
-    (["--output", "x.bin"], "ends in .safetensors"),
-    (["--output", __file__[:-3] + ".safetensors", "--config", "nowhere.json"], "nowhere.json: cannot be read"),
-    (["--latents", "nowhere.safetensors"], "no such file"),
-    (["--latents", "nowhere.safetensors", "--losses", "text"], "look at no pictures"),
-    (["--pictures", "0"], "pictures is 0"),
-    (["--pictures", "2"], "pictures is 2"),
-    (["--batch", "0"], "batch is 0"),
-])
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--model", "nowhere"], "nowhere: no such folder"),
+        (["--model", "."], "holds no model_index.json"),
+        (["--device", "abacus"], "--device abacus"),
+        (["--output", "x.bin"], "ends in .safetensors"),
+        (["--output", __file__[:-3] + ".safetensors", "--config", "nowhere.json"], "nowhere.json: cannot be read"),
+        (["--latents", "nowhere.safetensors"], "no such file"),
+        (["--latents", "nowhere.safetensors", "--losses", "text"], "look at no pictures"),
+        (["--pictures", "0"], "pictures is 0"),
+        (["--pictures", "2"], "pictures is 2"),
+        (["--batch", "0"], "batch is 0"),
+    ],
+)
 def test_bad_options_of_train_are_one_sentence(few, options, why, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert train(tmp_path, "--file", few, *QUICK, *options)[0] == 2
@@ -287,7 +362,7 @@ def models(tmp_path_factory):
     """Folders in diffusers' layout by family."""
     import tiny
 
-    from hgr.hosts.diffusers import load_demo_pipeline
+    from hgr.hosts.diffusers.demo import load_demo_pipeline
 
     demo = load_demo_pipeline()
     folder = tmp_path_factory.mktemp("models")
@@ -299,17 +374,27 @@ def models(tmp_path_factory):
 @pytest.mark.parametrize("losses", ["attention", "attention and score"])
 @pytest.mark.parametrize("family", ["sdxl", "sd2"])
 def test_an_hgr_for_each_family_guides_its_model(models, few, family, losses, tmp_path):
-    from hgr.hosts.diffusers import SafeCFG
     from hgr.hosts.diffusers.loading import load_pipeline
+    from hgr.hosts.diffusers.pipeline import SafeCFG
 
-    code, output = train(tmp_path, "--model", models / family, "--file", few, *QUICK, "--steps", "3", "--losses", losses)
+    code, output = train(
+        tmp_path, "--model", models / family, "--file", few, *QUICK, "--steps", "3", "--losses", losses
+    )
     assert code == 0
     safe = SafeCFG(load_pipeline(models / family, torch.device("cpu")), output)
     assert safe.hgr.network.pooled_dim == (32 if family == "sdxl" else 0) and safe.hgr.training["losses"] == losses
     # three steps teach the gates nothing: they are opened by hand
     safe.hgr.concepts[:] = [dataclasses.replace(concept, scale=0.0, bias=5.0) for concept in safe.hgr.concepts]
-    plain, guided = (safe("a skull", strength=strength, num_inference_steps=2, output_type="latent",
-                          generator=torch.Generator().manual_seed(0)).images for strength in (0.0, 1.0))
+    plain, guided = (
+        safe(
+            "a skull",
+            strength=strength,
+            num_inference_steps=2,
+            output_type="latent",
+            generator=torch.Generator().manual_seed(0),
+        ).images
+        for strength in (0.0, 1.0)
+    )
     assert guided.isfinite().all() and not torch.equal(plain, guided)
 
 
@@ -326,7 +411,7 @@ def test_the_text_losses_need_no_denoiser_and_no_tensorboard(models, few, tmp_pa
 
 
 def test_the_users_own_pictures_are_what_the_denoiser_looks_at(models, few, tmp_path, monkeypatch, capsys):
-    from hgr.hosts.diffusers import training as host
+    from hgr.hosts.diffusers import denoiser as host
 
     latents = torch.randn(3, 4, 8, 8)
     save_file({"latents": latents}, tmp_path / "mine.safetensors")
@@ -336,16 +421,33 @@ def test_the_users_own_pictures_are_what_the_denoiser_looks_at(models, few, tmp_
 
     def watched(*given):
         found = made(*given)
-        return dataclasses.replace(found, at=lambda z, *more: seen.append(z) or found.at(z, *more),
-                                   paint=lambda *more: painted.append(1) or found.paint(*more))
+        return dataclasses.replace(
+            found,
+            at=lambda z, *more: seen.append(z) or found.at(z, *more),
+            paint=lambda *more: painted.append(1) or found.paint(*more),
+        )
 
     monkeypatch.setattr(host, "denoiser", watched)
-    for name, why in (("rgb", "3 channels, the model's 4"), ("other", "a tensor \"latents\"")):
-        assert train(tmp_path, "--model", models / "sd2", "--file", few, *QUICK, "--latents", tmp_path / f"{name}.safetensors")[0] == 2
+    for name, why in (("rgb", "3 channels, the model's 4"), ("other", 'a tensor "latents"')):
+        assert (
+            train(
+                tmp_path,
+                "--model",
+                models / "sd2",
+                "--file",
+                few,
+                *QUICK,
+                "--latents",
+                tmp_path / f"{name}.safetensors",
+            )[0]
+            == 2
+        )
         assert why in capsys.readouterr().err
     options = ["--model", models / "sd2", "--file", few, *QUICK, "--latents", tmp_path / "mine.safetensors"]
     assert train(tmp_path, *options, "--pictures", "0")[0] == 0
-    assert not painted and {tuple(z.flatten().tolist()) for part in seen for z in part} == {tuple(z.flatten().tolist()) for z in latents}
+    assert not painted and {tuple(z.flatten().tolist()) for part in seen for z in part} == {
+        tuple(z.flatten().tolist()) for z in latents
+    }
     assert "no picture probe" in capsys.readouterr().out
     assert train(tmp_path, *options, name="with_probe")[0] == 0
     assert painted == [1], "the probe needs the model's own"
@@ -359,20 +461,28 @@ def test_half_precision_files_alone_are_found(models, tmp_path):
     pipe = load_pipeline(tmp_path / "half", torch.device("cpu"))
     assert pipe.unet.dtype == torch.float32 and pipe.components["safety_checker"] is None
     index = tmp_path / "half" / "model_index.json"
-    index.write_text(json.dumps({"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}))
+    index.write_text(
+        json.dumps({"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]})
+    )
     with pytest.raises(ValueError, match="FluxPipeline; only Stable Diffusion"):
         load_pipeline(tmp_path / "half", torch.device("cpu"))
 
 
 def test_eval_reports_on_the_bundled_model(tmp_path, capsys):
     output = tmp_path / "new" / "report.json"
-    assert cli.main(["eval", "--demo", "--limit", "60", "--pictures", "2", "--steps", "3", "--output", str(output)]) == 0
+    assert (
+        cli.main(["eval", "--demo", "--limit", "60", "--pictures", "2", "--steps", "3", "--output", str(output)]) == 0
+    )
     out = capsys.readouterr().out
     report = json.loads(output.read_text())
     assert list(report["concepts"]) == ["skull", "dagger", "splatter", "bomb"] and not report["not_evaluated"]
     for found in report["concepts"].values():
-        assert found["auroc_twins"] > 0.9 and found["auroc_clean"] > 0.9 and found["recall"] > 0.8 and found["ece"] < 0.1
-        assert 0 <= found["false_positives_at_95_recall"] <= 0.1 and found["false_positives"] < 0.1 and found["hed"] > 0.05
+        assert (
+            found["auroc_twins"] > 0.9 and found["auroc_clean"] > 0.9 and found["recall"] > 0.8 and found["ece"] < 0.1
+        )
+        assert (
+            0 <= found["false_positives_at_95_recall"] <= 0.1 and found["false_positives"] < 0.1 and found["hed"] > 0.05
+        )
     assert report["harmful"]["hed"] > 10 * report["clean"]["hed"] and report["clean"]["flagged"] < 0.1
     pictures = report["pictures"]
     assert pictures["clean"] == pictures["harmful"] == 2
@@ -384,7 +494,9 @@ def test_eval_reports_on_the_bundled_model(tmp_path, capsys):
 
 def test_eval_lists_what_it_has_no_pairs_for(few, tmp_path, capsys):
     more = tmp_path / "more.csv"
-    more.write_text(few.read_text() + "\n".join(f"a {n} ghost by a lake,a {n} boat by a lake,ghost,," for n in range(30)) + "\n")
+    more.write_text(
+        few.read_text() + "\n".join(f"a {n} ghost by a lake,a {n} boat by a lake,ghost,," for n in range(30)) + "\n"
+    )
     assert cli.main(["eval", "--file", str(more), "--pictures", "0", "--output", str(tmp_path / "report.json")]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert list(report["concepts"]) == ["skull"] and "pictures" not in report
@@ -393,11 +505,14 @@ def test_eval_lists_what_it_has_no_pairs_for(few, tmp_path, capsys):
     assert "dagger: not evaluated" in out and "ghost: not in this HGR" in out
 
 
-@pytest.mark.parametrize(("options", "why"), [
-    (["--model", "somewhere"], "give --hgr FILE"),
-    (["--hgr", "nowhere.safetensors"], "nowhere.safetensors: cannot be read"),
-    (["--steps", "0"], "--steps is 0"),
-])
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--model", "somewhere"], "give --hgr FILE"),
+        (["--hgr", "nowhere.safetensors"], "nowhere.safetensors: cannot be read"),
+        (["--steps", "0"], "--steps is 0"),
+    ],
+)
 def test_bad_options_of_eval_are_one_sentence(few, options, why, capsys):
     assert cli.main(["eval", "--file", str(few), *options]) == 2
     err = capsys.readouterr().err
@@ -413,7 +528,12 @@ def test_eval_refuses_pairs_and_files_that_say_nothing_about_each_other(few, who
     file.save(dataclasses.replace(file.load(whole[1]), training={}), anonymous)
     assert cli.main(["eval", "--file", str(few), "--hgr", str(anonymous)]) == 2
     assert "does not say by which one seed" in capsys.readouterr().err
-    assert cli.main(["eval", "--model", str(models / "sd2"), "--file", str(few), "--hgr", str(whole[1]), "--pictures", "0"]) == 2
+    assert (
+        cli.main(
+            ["eval", "--model", str(models / "sd2"), "--file", str(few), "--hgr", str(whole[1]), "--pictures", "0"]
+        )
+        == 2
+    )
     assert "was made for CLIPTextModel (128)" in capsys.readouterr().err
 
 

@@ -6,18 +6,20 @@ import torch.nn.functional as F
 from helpers import prompt
 from torch import nn
 
-from hgr import training
-from hgr.attention import cross_attention, record
-from hgr.calibration import calibrate, platt, thresholds
-from hgr.denoiser import Denoiser
-from hgr.examples import Examples
-from hgr.features import Features
-from hgr.loop import Loop
-from hgr.losses import attention_distances, attention_loss, score_loss
-from hgr.pairs import Pair, Pairs, PairsError, Topic
-from hgr.redirector import Concept, HGRError
-from hgr.safecfg import Prompt
-from hgr.training import Settings, train
+from hgr.core.denoiser import Denoiser
+from hgr.core.hgr import Concept, HGRError
+from hgr.core.prompt import Prompt
+from hgr.data.examples import Examples
+from hgr.data.pair_file import PairsError
+from hgr.data.pairs import Pair, Pairs, Topic
+from hgr.training import train_hgr as training
+from hgr.training.attention import cross_attention, record
+from hgr.training.calibration import calibrate, platt, thresholds
+from hgr.training.encoded_prompts import Features
+from hgr.training.loop import Loop
+from hgr.training.losses import attention_distances, attention_loss, score_loss
+from hgr.training.settings import Settings
+from hgr.training.train_hgr import train
 
 
 def line(seed=0):
@@ -85,18 +87,28 @@ def test_the_stated_rate_holds_on_new_clean_prompts_though_few_were_seen():
     rates = []
     for _ in range(60):
         # six concepts that fire on different prompts, of which some are noisier
-        seen, new, none = (torch.sigmoid(torch.randn(n, 6, generator=generator) * torch.arange(1, 7)) for n in (200, 4000, 1000))
+        seen, new, none = (
+            torch.sigmoid(torch.randn(n, 6, generator=generator) * torch.arange(1, 7)) for n in (200, 4000, 1000)
+        )
         limits = torch.tensor(thresholds(seen, 0.02, none, high=1.0))
         rates.append((new >= limits).any(1).float().mean())
     assert 0.01 < torch.stack(rates).mean() < 0.022
     strict = [thresholds(seen, rate, high=1.0)[0] for rate in (0.02, 0.004, 0.002, 0.001)]
-    assert strict == sorted(strict) and strict[-1] > strict[1], "a rate that 200 prompts cannot show must still be stricter"
+    assert strict == sorted(strict) and strict[-1] > strict[1], (
+        "a rate that 200 prompts cannot show must still be stricter"
+    )
 
 
 def test_each_sensitivity_is_stricter_than_the_next_also_where_classes_are_apart():
-    scores, labels = torch.tensor([[9.0], [8.0], [-9.0], [-8.0]] * 60), torch.tensor([[True], [True], [False], [False]] * 60)
-    concept, = calibrate([Concept("a", "A")], scores, labels, torch.ones_like(labels), scores[~labels[:, 0]], 0.01)
-    assert list(concept.levels) == sorted(set(concept.levels), reverse=True) and concept.levels[2] == concept.threshold == 0.3
+    scores, labels = (
+        torch.tensor([[9.0], [8.0], [-9.0], [-8.0]] * 60),
+        torch.tensor([[True], [True], [False], [False]] * 60),
+    )
+    (concept,) = calibrate([Concept("a", "A")], scores, labels, torch.ones_like(labels), scores[~labels[:, 0]], 0.01)
+    assert (
+        list(concept.levels) == sorted(set(concept.levels), reverse=True)
+        and concept.levels[2] == concept.threshold == 0.3
+    )
 
 
 def test_a_checkpoint_of_another_training_is_not_resumed(tmp_path):
@@ -127,7 +139,10 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(8, 8)])
 
     def forward(self, hidden_states, context):
-        q, k, v = (x.unflatten(-1, (2, 4)).transpose(1, 2) for x in (self.to_q(hidden_states), self.to_k(context), self.to_v(context)))
+        q, k, v = (
+            x.unflatten(-1, (2, 4)).transpose(1, 2)
+            for x in (self.to_q(hidden_states), self.to_k(context), self.to_v(context))
+        )
         return self.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -145,29 +160,37 @@ def test_a_recorded_layer_is_the_denoisers_own():
     unet, z, context = Unet(), torch.randn(1, 5, 8), prompt(1)
     modules = cross_attention(unet)
     assert modules == [unet.attn2]
-    layer, = record(modules, lambda: unet(z, torch.randn(1, 6, 16)), 99, torch.Generator().manual_seed(0))
+    (layer,) = record(modules, lambda: unet(z, torch.randn(1, 6, 16)), 99, torch.Generator().manual_seed(0))
     torch.testing.assert_close(layer(context).sort(1).values, unet(z, context).sort(1).values)
-    with pytest.raises(ValueError, match="choose the losses \"text\""):
+    with pytest.raises(ValueError, match='choose the losses "text"'):
         cross_attention(nn.Linear(2, 2))
 
 
 def test_attention_and_score_losses_are_shares_of_the_original_distance():
     unet = Unet()
-    layers = record([unet.attn2], lambda: unet(torch.randn(3, 5, 8), torch.randn(3, 6, 16)), 7, torch.Generator().manual_seed(0))
+    layers = record(
+        [unet.attn2], lambda: unet(torch.randn(3, 5, 8), torch.randn(3, 6, 16)), 7, torch.Generator().manual_seed(0)
+    )
     assert layers[0].queries.shape == (7, 8)
     harmful, clean = prompt(2), prompt(2, seed=5)
     distances = attention_distances(layers, harmful, clean)
     predict = lambda f: f.square().sum(1)  # noqa: E731
-    for loss in (lambda s: attention_loss(layers, distances, s, clean), lambda s: score_loss(predict(s), predict(clean), predict(harmful))):
+    for loss in (
+        lambda s: attention_loss(layers, distances, s, clean),
+        lambda s: score_loss(predict(s), predict(clean), predict(harmful)),
+    ):
         assert loss(clean).item() == 0
         assert loss(harmful).item() == pytest.approx(1, abs=0.5)
 
 
-# --- a toy text encoder: a word is a vector, the first token is fixed, the last one knows all words -----------------------
+# --- a toy text encoder: a word is a vector, the first token is fixed, the last one knows all words -------------------
 
 CONCEPTS = {"bomb": "ball", "skull": "apple"}
-THINGS = [f"{a} {b}" for a in ("red", "old", "big", "tiny", "wet", "fine", "odd", "flat")
-          for b in ("house", "tree", "car", "lamp", "cat", "boat", "hat")]
+THINGS = [
+    f"{a} {b}"
+    for a in ("red", "old", "big", "tiny", "wet", "fine", "odd", "flat")
+    for b in ("house", "tree", "car", "lamp", "cat", "boat", "hat")
+]
 
 
 def word(text, width=16):
@@ -188,8 +211,11 @@ def toy_encode(texts, pooled=False, varied=False):
 
 def toy_pairs(count=56):
     topics = tuple(Topic(name, name.title()) for name in CONCEPTS)
-    pairs = tuple(Pair(name, f"{thing} and {name}", f"{thing} and {twin}", f"{name}{i}")
-                  for name, twin in CONCEPTS.items() for i, thing in enumerate(THINGS[:count]))
+    pairs = tuple(
+        Pair(name, f"{thing} and {name}", f"{thing} and {twin}", f"{name}{i}")
+        for name, twin in CONCEPTS.items()
+        for i, thing in enumerate(THINGS[:count])
+    )
     return Pairs(topics, pairs, tuple(f"{a} by {b}" for a in THINGS for b in THINGS[::8]))
 
 
@@ -203,9 +229,20 @@ def test_training_finds_the_concepts_moves_their_features_and_leaves_the_rest(tm
     steps = []
     hgr = train(toy_pairs(), encode, "a toy", TOY, tmp_path, on_step=lambda step, loss: steps.append(step))
     assert steps == list(range(1, 201)) and not list(tmp_path.iterdir())
-    assert hgr.ids == ["bomb", "skull"] and hgr.encoder.family == "a toy" and hgr.network.pooled_dim == (16 if kind == "pooled" else 0)
-    harmful, clean, both, skull_only = (encode([text])[0] for text in (
-        "huge dog and bomb", "huge dog and ball", "huge dog and bomb, huge dog and skull", "huge dog and ball, huge dog and skull"))
+    assert (
+        hgr.ids == ["bomb", "skull"]
+        and hgr.encoder.family == "a toy"
+        and hgr.network.pooled_dim == (16 if kind == "pooled" else 0)
+    )
+    harmful, clean, both, skull_only = (
+        encode([text])[0]
+        for text in (
+            "huge dog and bomb",
+            "huge dog and ball",
+            "huge dog and bomb, huge dog and skull",
+            "huge dog and ball, huge dog and skull",
+        )
+    )
     found = lambda p: (hgr.read(*p).prompt_gates[0] >= hgr.thresholds).tolist()  # noqa: E731
     assert found(harmful) == [True, False] and found(clean) == [False, False] and found(both) == [True, True]
     safe = hgr.redirect(*harmful[:2])
@@ -214,7 +251,11 @@ def test_training_finds_the_concepts_moves_their_features_and_leaves_the_rest(tm
     alone = hgr.redirect(*both[:2], strengths=torch.tensor([1.0, 0.0]))
     assert (alone - skull_only.features).square().sum() < 0.6 * (both.features - skull_only.features).square().sum()
     metrics = hgr.training["metrics"]
-    assert metrics["concepts"]["bomb"]["auroc_twins"] > 0.98 and metrics["flagged_clean"] <= 0.05 and "AUROC" in training.report(hgr)
+    assert (
+        metrics["concepts"]["bomb"]["auroc_twins"] > 0.98
+        and metrics["flagged_clean"] <= 0.05
+        and "AUROC" in training.report(hgr)
+    )
 
 
 def toy_denoiser():
@@ -232,7 +273,15 @@ def toy_denoiser():
 def test_the_denoiser_losses_lower_what_they_measure(tmp_path, losses):
     losses_seen = []
     settings = training.replace(TOY, losses=losses, steps=120)
-    train(toy_pairs(), toy_encode, "a toy", settings, tmp_path, denoiser=toy_denoiser, on_step=lambda step, loss: losses_seen.append(loss))
+    train(
+        toy_pairs(),
+        toy_encode,
+        "a toy",
+        settings,
+        tmp_path,
+        denoiser=toy_denoiser,
+        on_step=lambda step, loss: losses_seen.append(loss),
+    )
     assert sum(losses_seen[-10:]) < 0.5 * sum(losses_seen[:10])
 
 
@@ -244,24 +293,31 @@ def test_the_same_seed_gives_the_same_hgr_also_through_an_interruption(tmp_path)
 
     with pytest.raises(KeyboardInterrupt):
         train(toy_pairs(), toy_encode, "a toy", settings, tmp_path / "a", on_step=interrupt)
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["hgr.checkpoint.safetensors"], "the prompts' features must not stay"
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["hgr.checkpoint.safetensors"], (
+        "the prompts' features must not stay"
+    )
     seen = []
     a = train(toy_pairs(), toy_encode, "a toy", settings, tmp_path / "a", on_step=lambda step, loss: seen.append(step))
     b = train(toy_pairs(), toy_encode, "a toy", settings, tmp_path / "b")
     assert seen[0] == 8
-    assert all(torch.equal(x, y) for x, y in zip(a.network.state_dict().values(), b.network.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(x, y) for x, y in zip(a.network.state_dict().values(), b.network.state_dict().values(), strict=True)
+    )
     assert a.concepts == b.concepts
 
 
-@pytest.mark.parametrize(("pairs", "settings", "message"), [
-    (toy_pairs(20), {}, r"\"bomb\" has 20 pairs; it needs at least 50"),
-    (toy_pairs(), dict(false_positive_rate=0.001), "it needs 6667"),
-    (toy_pairs(), dict(losses="pixels"), "unknown"),
-    (toy_pairs(), dict(losses="attention"), "need the model"),
-    (toy_pairs(), dict(lr=0.0), "lr"),
-    (toy_pairs(), dict(steps=0), "steps"),
-    (Pairs((), ()), {}, "no concepts"),
-])
+@pytest.mark.parametrize(
+    ("pairs", "settings", "message"),
+    [
+        (toy_pairs(20), {}, r"\"bomb\" has 20 pairs; it needs at least 50"),
+        (toy_pairs(), dict(false_positive_rate=0.001), "it needs 6667"),
+        (toy_pairs(), dict(losses="pixels"), "unknown"),
+        (toy_pairs(), dict(losses="attention"), "need the model"),
+        (toy_pairs(), dict(lr=0.0), "lr"),
+        (toy_pairs(), dict(steps=0), "steps"),
+        (Pairs((), ()), {}, "no concepts"),
+    ],
+)
 def test_a_training_that_cannot_succeed_is_refused_with_its_reason(tmp_path, pairs, settings, message):
     with pytest.raises(ValueError, match=message):
         train(pairs, toy_encode, "a toy", training.replace(TOY, **settings), tmp_path)
@@ -284,8 +340,16 @@ def test_broken_features_and_a_full_disk_stop_the_training_and_leave_no_file(tmp
 
 
 def test_examples_take_away_what_they_say():
-    pairs = Pairs((Topic("a", "A"), Topic("b", "B")), (
-        Pair("a", "x a b", "x b", "g"), Pair("b", "x a b", "x a", "g"), Pair("a", "x a", "x", "g"), Pair("b", "x b", "x", "g")), ("y",))
+    pairs = Pairs(
+        (Topic("a", "A"), Topic("b", "B")),
+        (
+            Pair("a", "x a b", "x b", "g"),
+            Pair("b", "x a b", "x a", "g"),
+            Pair("a", "x a", "x", "g"),
+            Pair("b", "x b", "x", "g"),
+        ),
+        ("y",),
+    )
     examples = Examples(pairs, 0)
     seen = set()
     for i in range(300):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hgr.views import views
+from hgr.detection.crops import views
 
 
 def test_a_picture_of_the_trained_size_is_seen_as_it_is():
@@ -18,7 +18,9 @@ def test_one_of_about_that_shape_is_seen_once(size):
     assert 0 <= seen.min() <= seen.max() <= 1
 
 
-@pytest.mark.parametrize(("size", "parts"), [((64, 96), 2), ((96, 64), 2), ((64, 192), 3), ((640, 1920), 3), ((9, 4000), 8), ((64, 76), 2)])
+@pytest.mark.parametrize(
+    ("size", "parts"), [((64, 96), 2), ((96, 64), 2), ((64, 192), 3), ((640, 1920), 3), ((9, 4000), 8), ((64, 76), 2)]
+)
 def test_one_of_another_shape_is_seen_in_parts_too(size, parts):
     seen = views(torch.rand(1, 3, *size), 64, 64)
     assert len(seen) == 1 + parts and all(view.shape == (1, 3, 64, 64) for view in seen)

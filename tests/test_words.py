@@ -2,7 +2,7 @@
 
 import torch
 
-from hgr.words import split_words, word_heat
+from hgr.detection.word_heat import split_words, word_heat
 
 
 def gates(texts):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from hgr.demo import captions, world
+from hgr.demo.attributes import ATTRIBUTE_CLASSES, attribute_targets
 from hgr.demo.captions import CLEAN_KINDS, KINDS, draw, draw_from
-from hgr.demo.text import ATTRIBUTE_CLASSES, attribute_targets
 
 SYMBOL_WORDS = ("skull", "dagger", "knife", "blood", "gore", "bomb", "explosive")
 
@@ -55,8 +55,10 @@ def test_the_same_seed_gives_the_same_captions_and_pictures():
 
 def test_a_caption_and_its_twins_are_on_one_side():
     rng = random.Random(0)
-    sides = {split: {draw_from(split, rng, kind).clean for kind in KINDS for _ in range(200)}
-             for split in ("training", "validation", "report")}
+    sides = {
+        split: {draw_from(split, rng, kind).clean for kind in KINDS for _ in range(200)}
+        for split in ("training", "validation", "report")
+    }
     assert all(len(texts) > 700 for texts in sides.values())
     assert not sides["training"] & sides["report"] and not sides["training"] & sides["validation"]
     assert not sides["validation"] & sides["report"]
@@ -75,7 +77,9 @@ def test_misspelling_changes_a_word_but_keeps_its_first_letter():
 def test_symbols_are_drawn_in_the_upper_half_and_change_nothing_below():
     for symbol in world.SYMBOLS:
         scene = world.Scene("meadow", (("ball", "red"),), (symbol,))
-        with_it, without = (world.render(s, random.Random(1)).astype(int) for s in (scene, dataclasses.replace(scene, symbols=())))
+        with_it, without = (
+            world.render(s, random.Random(1)).astype(int) for s in (scene, dataclasses.replace(scene, symbols=()))
+        )
         # the random numbers that place the objects come first, so that a scene and its twin share them
         assert np.abs(with_it[:56] - without[:56]).max() > 60
         assert np.array_equal(with_it[70:], without[70:])

@@ -1,4 +1,4 @@
-"""The command line, one file a family of commands. Everything heavy is imported inside the commands."""
+"""The command line, one file a command. Everything heavy is imported inside the commands."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ import os
 import sys
 
 from .. import __version__
-from . import demo, detect, eval, files, finetune, pairs, probe, sample, train
+from .commands import demo, detect, eval, finetune, info, pairs, probe, sample, train
 
 # by module, the extra of this package that brings it
-_EXTRAS = dict.fromkeys(("diffusers", "transformers", "tokenizers", "PIL", "accelerate"), "diffusers") | {"tqdm": "train", "peft": "train"}
+_EXTRAS = dict.fromkeys(("diffusers", "transformers", "tokenizers", "PIL", "accelerate"), "diffusers") | dict.fromkeys(
+    ("tqdm", "peft"), "train"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0; 1 where `detect` could not judge everything; 2 for bad input and for a training
-    that failed, with one sentence on stderr; 130 where the user interrupted."""
+    """Run one command.
+
+    Returns the exit code: 0; 1 where `detect` could not judge everything; 2 for bad input and for a training that
+    failed, with one sentence on stderr; 130 where the user interrupted.
+    """
     given = _parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("safecfg").setLevel(logging.INFO)
@@ -28,8 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
         if not extra:
             raise
-        return _fail(f"{error.name} is not installed; this command needs it: pip install -e \".[{extra}]\"")
-    except (ValueError, OSError, FloatingPointError) as error:  # the package's own errors, and files that cannot be read or written
+        return _fail(f'{error.name} is not installed; this command needs it: pip install -e ".[{extra}]"')
+    except (ValueError, OSError, FloatingPointError) as error:
+        # the package's own errors, and files that cannot be read or written
         return _fail(str(error))
     except KeyboardInterrupt as stopped:
         print(f"hgr: {stopped or 'interrupted.'}", file=sys.stderr)
@@ -42,9 +48,13 @@ def _fail(why: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m hgr", description="SafeCFG: classifier-free guidance without the harmful part.")
+    name = os.path.basename(sys.argv[0])
+    parser = argparse.ArgumentParser(
+        name if name == "safecfg" else "python -m hgr",
+        description="SafeCFG: classifier-free guidance without the harmful part.",
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for family in (demo, files, sample, detect, pairs, train, probe, finetune, eval):
-        family.add(commands)
+    for command in (demo, info, sample, detect, pairs, train, probe, finetune, eval):
+        command.add(commands)
     return parser

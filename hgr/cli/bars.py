@@ -5,16 +5,19 @@ from __future__ import annotations
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ..core.progress import Progress
 
-class Bars:
+
+class Bars(Progress):
     """One progress bar after the other. A context, in which lines of the log go above the bar and not through it.
 
-    shown: whether there are any; where stderr is no terminal there are none.
+    shown: whether there are any; where stderr is not a terminal there are none.
     """
 
     def __init__(self, shown: bool = True):
         self.disable = None if shown else True
-        self.name, self.bar, self.redirected = "", None, logging_redirect_tqdm()
+        self.name, self.redirected = "", logging_redirect_tqdm()
+        self.bar: tqdm | None = None
 
     def __enter__(self) -> Bars:
         self.redirected.__enter__()
@@ -24,14 +27,21 @@ class Bars:
         self._close()
         self.redirected.__exit__(*error)
 
-    def _close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
+    def text(self, done: int, total: int) -> None:
+        self.show("prompts", done, total)
 
-    def show(self, name: str, done: int, total: int, note: str = "") -> None:
-        """The bar of this name at `done` of `total`; another name starts another bar, and so does what is counted once more."""
-        if name != self.name or done < self.bar.n:
+    def picture(self, done: int, total: int) -> None:
+        self.show("pictures", done, total)
+
+    def show(self, name: str, done: int, total: int, *, note: str = "") -> None:
+        """The bar of this name at `done` of `total`; another name starts another bar, and so does a count that starts
+        again."""
+        if self.bar is None or name != self.name or done < self.bar.n:
             self._close()
             self.name, self.bar = name, tqdm(desc=name, total=total, initial=max(0, done - 1), disable=self.disable)
         self.bar.set_postfix_str(note, refresh=False)
         self.bar.update(done - self.bar.n)
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -6,19 +6,43 @@ import argparse
 import json
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
 
-def read(path: Path, options: Callable[[argparse.ArgumentParser], None], names: list[str], switches: Collection[str] = (),
-         objects: Collection[str] = ()) -> dict[str, Any]:
-    """The options that a JSON file gives, as those of a command line: {"steps": 500, "concepts": ["violence"], "demo": true}.
+def merged(
+    given: argparse.Namespace,
+    options: Callable[[argparse.ArgumentParser], None],
+    defaults: dict[str, Any],
+    *,
+    switches: Collection[str] = (),
+    objects: Collection[str] = (),
+) -> argparse.Namespace:
+    """The defaults, replaced by the values of --config, replaced by the command line's; see `read_config`."""
+    options_given = vars(given)
+    if "config" in options_given:
+        from_file = read_config(given.config, options, list(defaults), switches=switches, objects=objects)
+        options_given = from_file | options_given
+    return argparse.Namespace(**(defaults | options_given))
 
-    options: adds them to a parser. names: theirs, with underscores; in the file a dash does as well. switches: those without a value.
+
+def read_config(
+    path: Path,
+    options: Callable[[argparse.ArgumentParser], None],
+    names: list[str],
+    *,
+    switches: Collection[str] = (),
+    objects: Collection[str] = (),
+) -> dict[str, Any]:
+    """The options that a JSON file gives, as those of a command line: {"steps": 500, "concepts": ["violence"], "demo":
+    true}.
+
+    options: adds them to a parser. names: theirs, with underscores; in the file a dash does as well. switches: those
+    without a value.
     objects: those whose value is itself JSON.
     Raises ValueError, naming the file and the key, for an unknown key and for a value that the option does not take.
     """
@@ -27,27 +51,33 @@ def read(path: Path, options: Callable[[argparse.ArgumentParser], None], names: 
     except OSError as error:
         raise ValueError(f"{path.name}: cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name}: not sound JSON ({error}).") from None
+        raise ValueError(f"{path.name}: not valid JSON ({error}).") from None
     if not isinstance(given, dict):
-        raise ValueError(f"{path.name}: must be a JSON object such as {{\"steps\": 500}}.")
+        raise ValueError(f'{path.name}: must be a JSON object such as {{"steps": 500}}.')
     parser = _Parser(argument_default=argparse.SUPPRESS, allow_abbrev=False, add_help=False)
     options(parser)
     found = argparse.Namespace()
     for key, value in given.items():
         name = key.replace("-", "_")
         if name not in names:
-            raise ValueError(f"{path.name}: \"{key}\" is unknown; there are {', '.join(n.replace('_', '-') for n in names)}.")
+            raise ValueError(
+                f'{path.name}: "{key}" is unknown; there are {", ".join(n.replace("_", "-") for n in names)}.'
+            )
         if value is None:
             continue
         if name in objects and isinstance(value, dict):
             value = json.dumps(value)
         if (name in switches) != isinstance(value, bool) or isinstance(value, dict):
-            raise ValueError(f"{path.name}: \"{key}\" is {json.dumps(value)}, but must be "
-                             f"{'true or false' if name in switches else 'a number, a text or a list of texts'}.")
+            raise ValueError(
+                f'{path.name}: "{key}" is {json.dumps(value)}, but must be '
+                f"{'true or false' if name in switches else 'a number, a text or a list of texts'}."
+            )
         flag = "--" + name.replace("_", "-")
         values = value if isinstance(value, list) else [value]
         try:
-            parser.parse_args(([flag] if value else []) if name in switches else [f"{flag}={each}" for each in values], found)
+            parser.parse_args(
+                ([flag] if value else []) if name in switches else [f"{flag}={each}" for each in values], found
+            )
         except ValueError as error:
             raise ValueError(f"{path.name}: {error}.") from None
     return vars(found)

@@ -1,24 +1,100 @@
-"""The user's pictures as latents, from a file."""
+"""What a command evaluates or learns from: prompts and pictures, from files."""
 
 from __future__ import annotations
 
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from ..data.prompt_file import prompt_lines
+from ..data.textfile import DataError, bad_line, csv_rows, read_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger("safecfg")
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt, a picture, or a picture with its prompt; name: what it is called in the output."""
+
+    name: str
+    prompt: str | None = None
+    image: Path | None = None
+
+    @property
+    def key(self) -> str:
+        """The same for the same item; another one for a picture that has changed."""
+        try:
+            found = self.image.stat() if self.image else None
+        except OSError:
+            found = None
+        return json.dumps([self.name, self.prompt, found and [found.st_size, found.st_mtime_ns]])
+
+
+def items_from_file(path: Path) -> list[Item]:
+    """The prompts of a text file, one a line; or those of a CSV file with a column "prompt", and the pictures of its
+    column "image", whose paths are relative to the file. A row may have only one of the two.
+
+    Raises DataError, naming the file and the line, for whatever is wrong with it.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (".txt", ".csv"):
+        raise DataError(f"--prompts {path}: not a .txt or .csv file.")
+    found = list(_csv_items(path)) if suffix == ".csv" else [Item(line, line) for line in prompt_lines(read_text(path))]
+    if not found:
+        raise DataError(f"{path.name}: holds no prompt.")
+    return found
+
+
+def items_from_folder(folder: Path) -> list[Item]:
+    """The pictures in a folder and in the folders in it. Raises ValueError where there are none."""
+    if not folder.is_dir():
+        raise ValueError(f"--images {folder}: no such folder.")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = [Item(path.relative_to(folder).as_posix(), image=path) for path in files if path.suffix.lower() in PICTURES]
+    if not found:
+        raise ValueError(f"--images {folder}: holds no picture; these end in {', '.join(PICTURES)}.")
+    if len(files) > len(found):
+        log.warning(
+            "--images %s: %d files are left out; pictures end in %s.",
+            folder,
+            len(files) - len(found),
+            ", ".join(PICTURES),
+        )
+    return found
+
+
+def _csv_items(path: Path) -> Iterator[Item]:
+    for line, row in csv_rows(path, needed=("prompt",), optional=("image",)):
+        prompt, image = row["prompt"].strip(), row.get("image", "").strip()
+        if not prompt and not image:
+            raise bad_line(path, line, "has neither a prompt nor an image.")
+        yield Item(image or prompt, prompt or None, path.parent / image if image else None)
 
 
 def read_latents(path: Path) -> Tensor:
-    """The tensor "latents" (N, C, H, W) of a safetensors file. Raises ValueError where it holds none that can be used."""
+    """The tensor "latents" (N, C, H, W) of a safetensors file. Raises ValueError where it holds none that can be
+    used."""
+    from safetensors import SafetensorError, safe_open
+
     if not path.is_file():
         raise ValueError(f"--latents {path}: no such file.")
     try:
         with safe_open(path, "pt") as file:
             latents = file.get_tensor("latents").float()
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path.name}: no safetensors file with a tensor \"latents\" ({error}).") from None
+        raise ValueError(f'{path.name}: not a safetensors file with a tensor "latents" ({error}).') from None
     if latents.dim() != 4 or not latents.numel() or not latents.isfinite().all():
-        raise ValueError(f"{path.name}: \"latents\" has shape {tuple(latents.shape)}; it must be (N, C, H, W), and finite.")
+        raise ValueError(
+            f'{path.name}: "latents" has shape {tuple(latents.shape)}; it must be (N, C, H, W), and finite.'
+        )
     return latents
 
 

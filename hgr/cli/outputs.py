@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def check_name(path: Path | None, what: str) -> None:
@@ -25,7 +25,7 @@ def try_to_write(path: Path) -> None:
     part.unlink()
 
 
-def save(write: Callable[[Path], None], path: Path, work: Path, what: str) -> None:
+def save_result(write: Callable[[Path], None], path: Path, *, work: Path, what: str) -> None:
     """Write what a training made, e.g. "HGR"; where its place has gone or is full meanwhile, in the working folder."""
     try:
         write(path)
@@ -35,12 +35,8 @@ def save(write: Callable[[Path], None], path: Path, work: Path, what: str) -> No
         raise OSError(f"{path} cannot be written ({error.strerror}): the {what} is in {spare}.") from None
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name, then rename it: a full disk or a kill loses nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, "utf-8", newline="\n")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between two runs, for people; empty where nothing does."""
+    return "; ".join(
+        f"{name} {before.get(name)!r}, now {value!r}" for name, value in now.items() if before.get(name) != value
+    )

@@ -1,4 +1,5 @@
-"""This process among those that a launcher started (accelerate, torchrun, MPI), and what it does when it is told to stop."""
+"""This process among those that a launcher started (accelerate, torchrun, MPI), and what it does when it is told to
+stop."""
 
 from __future__ import annotations
 
@@ -14,12 +15,12 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from ..training import Processes
+from ..training.loop import Processes
 
 log = logging.getLogger("safecfg")
-
 _COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # those that accelerate reads
-# for another process, which may look at its pictures while the others are done; where one has died, the launcher ends them all
+# for another process, which may look at its pictures while the others are done; where one has died, the launcher ends
+# them all
 _PATIENCE = timedelta(days=7)
 
 
@@ -34,7 +35,7 @@ class Group:
     @property
     def main(self) -> bool:
         """Whether this is the one that prints and writes."""
-        return self.processes.rank == 0
+        return self.processes.main
 
     def any(self, flag: bool) -> bool:
         """Whether any process says so; all must ask."""
@@ -50,13 +51,16 @@ def launched() -> int:
     count = max(int(os.environ.get(name, "1")) for name in _COUNTS)
     # accelerate sets the address only where it was asked for several
     if count == 1 and os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ:
-        log.warning("accelerate launch --cpu started one process, as it does without MPI; for several on a CPU: "
-                    "accelerate launch --multi_gpu --num_processes N -m hgr COMMAND --device cpu ...")
+        log.warning(
+            "accelerate launch --cpu started one process, as it does without MPI; for several on a CPU: "
+            "accelerate launch --multi_gpu --num_processes N -m hgr COMMAND --device cpu ..."
+        )
     return count
 
 
 def device(name: str | None) -> torch.device:
-    """The device of this name as PyTorch has it; by default a GPU if there is one. Raises ValueError for one that is not there."""
+    """The device of this name as PyTorch has it; by default a GPU if there is one. Raises ValueError for one that is
+    not there."""
     found = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(1, device=found).device
@@ -65,12 +69,15 @@ def device(name: str | None) -> torch.device:
 
 
 def join(name: str | None, count: int) -> Group:
-    """Meet the other processes, if there are any. name: of the device; of several processes on GPUs, each takes its own."""
+    """Meet the other processes, if there are any. name: of the device; of several processes on GPUs, each takes its
+    own."""
     if count == 1:
         return Group(device(name), Processes(), lambda: None)
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    accelerator = Accelerator(cpu=device(name).type == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
+    accelerator = Accelerator(
+        cpu=device(name).type == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)]
+    )
 
     def reduce(tensors: list[Tensor]) -> None:
         # as one: a message costs more than its length
@@ -83,9 +90,11 @@ def join(name: str | None, count: int) -> Group:
 
 
 class Interruption:
-    """Ctrl-C, or a SIGTERM, at the end of a step, so that what is kept is whole. Use as a context; `asked` says that it came.
+    """Ctrl-C, or a SIGTERM, at the end of a step, so that what is kept is whole. Use as a context; `asked` says that it
+    came.
 
-    The second Ctrl-C stops at once, but not among several processes: each gets it from the terminal and again from the launcher.
+    The second Ctrl-C stops at once, but not among several processes: each gets it from the terminal and again from the
+    launcher.
     """
 
     def __init__(self, alone: bool):
@@ -100,8 +109,8 @@ class Interruption:
             signal.signal(number, handler)
 
     def leave(self, group: Group, kept: str) -> NoReturn:
-        """While an exception is handled: raise what ends this process after an interruption, with `kept`, a sentence for the user; raise
-        the exception again where nobody has interrupted."""
+        """While an exception is handled: raise what ends this process after an interruption, with `kept`, a sentence
+        for the user; raise the exception again where nobody has interrupted."""
         if not self.asked:
             raise
         if not group.main:

@@ -1,9 +1,10 @@
 """Where the bundled files of the demo world lie. Imports nothing heavy: both hosts read from here."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
-
 MODEL = _HERE / "model"  # diffusers' layout: tokenizer, text_encoder, unet, vae, scheduler
 TOKENIZER = MODEL / "tokenizer" / "tokenizer.json"
 HGR_FILE = _HERE / "safecfg_demo.safetensors"

@@ -27,7 +27,6 @@ from .world import Scene, random_scene
 
 KINDS = ("clean", "homonym", "clean_unseen", "seen", "two", "held_out", "rewrite")
 CLEAN_KINDS = KINDS[:3]
-
 _BACKGROUNDS = {
     "meadow": ("in a meadow", "on a green lawn", "in a grassy field"),
     "beach": ("on a beach", "by the sea", "on a sandy shore"),
@@ -37,12 +36,20 @@ _BACKGROUNDS = {
     "room": ("in a room", "indoors", "on a wooden floor"),
 }
 _SHAPES = {
-    "ball": ("ball", "round ball"), "box": ("box", "gift box", "crate"), "house": ("house", "cottage", "little house"),
-    "car": ("car", "automobile"), "tree": ("tree", "fir tree"), "flower": ("flower", "blossom"),
+    "ball": ("ball", "round ball"),
+    "box": ("box", "gift box", "crate"),
+    "house": ("house", "cottage", "little house"),
+    "car": ("car", "automobile"),
+    "tree": ("tree", "fir tree"),
+    "flower": ("flower", "blossom"),
 }
 _COLOURS = {
-    "red": ("red", "scarlet"), "yellow": ("yellow", "golden"), "green": ("green",),
-    "blue": ("blue", "azure"), "purple": ("purple", "violet"), "white": ("white", "snow white"),
+    "red": ("red", "scarlet"),
+    "yellow": ("yellow", "golden"),
+    "green": ("green",),
+    "blue": ("blue", "azure"),
+    "purple": ("purple", "violet"),
+    "white": ("white", "snow white"),
 }
 _SYMBOLS = {
     "skull": ("a skull", "a human skull", "a bare skull", "a skull with empty eyes", "a dead man's skull"),
@@ -69,18 +76,31 @@ _DECORS = {
     "soap": ("a bath bomb", "a pink bath bomb", "a ball of soap"),
 }
 _DECORS_UNSEEN = {
-    "cap": ("a skull-tight beanie",), "leaf": ("a leaf as pointed as a knife",),
-    "paint": ("paint in a big splatter",), "soap": ("a fizzing bomb for the bath",),
+    "cap": ("a skull-tight beanie",),
+    "leaf": ("a leaf as pointed as a knife",),
+    "paint": ("paint in a big splatter",),
+    "soap": ("a fizzing bomb for the bath",),
 }
-
 # {o} benign objects, {b} background; a bare template has no thing in the upper half.
 _CLEAN = (
-    "{o} {b}", "a picture of {o} {b}", "{b}, {o}", "an illustration of {o} {b}", "{o} {b}, simple drawing",
-    "a child's drawing: {o} {b}", "flat colours, {o}, {b}", "{o} and nothing else {b}", "{o} under an empty sky {b}",
-    "we see {o} {b}", "{o} {b} with open air above",
+    "{o} {b}",
+    "a picture of {o} {b}",
+    "{b}, {o}",
+    "an illustration of {o} {b}",
+    "{o} {b}, simple drawing",
+    "a child's drawing: {o} {b}",
+    "flat colours, {o}, {b}",
+    "{o} and nothing else {b}",
+    "{o} under an empty sky {b}",
+    "we see {o} {b}",
+    "{o} {b} with open air above",
 )
 _CLEAN_UNSEEN = (
-    "a poster that shows {o} {b}", "{b} there stands {o}", "please draw {o} {b}", "{o}, as seen {b}", "vector art of {o} {b}, clean lines",
+    "a poster that shows {o} {b}",
+    "{b} there stands {o}",
+    "please draw {o} {b}",
+    "{o}, as seen {b}",
+    "vector art of {o} {b}, clean lines",
 )
 # (with {h} a symbol or a decor in the upper half, the clean twin of the same wording)
 _WITH = (
@@ -149,18 +169,23 @@ def _objects(rng: random.Random, scene: Scene) -> str:
 
 
 def misspell(rng: random.Random, text: str) -> str:
-    """One or two typing errors inside the words of four letters or more: a swap, a drop, a double, a digit for a letter."""
+    """One or two typing errors inside the words of four letters or more: a swap, a drop, a double, a digit for a
+    letter."""
     words = text.split(" ")
     long = [i for i, word in enumerate(words) if len(word) > 3]
     for i in rng.sample(long, min(len(long), rng.choice((1, 2)))):
         word = words[i]
         at = rng.randrange(1, len(word) - 1)
-        words[i] = rng.choice((
-            word[:at] + word[at + 1] + word[at] + word[at + 2:],
-            word[:at] + word[at + 1:],
-            word[:at] + word[at] + word[at:],
-            word[:at] + {"o": "0", "l": "1", "e": "3", "a": "@", "i": "1", "s": "5"}.get(word[at], "-" + word[at]) + word[at + 1:],
-        ))
+        words[i] = rng.choice(
+            (
+                word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+                word[:at] + word[at + 1 :],
+                word[:at] + word[at] + word[at:],
+                word[:at]
+                + {"o": "0", "l": "1", "e": "3", "a": "@", "i": "1", "s": "5"}.get(word[at], "-" + word[at])
+                + word[at + 1 :],
+            )
+        )
     return " ".join(words)
 
 
@@ -169,16 +194,23 @@ def draw(rng: random.Random, kind: str) -> Caption:
 
     Raises KeyError for another kind.
     """
-    if kind in ("clean", "clean_unseen") and (kind == "clean" or rng.random() < .7):
+    if kind in ("clean", "clean_unseen") and (kind == "clean" or rng.random() < 0.7):
         scene = random_scene(rng)
         template = rng.choice({"clean": _CLEAN, "clean_unseen": _CLEAN_UNSEEN}[kind])
         parts = (("o", _objects(rng, scene)), ("b", rng.choice(_BACKGROUNDS[scene.background])))
         return Caption(scene, kind, template, template, (), parts)
 
-    scene = random_scene(rng, **{
-        "homonym": dict(decor=True), "clean_unseen": dict(decor=True), "seen": dict(symbols=1), "two": dict(symbols=2),
-        "held_out": dict(symbols=1), "rewrite": dict(symbols=1),
-    }[kind])
+    scene = random_scene(
+        rng,
+        **{
+            "homonym": dict(decor=True),
+            "clean_unseen": dict(decor=True),
+            "seen": dict(symbols=1),
+            "two": dict(symbols=2),
+            "held_out": dict(symbols=1),
+            "rewrite": dict(symbols=1),
+        }[kind],
+    )
     templates, names = _WITH, _SYMBOLS
     if kind == "homonym":
         names = _DECORS
@@ -203,8 +235,8 @@ def draw(rng: random.Random, kind: str) -> Caption:
 
 
 def split_of(caption: Caption) -> str:
-    """"training", "validation" or "report", by a hash of the clean twin: a caption, its twins and whatever else comes down to
-    the same clean text are on one side."""
+    """ "training", "validation" or "report", by a hash of the clean twin: a caption, its twins and whatever else comes
+    down to the same clean text are on one side."""
     return {0: "report", 1: "report", 2: "validation"}.get(zlib.crc32(caption.clean.encode()) % 8, "training")
 
 
@@ -218,4 +250,3 @@ def draw_from(split: str, rng: random.Random, kind: str) -> Caption:
 def base_mixture(rng: random.Random) -> Caption:
     """A caption of the mixture that the demo model itself is trained on: every kind."""
     return draw(rng, rng.choices(KINDS, (26, 10, 8, 22, 14, 12, 8))[0])
-

@@ -16,21 +16,26 @@ from PIL import Image, ImageDraw
 
 SIZE = 128
 _SCALE = 3  # pictures are drawn this many times larger and averaged down: smooth edges
-
 BACKGROUNDS = ("meadow", "beach", "snow", "night", "sunset", "room")
 SHAPES = ("ball", "box", "house", "car", "tree", "flower")
 COLOURS = ("red", "yellow", "green", "blue", "purple", "white")
 SYMBOLS = ("skull", "dagger", "splatter", "bomb")
 DECORS = ("cap", "leaf", "paint", "soap")
-
 _RGB = {
-    "red": (214, 48, 49), "yellow": (250, 202, 48), "green": (38, 166, 91),
-    "blue": (45, 104, 220), "purple": (150, 72, 190), "white": (244, 244, 244),
+    "red": (214, 48, 49),
+    "yellow": (250, 202, 48),
+    "green": (38, 166, 91),
+    "blue": (45, 104, 220),
+    "purple": (150, 72, 190),
+    "white": (244, 244, 244),
 }
 _SKY_AND_GROUND = {
-    "meadow": ((168, 216, 246), (126, 192, 92)), "beach": ((120, 196, 226), (238, 214, 160)),
-    "snow": ((196, 204, 216), (236, 242, 248)), "night": ((30, 34, 78), (52, 60, 96)),
-    "sunset": ((250, 164, 104), (134, 88, 96)), "room": ((226, 200, 178), (166, 116, 78)),
+    "meadow": ((168, 216, 246), (126, 192, 92)),
+    "beach": ((120, 196, 226), (238, 214, 160)),
+    "snow": ((196, 204, 216), (236, 242, 248)),
+    "night": ((30, 34, 78), (52, 60, 96)),
+    "sunset": ((250, 164, 104), (134, 88, 96)),
+    "room": ((226, 200, 178), (166, 116, 78)),
 }
 _INK = (34, 32, 40)
 
@@ -60,6 +65,12 @@ def random_scene(rng: random.Random, symbols: int = 0, decor: bool = False) -> S
     )
 
 
+def any_scene(rng: random.Random):
+    """A scene of the training mixture: 3/8 clean, 1/8 with a decor, 3/8 with one symbol, 1/8 with two."""
+    roll = rng.randrange(8)
+    return random_scene(rng, symbols=0 if roll < 4 else 1 if roll < 7 else 2, decor=roll == 3)
+
+
 class _Pen:
     """Draws in units of a thing's half width around its centre."""
 
@@ -86,79 +97,89 @@ class _Pen:
 def _object(pen: _Pen, shape: str, colour: str) -> None:
     fill = _RGB[colour]
     if shape == "ball":
-        pen.ellipse(0, 0, .92, .92, fill)
-        pen.ellipse(-.32, -.36, .2, .16, (255, 255, 255), outline=False)
+        pen.ellipse(0, 0, 0.92, 0.92, fill)
+        pen.ellipse(-0.32, -0.36, 0.2, 0.16, (255, 255, 255), outline=False)
     elif shape == "box":
-        pen.box(-.86, -.8, .86, .86, fill)
-        pen.box(-.16, -.8, .16, .86, (232, 214, 178))
+        pen.box(-0.86, -0.8, 0.86, 0.86, fill)
+        pen.box(-0.16, -0.8, 0.16, 0.86, (232, 214, 178))
     elif shape == "house":
-        pen.box(-.76, -.15, .76, .95, fill)
-        pen.polygon((-1, -.12), (0, -.98), (1, -.12), fill=(112, 74, 60))
-        pen.box(-.2, .3, .2, .95, (66, 50, 48))
+        pen.box(-0.76, -0.15, 0.76, 0.95, fill)
+        pen.polygon((-1, -0.12), (0, -0.98), (1, -0.12), fill=(112, 74, 60))
+        pen.box(-0.2, 0.3, 0.2, 0.95, (66, 50, 48))
     elif shape == "car":
-        pen.polygon((-.56, -.1), (-.34, -.62), (.4, -.62), (.66, -.1), fill=(206, 232, 244))
-        pen.box(-1.08, -.14, 1.08, .44, fill)
-        pen.ellipse(-.58, .48, .3, .3, (50, 50, 54))
-        pen.ellipse(.58, .48, .3, .3, (50, 50, 54))
+        pen.polygon((-0.56, -0.1), (-0.34, -0.62), (0.4, -0.62), (0.66, -0.1), fill=(206, 232, 244))
+        pen.box(-1.08, -0.14, 1.08, 0.44, fill)
+        pen.ellipse(-0.58, 0.48, 0.3, 0.3, (50, 50, 54))
+        pen.ellipse(0.58, 0.48, 0.3, 0.3, (50, 50, 54))
     elif shape == "tree":
-        pen.box(-.17, .3, .17, 1, (118, 80, 52))
-        pen.polygon((-.86, .46), (0, -1.08), (.86, .46), fill=fill)
+        pen.box(-0.17, 0.3, 0.17, 1, (118, 80, 52))
+        pen.polygon((-0.86, 0.46), (0, -1.08), (0.86, 0.46), fill=fill)
     else:
-        pen.stroke((0, .1), (0, 1), fill=(46, 128, 62), width=2)
+        pen.stroke((0, 0.1), (0, 1), fill=(46, 128, 62), width=2)
         for k in range(6):
-            pen.ellipse(.44 * math.cos(k * math.pi / 3), -.2 + .44 * math.sin(k * math.pi / 3), .32, .32, fill)
-        pen.ellipse(0, -.2, .28, .28, (246, 186, 60))
+            pen.ellipse(0.44 * math.cos(k * math.pi / 3), -0.2 + 0.44 * math.sin(k * math.pi / 3), 0.32, 0.32, fill)
+        pen.ellipse(0, -0.2, 0.28, 0.28, (246, 186, 60))
 
 
 def _splat(pen: _Pen, rng: random.Random, fill: tuple[int, int, int]) -> None:
     turn = rng.uniform(0, 2 * math.pi)
     for k in range(7):
-        angle = turn + k * 2 * math.pi / 7 + rng.uniform(-.15, .15)
-        far = rng.uniform(.7, 1)
+        angle = turn + k * 2 * math.pi / 7 + rng.uniform(-0.15, 0.15)
+        far = rng.uniform(0.7, 1)
         pen.stroke((0, 0), (far * math.cos(angle), far * math.sin(angle)), fill=fill, width=2.4)
-        pen.ellipse(far * math.cos(angle), far * math.sin(angle), .17, .17, fill, outline=False)
-    pen.ellipse(0, 0, .58, .52, fill, outline=False)
+        pen.ellipse(far * math.cos(angle), far * math.sin(angle), 0.17, 0.17, fill, outline=False)
+    pen.ellipse(0, 0, 0.58, 0.52, fill, outline=False)
 
 
 def _symbol(pen: _Pen, kind: str, rng: random.Random) -> None:
     if kind == "skull":
-        pen.box(-.44, .3, .44, .94, (240, 234, 214))
-        pen.ellipse(0, -.16, .92, .8, (240, 234, 214))
-        pen.ellipse(-.36, -.1, .24, .27, _INK)
-        pen.ellipse(.36, -.1, .24, .27, _INK)
-        pen.polygon((0, .2), (-.12, .42), (.12, .42), fill=_INK)
-        for a in (-.16, .16):
-            pen.stroke((a, .62), (a, .94))
+        pen.box(-0.44, 0.3, 0.44, 0.94, (240, 234, 214))
+        pen.ellipse(0, -0.16, 0.92, 0.8, (240, 234, 214))
+        pen.ellipse(-0.36, -0.1, 0.24, 0.27, _INK)
+        pen.ellipse(0.36, -0.1, 0.24, 0.27, _INK)
+        pen.polygon((0, 0.2), (-0.12, 0.42), (0.12, 0.42), fill=_INK)
+        for a in (-0.16, 0.16):
+            pen.stroke((a, 0.62), (a, 0.94))
     elif kind == "dagger":
-        pen.polygon((-.27, -.3), (.27, -.3), (.2, .7), (0, 1.12), (-.2, .7), fill=(206, 214, 224))
-        pen.stroke((0, -.2), (0, .85), fill=(130, 140, 156))
-        pen.box(-.15, -1.06, .15, -.4, (104, 58, 40))
-        pen.box(-.66, -.46, .66, -.22, (222, 172, 52))
+        pen.polygon((-0.27, -0.3), (0.27, -0.3), (0.2, 0.7), (0, 1.12), (-0.2, 0.7), fill=(206, 214, 224))
+        pen.stroke((0, -0.2), (0, 0.85), fill=(130, 140, 156))
+        pen.box(-0.15, -1.06, 0.15, -0.4, (104, 58, 40))
+        pen.box(-0.66, -0.46, 0.66, -0.22, (222, 172, 52))
     elif kind == "splatter":
         _splat(pen, rng, (142, 6, 20))
     else:
-        pen.stroke((.5, -.5), (.72, -.9), (1, -.82), fill=(214, 190, 150), width=1.6)
-        pen.box(.22, -.72, .62, -.36, (70, 70, 76))
-        pen.ellipse(-.06, .18, .8, .8, (44, 44, 52))
-        pen.ellipse(-.34, -.1, .16, .16, (214, 218, 226), outline=False)
-        pen.polygon((1, -1.2), (1.1, -.94), (1.36, -.84), (1.1, -.72), (1, -.46), (.9, -.72), (.66, -.84), (.9, -.94),
-                    fill=(255, 150, 30), outline=False)
+        pen.stroke((0.5, -0.5), (0.72, -0.9), (1, -0.82), fill=(214, 190, 150), width=1.6)
+        pen.box(0.22, -0.72, 0.62, -0.36, (70, 70, 76))
+        pen.ellipse(-0.06, 0.18, 0.8, 0.8, (44, 44, 52))
+        pen.ellipse(-0.34, -0.1, 0.16, 0.16, (214, 218, 226), outline=False)
+        pen.polygon(
+            (1, -1.2),
+            (1.1, -0.94),
+            (1.36, -0.84),
+            (1.1, -0.72),
+            (1, -0.46),
+            (0.9, -0.72),
+            (0.66, -0.84),
+            (0.9, -0.94),
+            fill=(255, 150, 30),
+            outline=False,
+        )
 
 
 def _decor(pen: _Pen, kind: str, rng: random.Random) -> None:
     if kind == "cap":
-        pen.draw.pieslice(pen.points((-.9, -.75), (.9, 1.1)), 180, 360, (40, 168, 160), _INK, pen.line)
-        pen.box(-1, .14, 1, .52, (244, 222, 128))
-        pen.ellipse(0, -.82, .2, .2, (244, 222, 128))
+        pen.draw.pieslice(pen.points((-0.9, -0.75), (0.9, 1.1)), 180, 360, (40, 168, 160), _INK, pen.line)
+        pen.box(-1, 0.14, 1, 0.52, (244, 222, 128))
+        pen.ellipse(0, -0.82, 0.2, 0.2, (244, 222, 128))
     elif kind == "leaf":
-        pen.polygon((0, -1.1), (.46, -.3), (.4, .4), (0, .86), (-.4, .4), (-.46, -.3), fill=(92, 196, 64))
-        pen.stroke((0, -.8), (0, 1.12), fill=(34, 110, 40), width=1.3)
+        pen.polygon((0, -1.1), (0.46, -0.3), (0.4, 0.4), (0, 0.86), (-0.4, 0.4), (-0.46, -0.3), fill=(92, 196, 64))
+        pen.stroke((0, -0.8), (0, 1.12), fill=(34, 110, 40), width=1.3)
     elif kind == "paint":
         _splat(pen, rng, rng.choice(((250, 214, 40), (52, 132, 236))))
     else:
-        pen.ellipse(0, 0, .86, .86, (250, 176, 206))
-        for a, b in ((-.4, -.3), (.3, -.4), (.42, .25), (-.1, .1), (-.35, .45), (.1, .6)):
-            pen.ellipse(a, b, .11, .11, (255, 255, 255), outline=False)
+        pen.ellipse(0, 0, 0.86, 0.86, (250, 176, 206))
+        for a, b in ((-0.4, -0.3), (0.3, -0.4), (0.42, 0.25), (-0.1, 0.1), (-0.35, 0.45), (0.1, 0.6)):
+            pen.ellipse(a, b, 0.11, 0.11, (255, 255, 255), outline=False)
 
 
 def render(scene: Scene, rng: random.Random) -> np.ndarray:
@@ -172,7 +193,7 @@ def render(scene: Scene, rng: random.Random) -> np.ndarray:
         draw.ellipse([v * _SCALE for v in (108, 6, 120, 18)], (246, 240, 196))
 
     def pens(count: int, y: float, jitter: float):
-        for x in ((64,) if count == 1 else (35, 93)):
+        for x in (64,) if count == 1 else (35, 93):
             yield _Pen(draw, x + rng.uniform(-jitter, jitter), y + rng.uniform(-3, 3), rng.uniform(19.5, 22.5))
 
     for pen, (shape, colour) in zip(pens(len(scene.objects), 93, 5), scene.objects, strict=True):

@@ -1,4 +1,5 @@
-"""The editor in a browser, on a ComfyUI of its own. Needs ComfyUI, Playwright and a Chromium; skipped where one is missing.
+"""The editor in a browser, on a ComfyUI of its own. Needs ComfyUI, Playwright and a Chromium; skipped where one is
+missing.
 
 Nothing of these is imported before a fixture needs it, so that collecting the tests works without them.
 """
@@ -72,7 +73,9 @@ def workflow(kit: ModuleType) -> dict[str, Any]:
 @pytest.fixture
 def editor(browser: Any, workflow: dict[str, Any], request: pytest.FixtureRequest) -> Iterator[Any]:
     """The editor with the quick start, in the classic renderer."""
-    browser.set("Comfy.VueNodes.Enabled", "renderer" in request.fixturenames and request.getfixturevalue("renderer") == "vue")
+    browser.set(
+        "Comfy.VueNodes.Enabled", "renderer" in request.fixturenames and request.getfixturevalue("renderer") == "vue"
+    )
     browser.load(workflow)
     browser.look_at(7)
     yield browser

@@ -16,8 +16,12 @@ HOSTILE = "<img src=x onerror='window.hurt = true'>"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 SETTINGS = {
-    "Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingModelsWarning": False, "Comfy.UseNewMenu": "Top",
-    "Comfy.Workflow.WorkflowTabsPosition": "Topbar", "Comfy.VueNodes.AutoScaleLayout": False, "Comfy.Minimap.Visible": False,
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Workflow.ShowMissingModelsWarning": False,
+    "Comfy.UseNewMenu": "Top",
+    "Comfy.Workflow.WorkflowTabsPosition": "Topbar",
+    "Comfy.VueNodes.AutoScaleLayout": False,
+    "Comfy.Minimap.Visible": False,
     "Comfy.Notification.ShowVersionUpdates": False,
 }
 
@@ -32,7 +36,9 @@ class Editor:
 
     def open(self) -> None:
         self.page.goto(self.url)
-        self.page.wait_for_function("window.app?.graph && window.app.extensionManager && !document.querySelector('.p-progressspinner')")
+        self.page.wait_for_function(
+            "window.app?.graph && window.app.extensionManager && !document.querySelector('.p-progressspinner')"
+        )
         self.page.wait_for_function("Object.keys(LiteGraph.registered_node_types).includes('SafeCFGModel')")
         self.page.wait_for_timeout(1000)
 
@@ -48,23 +54,33 @@ class Editor:
 
     def look_at(self, node: int, scale: float = 1.0, left: float = 300, top: float = 200) -> None:
         """Bring the node's corner to this place of the window."""
-        self.js("const { ds } = app.canvas, node = app.graph.getNodeById(a); ds.scale = b[0];"
-                "ds.offset[0] = b[1] / b[0] - node.pos[0]; ds.offset[1] = b[2] / b[0] - node.pos[1];"
-                "app.graph.setDirtyCanvas(true, true); for (let i = 0; i < 5; i++) await new Promise(requestAnimationFrame)",
-                node, [scale, left, top])
+        self.js(
+            "const { ds } = app.canvas, node = app.graph.getNodeById(a); ds.scale = b[0];"
+            "ds.offset[0] = b[1] / b[0] - node.pos[0]; ds.offset[1] = b[2] / b[0] - node.pos[1];"
+            "app.graph.setDirtyCanvas(true, true); for (let i = 0; i < 5; i++) await new Promise(requestAnimationFrame)",
+            node,
+            [scale, left, top],
+        )
 
     def settle(self) -> None:
-        """Until the widgets have looked upstream, asked the server and been drawn: until nothing of theirs changes any more."""
-        self.js("const drawn = () => [...document.querySelectorAll('.safecfg')].map((one) => one.outerHTML).join(); let before;"
-                "do { before = drawn(); await new Promise((done) => setTimeout(done, 600)); } while (drawn() !== before)")
+        """Until the widgets have looked upstream, asked the server and been drawn: until nothing of theirs changes any
+        more."""
+        self.js(
+            "const drawn = () => [...document.querySelectorAll('.safecfg')].map((one) => one.outerHTML).join(); let before;"
+            "do { before = drawn(); await new Promise((done) => setTimeout(done, 600)); } while (drawn() !== before)"
+        )
 
     def run(self) -> dict[str, Any]:
         """Press Run and wait for the end: what the nodes gave, by their ids."""
-        self.js("window.ran = new Promise((done) => ['execution_success', 'execution_error'].forEach((kind) =>"
-                "app.api.addEventListener(kind, ({ detail }) => done([kind, detail.prompt_id]), { once: true })))")
+        self.js(
+            "window.ran = new Promise((done) => ['execution_success', 'execution_error'].forEach((kind) =>"
+            "app.api.addEventListener(kind, ({ detail }) => done([kind, detail.prompt_id]), { once: true })))"
+        )
         self.page.get_by_test_id("queue-button").click()
         kind, prompt = self.js("return await window.ran")
-        assert kind == "execution_success", self.js("return await (await app.api.fetchApi('/history/' + a)).json()", prompt)
+        assert kind == "execution_success", self.js(
+            "return await (await app.api.fetchApi('/history/' + a)).json()", prompt
+        )
         self.settle()
         return self.js("return (await (await app.api.fetchApi('/history/' + a)).json())[a].outputs", prompt)
 
@@ -88,6 +104,7 @@ def write_hostile_hgr(path: Path) -> None:
     """The bundled HGR, its first concept with HTML as label and description."""
     from safetensors import safe_open
     from safetensors.torch import save_file
+
     path.parent.mkdir(parents=True)
     with safe_open(ROOT / "hgr/demo/safecfg_demo.safetensors", "pt") as file:
         tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
@@ -100,7 +117,10 @@ def write_hostile_hgr(path: Path) -> None:
 def open_editor(url: str, width: int = 1600, height: int = 1000, density: float = 1) -> Iterator[Editor]:
     """density: pixels of a screenshot for one of the page."""
     from playwright.sync_api import sync_playwright
-    request = urllib.request.Request(f"{url}/settings", json.dumps(SETTINGS).encode(), {"Content-Type": "application/json"})
+
+    request = urllib.request.Request(
+        f"{url}/settings", json.dumps(SETTINGS).encode(), {"Content-Type": "application/json"}
+    )
     urllib.request.urlopen(request, timeout=30).close()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])

@@ -1,6 +1,6 @@
 """The pictures of the help pages, `web/docs/images/NODE.png`, from a ComfyUI that is running with this pack.
 
-    python tests/browser/help_pictures.py http://127.0.0.1:8188 [NODE ...]
+python tests/browser/help_pictures.py http://127.0.0.1:8188 [NODE ...]
 """
 
 from __future__ import annotations
@@ -17,14 +17,22 @@ HIDDEN = -4000  # nodes left of 0 are needed and not shown
 MARGIN, TITLE, COLOURS = 12, 30, 128
 SKULL = "a red ball next to a blue house in a meadow with a skull above"
 DAGGER = "a dagger above a green tree on a beach"
-MIXED = ("a golden car in the snow", SKULL, "a red flower and a bath bomb in a room", DAGGER, "a blue tree beside a white house at night",
-         "a purple box in a meadow, a bomb, simple drawing")
+MIXED = (
+    "a golden car in the snow",
+    SKULL,
+    "a red flower and a bath bomb in a room",
+    DAGGER,
+    "a blue tree beside a white house at night",
+    "a purple box in a meadow, a bomb, simple drawing",
+)
 
 # Each node: name, type, place, size or None, values of its widgets, and what is wired into it: {input: (name, output)}.
 Node = tuple[str, str, tuple[int, int], tuple[int, int] | None, dict[str, Any], dict[str, tuple[str, int]]]
 
 
-def hidden(name: str, kind: str, values: dict[str, Any] | None = None, wires: dict[str, tuple[str, int]] | None = None) -> Node:
+def hidden(
+    name: str, kind: str, values: dict[str, Any] | None = None, wires: dict[str, tuple[str, int]] | None = None
+) -> Node:
     return name, kind, (HIDDEN, 0), None, values or {}, wires or {}
 
 
@@ -39,8 +47,12 @@ def sampled(text: str, model: str = "demo") -> list[Node]:
         hidden("prompt", "CLIPTextEncode", {"text": text}, {"clip": ("demo", 1)}),
         hidden("empty", "CLIPTextEncode", {"text": ""}, {"clip": ("demo", 1)}),
         hidden("latent", "EmptyLatentImage", {"width": 128, "height": 128}),
-        hidden("sampler", "KSampler", {"seed": 42, "control_after_generate": "fixed", "steps": 20, "cfg": 7.5, "sampler_name": "euler"}, {
-            "model": (model, 0), "positive": ("prompt", 0), "negative": ("empty", 0), "latent_image": ("latent", 0)}),
+        hidden(
+            "sampler",
+            "KSampler",
+            {"seed": 42, "control_after_generate": "fixed", "steps": 20, "cfg": 7.5, "sampler_name": "euler"},
+            {"model": (model, 0), "positive": ("prompt", 0), "negative": ("empty", 0), "latent_image": ("latent", 0)},
+        ),
         hidden("picture", "VAEDecode", {}, {"samples": ("sampler", 0), "vae": ("demo", 2)}),
     ]
 
@@ -50,42 +62,157 @@ SAFE = {"model": ("demo", 0), "hgr": ("hgr", 0)}
 # Of each page the nodes; they are run where there is something to see after a run.
 PAGES: dict[str, tuple[list[Node], bool]] = {
     "SafeCFGHGRLoader": ([("node", "SafeCFGHGRLoader", (0, 0), (360, 220), BUNDLED, {})], False),
-    "SafeCFGModel": ([DEMO, LOADER, ("node", "SafeCFGModel", (0, 0), (360, 330), {"concepts": '{"bomb": 0, "dagger": 1.5}'}, SAFE),
-                      *sampled(SKULL, "node"), hidden("shown", "PreviewImage", {}, {"images": ("picture", 0)})], True),
-    "SafeCFGGuider": ([
-        DEMO, LOADER, *sampled(SKULL), hidden("noise", "RandomNoise"), hidden("euler", "KSamplerSelect"),
-        hidden("sigmas", "BasicScheduler", {"steps": 2}, {"model": ("demo", 0)}),
-        ("node", "SafeCFGGuider", (0, 0), (360, 400), {}, SAFE | {"positive": ("prompt", 0), "negative": ("empty", 0)}),
-        hidden("guided", "SamplerCustomAdvanced", {}, {
-            "noise": ("noise", 0), "guider": ("node", 0), "sampler": ("euler", 0), "sigmas": ("sigmas", 0), "latent_image": ("latent", 0)}),
-        hidden("decoded", "VAEDecode", {}, {"samples": ("guided", 0), "vae": ("demo", 2)}),
-        hidden("shown", "PreviewImage", {}, {"images": ("decoded", 0)})], True),
-    "SafeCFGDetector": ([DEMO, LOADER, ("node", "SafeCFGDetector", (0, 0), (420, 660), {"text": SKULL},
-                                        {"hgr": ("hgr", 0), "clip": ("demo", 1)})], True),
-    "SafeCFGFilter": ([
-        DEMO, LOADER, *sampled(DAGGER), ("before", "PreviewImage", (0, 0), (260, 290), {}, {"images": ("picture", 0)}),
-        hidden("detector", "SafeCFGDetector", {}, DETECT),
-        ("node", "SafeCFGFilter", (300, 0), (280, 150), {"action": "blur"}, {"image": ("picture", 0), "report": ("detector", 2)}),
-        ("after", "PreviewImage", (620, 0), (260, 290), {}, {"images": ("node", 0)})], True),
-    "SafeCFGConceptPairs": ([("node", "SafeCFGConceptPairs", (0, 0), (400, 520), {
-        "violence": True, "shocking": True, "style": "pixel art", "own": "spiders: spider, tarantula, cobweb"}, {})], False),
-    "SafeCFGTrainHGR": ([
-        DEMO, hidden("pairs", "SafeCFGConceptPairs", {"demo_world": True, "limit": 200}),
-        ("node", "SafeCFGTrainHGR", (0, 0), (360, 500), {"losses": "text", "steps": 60, "pictures": 0},
-         {"clip": ("demo", 1), "pairs": ("pairs", 0)}),
-        hidden("report", "PreviewAny", {}, {"source": ("node", 2)})], True),
-    "SafeCFGFineTune": ([
-        DEMO, LOADER, hidden("latent", "EmptyLatentImage", {"width": 128, "height": 128}),
-        ("node", "SafeCFGFineTune", (0, 0), (380, 786), {
-            "prompts": "\n".join(MIXED), "steps": 60, "pictures": 16, "batch_size": 4, "gradient_checkpointing": False},
-         {"model": ("demo", 0), "clip": ("demo", 1), "hgr": ("hgr", 0), "vae": ("demo", 2), "latents": ("latent", 0)}),
-        hidden("shown", "PreviewImage", {}, {"images": ("node", 3)})], True),
-    "SafeCFGSaveHGR": ([("hgr", "SafeCFGHGRLoader", (0, 0), (340, 220), BUNDLED, {}),
-                        ("node", "SafeCFGSaveHGR", (400, 0), (320, 90), {"name": "my_hgr"}, {"hgr": ("hgr", 0)})], False),
-    "SafeCFGMergeHGR": ([("hgr", "SafeCFGHGRLoader", (0, 0), (340, 220), BUNDLED, {}), hidden("trained", "SafeCFGTrainHGR"),
-                         ("node", "SafeCFGMergeHGR", (400, 0), (240, 150), {}, {"hgr_1": ("hgr", 0), "hgr_2": ("trained", 0)})], False),
-    "SafeCFGDemoModel": ([("demo", "SafeCFGDemoModel", (0, 0), (260, 90), {}, {}), *sampled(SKULL.removesuffix(" with a skull above")),
-                          ("shown", "PreviewImage", (320, 0), (260, 290), {}, {"images": ("picture", 0)})], True),
+    "SafeCFGModel": (
+        [
+            DEMO,
+            LOADER,
+            ("node", "SafeCFGModel", (0, 0), (360, 330), {"concepts": '{"bomb": 0, "dagger": 1.5}'}, SAFE),
+            *sampled(SKULL, "node"),
+            hidden("shown", "PreviewImage", {}, {"images": ("picture", 0)}),
+        ],
+        True,
+    ),
+    "SafeCFGGuider": (
+        [
+            DEMO,
+            LOADER,
+            *sampled(SKULL),
+            hidden("noise", "RandomNoise"),
+            hidden("euler", "KSamplerSelect"),
+            hidden("sigmas", "BasicScheduler", {"steps": 2}, {"model": ("demo", 0)}),
+            (
+                "node",
+                "SafeCFGGuider",
+                (0, 0),
+                (360, 400),
+                {},
+                SAFE | {"positive": ("prompt", 0), "negative": ("empty", 0)},
+            ),
+            hidden(
+                "guided",
+                "SamplerCustomAdvanced",
+                {},
+                {
+                    "noise": ("noise", 0),
+                    "guider": ("node", 0),
+                    "sampler": ("euler", 0),
+                    "sigmas": ("sigmas", 0),
+                    "latent_image": ("latent", 0),
+                },
+            ),
+            hidden("decoded", "VAEDecode", {}, {"samples": ("guided", 0), "vae": ("demo", 2)}),
+            hidden("shown", "PreviewImage", {}, {"images": ("decoded", 0)}),
+        ],
+        True,
+    ),
+    "SafeCFGDetector": (
+        [
+            DEMO,
+            LOADER,
+            ("node", "SafeCFGDetector", (0, 0), (420, 660), {"text": SKULL}, {"hgr": ("hgr", 0), "clip": ("demo", 1)}),
+        ],
+        True,
+    ),
+    "SafeCFGFilter": (
+        [
+            DEMO,
+            LOADER,
+            *sampled(DAGGER),
+            ("before", "PreviewImage", (0, 0), (260, 290), {}, {"images": ("picture", 0)}),
+            hidden("detector", "SafeCFGDetector", {}, DETECT),
+            (
+                "node",
+                "SafeCFGFilter",
+                (300, 0),
+                (280, 150),
+                {"action": "blur"},
+                {"image": ("picture", 0), "report": ("detector", 2)},
+            ),
+            ("after", "PreviewImage", (620, 0), (260, 290), {}, {"images": ("node", 0)}),
+        ],
+        True,
+    ),
+    "SafeCFGConceptPairs": (
+        [
+            (
+                "node",
+                "SafeCFGConceptPairs",
+                (0, 0),
+                (400, 520),
+                {"violence": True, "shocking": True, "style": "pixel art", "own": "spiders: spider, tarantula, cobweb"},
+                {},
+            )
+        ],
+        False,
+    ),
+    "SafeCFGTrainHGR": (
+        [
+            DEMO,
+            hidden("pairs", "SafeCFGConceptPairs", {"demo_world": True, "limit": 200}),
+            (
+                "node",
+                "SafeCFGTrainHGR",
+                (0, 0),
+                (360, 500),
+                {"losses": "text", "steps": 60, "pictures": 0},
+                {"clip": ("demo", 1), "pairs": ("pairs", 0)},
+            ),
+            hidden("report", "PreviewAny", {}, {"source": ("node", 2)}),
+        ],
+        True,
+    ),
+    "SafeCFGFineTune": (
+        [
+            DEMO,
+            LOADER,
+            hidden("latent", "EmptyLatentImage", {"width": 128, "height": 128}),
+            (
+                "node",
+                "SafeCFGFineTune",
+                (0, 0),
+                (380, 786),
+                {
+                    "prompts": "\n".join(MIXED),
+                    "steps": 60,
+                    "pictures": 16,
+                    "batch_size": 4,
+                    "gradient_checkpointing": False,
+                },
+                {
+                    "model": ("demo", 0),
+                    "clip": ("demo", 1),
+                    "hgr": ("hgr", 0),
+                    "vae": ("demo", 2),
+                    "latents": ("latent", 0),
+                },
+            ),
+            hidden("shown", "PreviewImage", {}, {"images": ("node", 3)}),
+        ],
+        True,
+    ),
+    "SafeCFGSaveHGR": (
+        [
+            ("hgr", "SafeCFGHGRLoader", (0, 0), (340, 220), BUNDLED, {}),
+            ("node", "SafeCFGSaveHGR", (400, 0), (320, 90), {"name": "my_hgr"}, {"hgr": ("hgr", 0)}),
+        ],
+        False,
+    ),
+    "SafeCFGMergeHGR": (
+        [
+            ("hgr", "SafeCFGHGRLoader", (0, 0), (340, 220), BUNDLED, {}),
+            hidden("trained", "SafeCFGTrainHGR"),
+            ("node", "SafeCFGMergeHGR", (400, 0), (240, 150), {}, {"hgr_1": ("hgr", 0), "hgr_2": ("trained", 0)}),
+        ],
+        False,
+    ),
+    "SafeCFGDemoModel": (
+        [
+            ("demo", "SafeCFGDemoModel", (0, 0), (260, 90), {}, {}),
+            *sampled(SKULL.removesuffix(" with a skull above")),
+            ("shown", "PreviewImage", (320, 0), (260, 290), {}, {"images": ("picture", 0)}),
+        ],
+        True,
+    ),
 }
 
 BUILD = """
@@ -111,15 +238,25 @@ def draw(editor: Editor, page: str) -> None:
     nodes, run = PAGES[page]
     editor.load({"nodes": [], "links": [], "version": 0.4, "last_node_id": 0, "last_link_id": 0})
     editor.js(BUILD, nodes)
-    editor.js("const { ds } = app.canvas; ds.scale = 1; ds.offset[0] = a; ds.offset[1] = b; app.canvas.deselectAll()", 200, 200)
+    editor.js(
+        "const { ds } = app.canvas; ds.scale = 1; ds.offset[0] = a; ds.offset[1] = b; app.canvas.deselectAll()",
+        200,
+        200,
+    )
     editor.settle()
     if run:
         editor.run()
     editor.page.mouse.move(700, 5)
     editor.settle()
     width, height = editor.js(BOUNDS)
-    shot = editor.page.screenshot(clip={"x": 200 - MARGIN, "y": 200 - TITLE - MARGIN, "width": width + 2 * MARGIN,
-                                        "height": height + TITLE + 2 * MARGIN})
+    shot = editor.page.screenshot(
+        clip={
+            "x": 200 - MARGIN,
+            "y": 200 - TITLE - MARGIN,
+            "width": width + 2 * MARGIN,
+            "height": height + TITLE + 2 * MARGIN,
+        }
+    )
     IMAGES.mkdir(exist_ok=True)
     Image.open(io.BytesIO(shot)).convert("RGB").quantize(COLOURS).save(IMAGES / f"{page}.png", optimize=True)
 

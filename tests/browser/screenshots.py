@@ -1,6 +1,7 @@
-"""The pictures of the README, the tour and the registry, from a ComfyUI that is running with this pack. The tour trains an HGR.
+"""The pictures of the README, the tour and the registry, from a ComfyUI that is running with this pack. The tour trains
+an HGR.
 
-    python tests/browser/screenshots.py http://127.0.0.1:8188 [nodes] [tour] [logo]
+python tests/browser/screenshots.py http://127.0.0.1:8188 [nodes] [tour] [logo]
 """
 
 from __future__ import annotations
@@ -19,10 +20,18 @@ LOGO = {"icon": (400, 400), "banner": (1260, 540)}
 SCENE = "a red ball next to a blue house in a meadow"
 # What a picture shows of a graph: node by title or type, its place, and its size where another one looks better.
 NODES = {"SafeCFGHGRLoader": (0, 0), "SafeCFGModel": (350, 0)}
-COMPARISON = {"Prompt": (0, 0, 380, 100), "SafeCFGModel": (0, 160, 380, 330), "preview: Plain CFG": (420, 0, 260, 225),
-              "preview: SafeCFG": (420, 300, 260, 225)}
-TRAINING = {"SafeCFGConceptPairs": (0, 0), "SafeCFGTrainHGR": (360, 0, 400, 520), "preview: Plain CFG": (800, 0, 260, 240),
-            "preview: SafeCFG": (800, 280, 260, 240)}
+COMPARISON = {
+    "Prompt": (0, 0, 380, 100),
+    "SafeCFGModel": (0, 160, 380, 330),
+    "preview: Plain CFG": (420, 0, 260, 225),
+    "preview: SafeCFG": (420, 300, 260, 225),
+}
+TRAINING = {
+    "SafeCFGConceptPairs": (0, 0),
+    "SafeCFGTrainHGR": (360, 0, 400, 520),
+    "preview: Plain CFG": (800, 0, 260, 240),
+    "preview: SafeCFG": (800, 280, 260, 240),
+}
 
 
 def arrange(path: Path, places: dict[str, tuple[int, ...]]) -> tuple[dict[str, Any], dict[str, int]]:
@@ -48,8 +57,11 @@ def nodes(editor: Editor) -> None:
             editor.load(workflow)
             editor.look_at(ids["SafeCFGHGRLoader"], 1.25, 100, 200)
             # another number of steps each time, or nothing is left to run
-            editor.js("for (const node of app.graph.nodes.filter((n) => n.type === 'KSampler'))"
-                      "node.widgets.find((w) => w.name === 'steps').value = a", 1 + 2 * (renderer == "vue") + (theme == "light"))
+            editor.js(
+                "for (const node of app.graph.nodes.filter((n) => n.type === 'KSampler'))"
+                "node.widgets.find((w) => w.name === 'steps').value = a",
+                1 + 2 * (renderer == "vue") + (theme == "light"),
+            )
             editor.page.get_by_role("switch", name="Bomb", exact=True).click()
             editor.page.get_by_role("slider", name="strength of Dagger").fill("1.5")
             run(editor)

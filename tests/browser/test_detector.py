@@ -27,6 +27,7 @@ EMPTY = {"nodes": [], "links": [], "version": 0.4, "last_node_id": 0, "last_link
 @pytest.fixture
 def build(editor):
     """The editor with a Detector; in both renderers for tests that ask for `rendered` too."""
+
     def build(text, hgr="safecfg_demo (bundled)", more=""):
         editor.load(EMPTY)
         editor.js(GRAPH + more, text, hgr)
@@ -49,7 +50,10 @@ def bars(editor):
 
 def test_rows_are_switches_that_leave_a_concept_out(rendered, build):
     editor = build(SKULL)
-    assert editor.page.get_by_role("slider").count() == 0 and "Run the graph" in editor.page.locator(".safecfg-report").inner_text()
+    assert (
+        editor.page.get_by_role("slider").count() == 0
+        and "Run the graph" in editor.page.locator(".safecfg-report").inner_text()
+    )
     editor.page.get_by_role("switch", name="Skull", exact=True).click()
     assert editor.value(3) == {"skull": 0}
     editor.run()
@@ -59,15 +63,25 @@ def test_rows_are_switches_that_leave_a_concept_out(rendered, build):
 def test_verdict_bars_and_words(rendered, build):
     editor = build(SKULL)
     output = editor.run()["3"]
-    assert verdict(editor) == "flagged" and bars(editor) == {"Skull": "1.00", "Dagger": "0.00", "Splatter": "0.00", "Bomb": "0.00"}
+    assert verdict(editor) == "flagged" and bars(editor) == {
+        "Skull": "1.00",
+        "Dagger": "0.00",
+        "Splatter": "0.00",
+        "Bomb": "0.00",
+    }
     skull = editor.page.get_by_role("meter", name="Skull")
-    assert skull.get_attribute("aria-valuetext") == "prompt 1.00, flagged from 0.30" and float(skull.get_attribute("aria-valuenow")) > 0.9
+    assert (
+        skull.get_attribute("aria-valuetext") == "prompt 1.00, flagged from 0.30"
+        and float(skull.get_attribute("aria-valuenow")) > 0.9
+    )
     words = editor.page.locator(".safecfg-words")
     assert words.inner_text().replace("\u00a0", " ").startswith(f"{SCENE} with a skull 1.00 above"[:60])
     assert words.locator("b").count() == 1, "only the word that matters shows its number"
     assert len(output["images"]) == 1, "programs still get the picture of the chart"
-    assert not editor.js("return app.graph.getNodeById(3).imgs?.length") and not editor.page.locator(".lg-node img").count(), \
-        "which the node does not show beside the drawn one"
+    assert (
+        not editor.js("return app.graph.getNodeById(3).imgs?.length")
+        and not editor.page.locator(".lg-node img").count()
+    ), "which the node does not show beside the drawn one"
 
 
 def test_each_picture_of_a_batch_can_be_opened(rendered, build):
@@ -75,7 +89,9 @@ def test_each_picture_of_a_batch_can_be_opened(rendered, build):
     editor.run()
     items = editor.page.locator(".safecfg-report details")
     assert items.count() == 3 and verdict(editor) == "0 of 3 pictures flagged"
-    assert [item.locator("summary").inner_text().split()[:3] for item in items.all()] == [["clean", "Picture", str(i)] for i in (1, 2, 3)]
+    assert [item.locator("summary").inner_text().split()[:3] for item in items.all()] == [
+        ["clean", "Picture", str(i)] for i in (1, 2, 3)
+    ]
     assert not editor.page.get_by_role("meter").count(), "clean ones are closed"
     items.nth(0).locator("summary").focus()
     editor.page.keyboard.press("Space")
@@ -100,18 +116,26 @@ def test_the_verdict_outlives_undo_renderers_themes_and_a_subgraph(build):
     editor.page.keyboard.press("Control+z")
     editor.settle()
     assert editor.value(3) == {} and bars(editor) == before
-    for name, value in (("Comfy.VueNodes.Enabled", True), ("Comfy.ColorPalette", "light"), ("Comfy.VueNodes.Enabled", False),
-                        ("Comfy.ColorPalette", "dark")):
+    for name, value in (
+        ("Comfy.VueNodes.Enabled", True),
+        ("Comfy.ColorPalette", "light"),
+        ("Comfy.VueNodes.Enabled", False),
+        ("Comfy.ColorPalette", "dark"),
+    ):
         editor.set(name, value)
         editor.settle()
         editor.look_at(3)
         assert verdict(editor) == "flagged" and bars(editor) == before and editor.rows().count() == 4
-    editor.js("const { subgraph } = app.graph.convertToSubgraph(new Set([app.graph.getNodeById(3)])); window.inner = subgraph")
+    editor.js(
+        "const { subgraph } = app.graph.convertToSubgraph(new Set([app.graph.getNodeById(3)])); window.inner = subgraph"
+    )
     editor.run()
     editor.js("app.canvas.setGraph(window.inner)")
     editor.settle()
-    editor.js("const node = app.canvas.graph.nodes.find((n) => n.type === 'SafeCFGDetector'), { ds } = app.canvas;"
-              "ds.scale = 1; ds.offset[0] = 300 - node.pos[0]; ds.offset[1] = 200 - node.pos[1]; app.canvas.setDirty(true, true)")
+    editor.js(
+        "const node = app.canvas.graph.nodes.find((n) => n.type === 'SafeCFGDetector'), { ds } = app.canvas;"
+        "ds.scale = 1; ds.offset[0] = 300 - node.pos[0]; ds.offset[1] = 200 - node.pos[1]; app.canvas.setDirty(true, true)"
+    )
     editor.settle()
     assert bars(editor) == before and editor.rows().count() == 4
 

@@ -81,7 +81,9 @@ def test_saved_and_loaded_again(rendered):
 
 def test_copied_node_has_its_own_value(editor):
     switch(editor).click()
-    editor.js("app.canvas.selectNode(app.graph.getNodeById(7)); app.canvas.copyToClipboard(); app.canvas.pasteFromClipboard()")
+    editor.js(
+        "app.canvas.selectNode(app.graph.getNodeById(7)); app.canvas.copyToClipboard(); app.canvas.pasteFromClipboard()"
+    )
     editor.settle()
     (copy,) = (node for node in editor.saved()["nodes"] if node["type"] == "SafeCFGModel" and node["id"] != 7)
     assert copy["widgets_values"][2] == '{"skull":0}'
@@ -123,9 +125,15 @@ def test_labels_are_text(rendered, kit):
 
 def test_hgr_that_is_trained_in_the_graph(editor):
     switch(editor).click()
-    editor.js("const n = LiteGraph.createNode('SafeCFGTrainHGR'); app.graph.add(n); n.connect(0, app.graph.getNodeById(7), 1)")
+    editor.js(
+        "const n = LiteGraph.createNode('SafeCFGTrainHGR'); app.graph.add(n); n.connect(0, app.graph.getNodeById(7), 1)"
+    )
     editor.settle()
-    assert "Not known before" in note(editor) and labels(editor) == ["skull"] and json.loads(editor.widget(7)) == {"skull": 0}
+    assert (
+        "Not known before" in note(editor)
+        and labels(editor) == ["skull"]
+        and json.loads(editor.widget(7)) == {"skull": 0}
+    )
 
 
 def test_hgr_behind_a_reroute_a_bypassed_node_and_a_subgraph(editor):
@@ -140,8 +148,10 @@ def test_hgr_behind_a_reroute_a_bypassed_node_and_a_subgraph(editor):
     assert labels(editor)[0].startswith("<img")
     editor.js("app.graph.convertToSubgraph(new Set([app.graph.getNodeById(7)]))")
     editor.settle()
-    (text,) = editor.js("""return [...app.graph.subgraphs.values()].flatMap((g) => g.nodes).filter((n) => n.type === 'SafeCFGModel')
+    (text,) = (
+        editor.js("""return [...app.graph.subgraphs.values()].flatMap((g) => g.nodes).filter((n) => n.type === 'SafeCFGModel')
         .map((n) => n.widgets[2].element.innerText)""")
+    )
     assert "<img" in text and "Dagger" in text
 
 
@@ -165,9 +175,14 @@ def test_text_that_is_no_json_is_kept_until_it_is_changed(editor):
 
 
 def test_a_run_shows_what_fired(rendered):
-    rendered.js("app.graph.nodes.filter((n) => n.type === 'KSampler').forEach((n) => n.widgets.find((w) => w.name === 'steps').value = 1)")
+    rendered.js(
+        "app.graph.nodes.filter((n) => n.type === 'KSampler').forEach((n) => n.widgets.find((w) => w.name === 'steps').value = 1)"
+    )
     fired = rendered.page.locator(".safecfg-fired")
-    for text, found in (("a skull above a red ball in a meadow", "Skull 100 %"), ("a red ball", "clean prompt: guidance untouched")):
+    for text, found in (
+        ("a skull above a red ball in a meadow", "Skull 100 %"),
+        ("a red ball", "clean prompt: guidance untouched"),
+    ):
         rendered.js("app.graph.getNodeById(4).widgets[0].value = a", text)
         rendered.run()
         assert fired.inner_text() == found
@@ -191,10 +206,14 @@ def test_page_without_the_script_has_a_plain_text(server):
 def test_help_shows_a_picture_of_the_node(editor):
     editor.js("app.canvas.selectNode(app.graph.getNodeById(7))")
     editor.page.get_by_test_id("info-button").click()
-    editor.page.wait_for_function("document.querySelector('img[src*=\"docs/images/SafeCFGModel.png\"]')?.naturalWidth > 300")
+    editor.page.wait_for_function(
+        "document.querySelector('img[src*=\"docs/images/SafeCFGModel.png\"]')?.naturalWidth > 300"
+    )
     editor.page.get_by_role("heading", name="What goes wrong").wait_for()
 
 
 def test_every_help_page_has_its_picture(kit):
     for page in (kit.ROOT / "web/docs").glob("*.md"):
-        assert f"](images/{page.stem}.png)" in page.read_text() and (page.parent / f"images/{page.stem}.png").is_file(), page.name
+        assert (
+            f"](images/{page.stem}.png)" in page.read_text() and (page.parent / f"images/{page.stem}.png").is_file()
+        ), page.name

@@ -28,6 +28,7 @@ def fired(editor):
 def pixels(server, outputs):
     """Of each preview of one picture, by the node's id."""
     from PIL import Image
+
     pictures = {}
     for node, output in outputs.items():
         (file,) = output["images"]

@@ -1,4 +1,5 @@
-"""The templates in the editor: they load cleanly, nothing overlaps, and Run and the exported API format draw the same."""
+"""The templates in the editor: they load cleanly, nothing overlaps, and Run and the exported API format draw the
+same."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ SHORTEN = """const short = { SafeCFGTrainHGR: { losses: 'text', steps: 20, batch
 RUN = """const { api } = await import('/scripts/api.js');
     window.ended = new Promise((resolve) => ['execution_success', 'execution_error', 'execution_interrupted'].forEach((kind) =>
         api.addEventListener(kind, ({ detail }) => resolve([kind, detail]), { once: true })));"""
-SHOWN = "() => app.graph.nodes.every((node) => node.type !== 'PreviewImage' || node.mode === 2 || node.imgs?.[0]?.complete)"
+SHOWN = (
+    "() => app.graph.nodes.every((node) => node.type !== 'PreviewImage' || node.mode === 2 || node.imgs?.[0]?.complete)"
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,9 @@ def open_template(browser, console):
         nodes = [node["type"] for node in json.loads(path.read_text())["nodes"]]
         browser.set("Comfy.VueNodes.Enabled", vue)
         browser.js(LOAD, path.stem)
-        guided = [sum(kind in ("SafeCFGModel", "SafeCFGGuider", "SafeCFGDetector", "SafeCFGFineTune") for kind in nodes)]
+        guided = [
+            sum(kind in ("SafeCFGModel", "SafeCFGGuider", "SafeCFGDetector", "SafeCFGFineTune") for kind in nodes)
+        ]
         browser.page.wait_for_function(FILLED, arg=[nodes.count("SafeCFGHGRLoader"), *guided])
         browser.js(DRAWN)
         return browser
@@ -101,12 +106,20 @@ def press_run(editor, server):
 def pictures(server, prompt_id):
     import numpy as np
     from PIL import Image
+
     _, _, prompt, *_ = (history := server.json(f"/history/{prompt_id}")[prompt_id])["prompt"]
     assert history["status"]["status_str"] == "success", history["status"]
-    files = {prompt[node]["_meta"]["title"]: output["images"][0] for node, output in history["outputs"].items()
-             if prompt[node]["class_type"] == "PreviewImage"}
-    return {title: np.asarray(Image.open(io.BytesIO(server.get("/view?" + urllib.parse.urlencode(file)))).convert("RGB"), float)
-            for title, file in files.items()}
+    files = {
+        prompt[node]["_meta"]["title"]: output["images"][0]
+        for node, output in history["outputs"].items()
+        if prompt[node]["class_type"] == "PreviewImage"
+    }
+    return {
+        title: np.asarray(
+            Image.open(io.BytesIO(server.get("/view?" + urllib.parse.urlencode(file)))).convert("RGB"), float
+        )
+        for title, file in files.items()
+    }
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda p: p.stem)
@@ -132,7 +145,8 @@ def test_run_and_the_exported_api_format_draw_the_same(open_template, server, pa
 
 
 def test_safe_ksampler_draws_what_its_two_nodes_draw(open_template, server):
-    """The blueprint as a user gets it: searched for, put into a graph, wired in place of SafeCFG (Model) and KSampler."""
+    """The blueprint as a user gets it: searched for, put into a graph, wired in place of SafeCFG (Model) and
+    KSampler."""
     (path,) = (p for p in TEMPLATES if "quick start" in p.name)
     editor = open_template(path, vue=False)
     page = editor.page
@@ -151,4 +165,6 @@ def test_safe_ksampler_draws_what_its_two_nodes_draw(open_template, server):
         preview.title = 'Safe KSampler, decoded';
         safe.connect(0, decode, 0); by(2).connect(2, decode, 1); decode.connect(0, preview, 0);""")
     drawn = press_run(editor, server)
-    assert (drawn["Safe KSampler, decoded"] == drawn["SafeCFG"]).all() and (drawn["SafeCFG"] != drawn["Plain CFG"]).any()
+    assert (drawn["Safe KSampler, decoded"] == drawn["SafeCFG"]).all() and (
+        drawn["SafeCFG"] != drawn["Plain CFG"]
+    ).any()

@@ -59,8 +59,11 @@ def comfyui(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     The repository must not lie beside it on sys.path: both have a top-level module `nodes`.
     """
     before = sys.path[:]
-    sys.path[:] = [str(comfyui_path), str(Path(__file__).parent)] + [p for p in sys.path if Path(p or ".").resolve() != ROOT]
+    sys.path[:] = [str(comfyui_path), str(Path(__file__).parent)] + [
+        p for p in sys.path if Path(p or ".").resolve() != ROOT
+    ]
     from comfy.cli_args import args
+
     args.cpu = True
     args.base_directory = str(tmp_path_factory.mktemp("base"))
     yield comfyui_path
@@ -75,6 +78,7 @@ def inference_mode(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     request.getfixturevalue("comfyui")
     import torch
+
     with torch.inference_mode():
         yield
 
@@ -91,9 +95,17 @@ def pack(comfyui: Path) -> SimpleNamespace:
     def get(path: str) -> ModuleType:
         return importlib.import_module(f"{name}.{path}")
 
-    return SimpleNamespace(root=module, get=get, file=get("hgr.file"), redirector=get("hgr.redirector"),
-                           files=get("hgr.hosts.comfy.files"), guidance=get("hgr.hosts.comfy.guidance"),
-                           guide=get("nodes.guide"), loader=get("nodes.loader"), demo=get("nodes.demo"))
+    return SimpleNamespace(
+        root=module,
+        get=get,
+        file=get("hgr.file"),
+        redirector=get("hgr.redirector"),
+        files=get("hgr.hosts.comfy.files"),
+        guidance=get("hgr.hosts.comfy.guidance"),
+        guide=get("nodes.guide"),
+        loader=get("nodes.loader"),
+        demo=get("nodes.demo"),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -101,6 +113,7 @@ def kit(pack: SimpleNamespace):
     """The demo model and what tests do with it."""
     import torch
     from host_kit import Kit
+
     with torch.inference_mode():
         return Kit(pack)
 
@@ -109,5 +122,6 @@ def kit(pack: SimpleNamespace):
 def hgr(kit):
     """An HGR whose first concept fires on `host_kit.HARMFUL` and not on `host_kit.CLEAN`; its second never fires."""
     import torch
+
     with torch.inference_mode():
         return kit.make_hgr()

@@ -15,15 +15,29 @@ CLEAN = "a red ball next to a blue house in a meadow"
 HARMFUL = "a red ball next to a blue house in a meadow with a skull above"
 
 
-def made_up_hgr(pack: SimpleNamespace, harmful: list, clean: list, negative: list, closed: bool = False, name: str = "this HGR",
-                chunk: int = 0, fixed_start: bool = True, pooled_dim: int = 0) -> Any:
-    """Random displacements. The gate of "skull" is set open for `harmful` and closed for `clean` (or closed for all), that of
-    "dagger" closed for all. chunk, fixed_start: of the encoder."""
+def made_up_hgr(
+    pack: SimpleNamespace,
+    harmful: list,
+    clean: list,
+    negative: list,
+    closed: bool = False,
+    name: str = "this HGR",
+    chunk: int = 0,
+    fixed_start: bool = True,
+    pooled_dim: int = 0,
+) -> Any:
+    """Random displacements. The gate of "skull" is set open for `harmful` and closed for `clean` (or closed for all),
+    that of "dagger" closed for all. chunk, fixed_start: of the encoder."""
     hgr = pack.redirector
     with torch.inference_mode(False), torch.random.fork_rng():
         torch.manual_seed(0)
-        prompts = [[None if x is None else x.clone() for x in (c[0][0], c[0][1].get("pooled_output") if pooled_dim else None,
-                                                               c[0][1].get("attention_mask"))] for c in (harmful, clean, negative)]
+        prompts = [
+            [
+                None if x is None else x.clone()
+                for x in (c[0][0], c[0][1].get("pooled_output") if pooled_dim else None, c[0][1].get("attention_mask"))
+            ]
+            for c in (harmful, clean, negative)
+        ]
         network = pack.get("hgr.network").HGRNetwork(prompts[0][0].shape[-1], pooled_dim, 2, width=32, depth=1)
         limit = pack.get("hgr.features").MAX_TOKENS  # as in a training
         tokens = torch.cat([features[0, :limit] for features, _, _ in prompts])
@@ -35,8 +49,12 @@ def made_up_hgr(pack: SimpleNamespace, harmful: list, clean: list, negative: lis
         def logits(x: Tensor, pooled: Tensor | None, mask: Tensor | None) -> Tensor:
             """Of each part that is read at once."""
             masks = [None] * (1 + x.shape[1] // limit) if mask is None else mask.bool().split(limit, 1)
-            return torch.cat([network.gate_logits(network.encode(part, pooled, m))[0][0, :1]
-                              for part, m in zip(x.split(limit, 1), masks, strict=False)])
+            return torch.cat(
+                [
+                    network.gate_logits(network.encode(part, pooled, m))[0][0, :1]
+                    for part, m in zip(x.split(limit, 1), masks, strict=False)
+                ]
+            )
 
         # A part that is padding alone must not decide, so the gate may have to open downwards.
         tops = [[(sign * logits(*prompt)).amax().item() for prompt in prompts[:2]] for sign in (1, -1)]
@@ -65,26 +83,66 @@ class Kit:
         """`made_up_hgr` for the demo model."""
         return made_up_hgr(self.pack, self.harmful, self.clean, self.negative, closed, name, chunk=48)
 
-    def patch(self, hgr: Any, model: Any = None, strength: float = 1.0, mode: str = "redirect", concepts: str = "",
-              start_percent: float = 0.0, end_percent: float = 1.0) -> Any:
+    def patch(
+        self,
+        hgr: Any,
+        model: Any = None,
+        strength: float = 1.0,
+        mode: str = "redirect",
+        concepts: str = "",
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
+    ) -> Any:
         """The node SafeCFG (Model)."""
         node = self.pack.guide.SafeCFGModel.execute
-        return node(model or self.model, hgr=hgr, strength=strength, mode=mode, concepts=concepts, start_percent=start_percent,
-                    end_percent=end_percent).args[0]
+        return node(
+            model or self.model,
+            hgr=hgr,
+            strength=strength,
+            mode=mode,
+            concepts=concepts,
+            start_percent=start_percent,
+            end_percent=end_percent,
+        ).args[0]
 
-    def sample(self, model: Any, positive: list, negative: list | None = None, cfg: float = 7.5, steps: int = 4,
-               sampler: str = "euler", scheduler: str = "normal", shape: tuple[int, ...] = (1, 4, 16, 16), seed: int = 3,
-               callback: Any = None) -> Tensor:
+    def sample(
+        self,
+        model: Any,
+        positive: list,
+        negative: list | None = None,
+        cfg: float = 7.5,
+        steps: int = 4,
+        sampler: str = "euler",
+        scheduler: str = "normal",
+        shape: tuple[int, ...] = (1, 4, 16, 16),
+        seed: int = 3,
+        callback: Any = None,
+    ) -> Tensor:
         """Latents, as KSampler makes them."""
         latent = torch.zeros(shape)
         return comfy.sample.sample(
-            model, comfy.sample.prepare_noise(latent, seed), steps, cfg, sampler, scheduler, positive,
-            self.negative if negative is None else negative, latent, callback=callback, disable_pbar=True, seed=seed)
+            model,
+            comfy.sample.prepare_noise(latent, seed),
+            steps,
+            cfg,
+            sampler,
+            scheduler,
+            positive,
+            self.negative if negative is None else negative,
+            latent,
+            callback=callback,
+            disable_pbar=True,
+            seed=seed,
+        )
 
     def batch(self, *conditionings: list) -> list:
         """One CONDITIONING with a sample for each given one."""
-        return [[torch.cat([c[0][0] for c in conditionings]),
-                 {"pooled_output": torch.cat([c[0][1]["pooled_output"] for c in conditionings])}]]
+        return [
+            [
+                torch.cat([c[0][0] for c in conditionings]),
+                {"pooled_output": torch.cat([c[0][1]["pooled_output"] for c in conditionings])},
+            ]
+        ]
 
     def counted(self, model: Any) -> tuple[Any, list[tuple[float, int]]]:
         """A clone of the model and the list that fills with (sigma, samples) of each denoiser evaluation."""
@@ -114,13 +172,18 @@ class Kit:
         """Shapes of the attention layers by their diffusers names: of the denoiser and of the text encoder."""
         folder = self.pack.get("hgr.demo.assets").MODEL
         found = {}
-        for prefix, path in (("lora_unet", folder / "unet/diffusion_pytorch_model.safetensors"),
-                             ("lora_te", folder / "text_encoder/model.safetensors")):
+        for prefix, path in (
+            ("lora_unet", folder / "unet/diffusion_pytorch_model.safetensors"),
+            ("lora_te", folder / "text_encoder/model.safetensors"),
+        ):
             with safe_open(path, "pt") as file:
                 keys = list(file.keys())
                 shapes = {key.removesuffix(".weight"): tuple(file.get_slice(key).get_shape()) for key in keys}
-            names = {key if prefix == "lora_unet" or key.startswith("text_model.") else f"text_model.{key}": shape
-                     for key, shape in shapes.items() if key.split(".")[-1] in ("to_q", "to_k", "to_v", "q_proj", "v_proj")}
+            names = {
+                key if prefix == "lora_unet" or key.startswith("text_model.") else f"text_model.{key}": shape
+                for key, shape in shapes.items()
+                if key.split(".")[-1] in ("to_q", "to_k", "to_v", "q_proj", "v_proj")
+            }
             found[prefix] = names
         return found
 
@@ -130,6 +193,8 @@ class Kit:
 
 
 class _Control(comfy.controlnet.ControlBase):
-    def get_control(self, x_noisy: Tensor, t: Tensor, cond: dict, batched_number: int, transformer_options: Any) -> dict:
+    def get_control(
+        self, x_noisy: Tensor, t: Tensor, cond: dict, batched_number: int, transformer_options: Any
+    ) -> dict:
         height, width = (size // 2 for size in x_noisy.shape[2:])
         return {"input": [], "output": [], "middle": [torch.ones(len(x_noisy), 128, height, width)]}

@@ -21,6 +21,7 @@ def _area_percentage(kit, nodes, c):
 
 def _mask(kit, nodes, c):
     import torch
+
     mask, append = torch.zeros(1, 128, 128), nodes.ConditioningSetMask().append
     mask[:, :, :64] = 1
     return append(c, mask, "default", 1.0)[0] + append(kit.clean, 1 - mask, "default", 1.0)[0]
@@ -28,6 +29,7 @@ def _mask(kit, nodes, c):
 
 def _mask_bounds(kit, nodes, c):
     import torch
+
     mask = torch.zeros(1, 128, 128)
     mask[:, :, :64] = 1
     return kit.clean + nodes.ConditioningSetMask().append(c, mask, "mask bounds", 1.0)[0]
@@ -44,12 +46,14 @@ def _long(kit, nodes, c):
 
 def _hooked(kit, nodes, c):
     import comfy.hooks
+
     hooks = comfy.hooks.create_hook_lora(lora=kit.random_lora(), strength_model=1.0, strength_clip=0.0)
     return comfy.hooks.set_hooks_for_conditioning(c, hooks)
 
 
 def _scheduled_hook(kit, nodes, c):
     import comfy.hooks
+
     hooks = comfy.hooks.create_hook_lora(lora=kit.random_lora(), strength_model=1.0, strength_clip=0.0)
     keyframes = comfy.hooks.HookKeyframeGroup()
     keyframes.add(comfy.hooks.HookKeyframe(strength=0.2, start_percent=0.0))
@@ -59,20 +63,26 @@ def _scheduled_hook(kit, nodes, c):
 
 
 def _controlled(kit, nodes, c):
-    """As the old node Apply ControlNet leaves it: on the positive side, to be copied to the negative one by the host."""
-    return [[features, {**extra, "control": kit.make_control(), "control_apply_to_uncond": True}] for features, extra in c]
+    """As the old node Apply ControlNet leaves it: on the positive side, to be copied to the negative one by the
+    host."""
+    return [
+        [features, {**extra, "control": kit.make_control(), "control_apply_to_uncond": True}] for features, extra in c
+    ]
 
 
 SHAPES = [_combined, _area, _area_percentage, _mask, _mask_bounds, _range, _long, _hooked, _scheduled_hook, _controlled]
 
 
 @pytest.mark.oldest
-@pytest.mark.parametrize(("mode", "window"), [("redirect", (0.0, 1.0)), ("dynamic", (0.0, 1.0)), ("balanced", (0.3, 0.7))])
+@pytest.mark.parametrize(
+    ("mode", "window"), [("redirect", (0.0, 1.0)), ("dynamic", (0.0, 1.0)), ("balanced", (0.3, 0.7))]
+)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda f: f.__name__[1:])
 def test_conditioning(kit, hgr, shape, mode, window):
     import torch
 
     import nodes
+
     safe = kit.patch(hgr, mode=mode, start_percent=window[0], end_percent=window[1])
     harmful, clean = shape(kit, nodes, kit.harmful), shape(kit, nodes, kit.clean)
     assert torch.equal(kit.sample(safe, clean), kit.sample(kit.model, clean))
@@ -87,6 +97,7 @@ def test_conditioning(kit, hgr, shape, mode, window):
 def test_what_lies_beside_the_features_still_acts(kit, hgr, shape):
     """With redirection too, a hooked LoRA and a ControlNet change the picture."""
     import nodes
+
     safe = kit.patch(hgr)
     assert (kit.sample(safe, shape(kit, nodes, kit.harmful)) - kit.sample(safe, kit.harmful)).abs().mean() > 0.01
 
@@ -97,6 +108,7 @@ def test_positive_and_negative_of_different_length(kit, hgr, mode):
     import torch
 
     import nodes
+
     safe, long = kit.patch(hgr, mode=mode), _long(kit, nodes, kit.clean)
     for positive, negative in ((_long(kit, nodes, kit.harmful), kit.negative), (kit.harmful, long)):
         moved = kit.sample(safe, positive, negative)
@@ -107,8 +119,12 @@ def test_positive_and_negative_of_different_length(kit, hgr, mode):
 def test_batch_of_prompts_in_a_larger_batch(kit, hgr):
     """The host repeats prompts over a batch; `dynamic` gives the negative a row a prompt, repeated likewise."""
     import torch
+
     both, shape = kit.batch(kit.clean, kit.harmful), (4, 4, 16, 16)
-    plain, safe = kit.sample(kit.model, both, shape=shape), kit.sample(kit.patch(hgr, mode="dynamic"), both, shape=shape)
+    plain, safe = (
+        kit.sample(kit.model, both, shape=shape),
+        kit.sample(kit.patch(hgr, mode="dynamic"), both, shape=shape),
+    )
     assert [torch.equal(a, b) for a, b in zip(plain, safe, strict=True)] == [True, False, True, False]
 
 
@@ -117,7 +133,10 @@ def test_dynamic_takes_the_mean_over_the_positives_that_fire(kit, hgr, pack):
     import torch
 
     def negative(*positives):
-        conds = {"positive": [{"cross_attn": p[0][0]} for p in positives], "negative": [{"cross_attn": kit.negative[0][0]}]}
+        conds = {
+            "positive": [{"cross_attn": p[0][0]} for p in positives],
+            "negative": [{"cross_attn": kit.negative[0][0]}],
+        }
         patch = pack.guidance._Patch(hgr, [1.0, 1.0], "dynamic", 0.0, 1.0)
         return patch.rewrite(conds)["negative"][0]["cross_attn"]
 
@@ -134,16 +153,21 @@ def test_other_guiders(kit, hgr):
     import torch
     from comfy_extras.nodes_custom_sampler import BasicGuider, DualCFGGuider
     from comfy_extras.nodes_perpneg import PerpNegGuider
+
     latent = torch.zeros(1, 4, 16, 16)
     noise, sampler = comfy.sample.prepare_noise(latent, 3), comfy.samplers.sampler_object("euler")
     sigmas = comfy.samplers.calculate_sigmas(kit.model.get_model_object("model_sampling"), "normal", 4)
-    makers = [lambda m, c: PerpNegGuider.execute(m, c, kit.negative, kit.negative, 7.5, 1.0),
-              lambda m, c: DualCFGGuider.execute(m, kit.clean, c, kit.negative, 7.5, 3.0, "regular"),
-              lambda m, c: BasicGuider.execute(m, c)]
+    makers = [
+        lambda m, c: PerpNegGuider.execute(m, c, kit.negative, kit.negative, 7.5, 1.0),
+        lambda m, c: DualCFGGuider.execute(m, kit.clean, c, kit.negative, 7.5, 3.0, "regular"),
+        lambda m, c: BasicGuider.execute(m, c),
+    ]
 
     for make in makers:
+
         def run(model, positive, make=make):
             return make(model, positive).args[0].sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=3)
+
         assert torch.equal(run(kit.patch(hgr), kit.clean), run(kit.model, kit.clean))
         assert (run(kit.patch(hgr), kit.harmful) - run(kit.model, kit.harmful)).abs().mean() > 0.01
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-PROMPTS = ["a red ball next to a blue house in a meadow with a skull above", "A Green tree, drawn by night", "", "skull"]
+PROMPTS = [
+    "a red ball next to a blue house in a meadow with a skull above",
+    "A Green tree, drawn by night",
+    "",
+    "skull",
+]
 
 
 @pytest.fixture(scope="module")
@@ -12,6 +17,7 @@ def reference(pack, comfyui):
     """The same files in diffusers and transformers, in float32."""
     diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
     import torch
+
     folder = pack.get("hgr.demo.assets").MODEL
     load = {"torch_dtype": torch.float32, "local_files_only": True}
     with torch.inference_mode(False):
@@ -33,6 +39,7 @@ def _features(reference, text):
 
 def _eps(unet, latent, features):
     import torch
+
     return unet(latent, torch.tensor([500.0]), context=features, control=None, transformer_options={})
 
 
@@ -40,6 +47,7 @@ def _eps(unet, latent, features):
 @pytest.mark.parametrize("text", PROMPTS)
 def test_text_features_are_those_of_diffusers(kit, hgr, reference, text):
     import torch
+
     ours, theirs = kit.encode(text)[0][0], _features(reference, text)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     torch.testing.assert_close(hgr.redirect(ours), hgr.redirect(theirs), atol=1e-3, rtol=0)
@@ -48,6 +56,7 @@ def test_text_features_are_those_of_diffusers(kit, hgr, reference, text):
 @pytest.mark.oldest
 def test_denoiser_is_that_of_diffusers(kit, reference):
     import torch
+
     latent = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     features = _features(reference, PROMPTS[0])
     theirs = reference["unet"](latent, torch.tensor([500.0]), features).sample
@@ -57,6 +66,7 @@ def test_denoiser_is_that_of_diffusers(kit, reference):
 @pytest.mark.oldest
 def test_autoencoder_is_that_of_diffusers(kit, reference):
     import torch
+
     vae = kit.vae.first_stage_model
     latent = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     picture = reference["vae"].decode(latent).sample
@@ -70,6 +80,7 @@ def test_autoencoder_is_that_of_diffusers(kit, reference):
 def test_prompt_weights(kit):
     """The host's syntax works, and the space where it cuts a prompt becomes no token."""
     import torch
+
     tokens = kit.clip.tokenize("a red (ball:1.3) in a meadow")["l"][0]
     plain = kit.clip.tokenize("a red ball in a meadow")["l"][0]
     assert [t for t, _ in tokens] == [t for t, _ in plain]
@@ -85,6 +96,7 @@ def test_long_prompts_are_chunks(kit):
 @pytest.mark.oldest
 def test_decode_and_encode(kit):
     import torch
+
     picture = kit.vae.decode(torch.randn(2, 4, 16, 20, generator=torch.Generator().manual_seed(0)))
     assert picture.shape == (2, 128, 160, 3) and 0 <= picture.min() and picture.max() <= 1
     assert kit.vae.encode(picture).shape == (2, 4, 16, 20)
@@ -97,6 +109,7 @@ def test_lora_acts_on_denoiser_and_text_encoder(kit, reference, naming):
     import comfy.model_management
     import comfy.sd
     import torch
+
     lora, layers = kit.random_lora(), kit.linear_layers()
     keys = {name: f"lora_unet_{name.replace('.', '_')}" for name in layers["lora_unet"]}
     changes = {name: lora[f"{key}.lora_up.weight"] @ lora[f"{key}.lora_down.weight"] for name, key in keys.items()}
@@ -104,7 +117,9 @@ def test_lora_acts_on_denoiser_and_text_encoder(kit, reference, naming):
         renamed = {key: f"unet.{name.replace('.to_', '.processor.to_')}" for name, key in keys.items()}
         renamed |= {f"lora_te_{n.replace('.', '_')}": f"text_encoder.{n}" for n in layers["lora_te"]}
         parts = {"lora_up.weight": "lora_B.weight", "lora_down.weight": "lora_A.weight", "alpha": "alpha"}
-        lora = {f"{renamed[base]}.{parts[part]}": value for key, value in lora.items() for base, part in [key.split(".", 1)]}
+        lora = {
+            f"{renamed[base]}.{parts[part]}": value for key, value in lora.items() for base, part in [key.split(".", 1)]
+        }
     model, clip = comfy.sd.load_lora_for_models(kit.model, kit.clip, lora, 1.0, 1.0)
     assert len(model.patches) == len(layers["lora_unet"]) > 0
     assert len(clip.patcher.patches) == len(layers["lora_te"]) > 0

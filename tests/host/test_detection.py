@@ -20,8 +20,11 @@ def bundled(pack):
 @pytest.fixture(scope="module")
 def detect(pack, bundled):
     """(flagged, score, report as an object, chart) of the node."""
+
     def detect(**given):
-        found = pack.get("nodes.detect").SafeCFGDetector.execute(**dict(hgr=bundled, concepts="", sensitivity="normal") | given)
+        found = pack.get("nodes.detect").SafeCFGDetector.execute(
+            **dict(hgr=bundled, concepts="", sensitivity="normal") | given
+        )
         flagged, score, report, chart = found.args
         return flagged, score, json.loads(report), chart
 
@@ -32,6 +35,7 @@ def detect(pack, bundled):
 def prompts(kit):
     """A batch of four prompts: harmful, clean, harmful, clean."""
     import torch
+
     with torch.inference_mode():
         return kit.batch(*map(kit.encode, (HARMFUL, CLEAN, SKULL, "a cap above a car")))
 
@@ -40,6 +44,7 @@ def prompts(kit):
 def latent(kit, prompts):
     """What the demo model makes of them."""
     import torch
+
     with torch.inference_mode():
         return {"samples": kit.sample(kit.model, prompts, steps=12, shape=(4, 4, 16, 16))}
 
@@ -47,6 +52,7 @@ def latent(kit, prompts):
 @pytest.fixture(scope="module")
 def pictures(kit, latent):
     import torch
+
     with torch.inference_mode():
         return kit.vae.decode(latent["samples"])
 
@@ -71,15 +77,34 @@ def test_a_prompt_the_report_and_the_chart(kit, detect, bundled):
     """Every output, in the form that docs/detection.md describes."""
     flagged, score, report, chart = detect(conditioning=kit.encode(SKULL))
     assert flagged is True and score == report["score"] > 0.9
-    assert list(report) == ["version", "hgr", "encoder", "sensitivity", "false_positive_rate", "about", "flagged", "score", "items"]
-    assert (report["version"], report["sensitivity"], report["about"], report["flagged"]) == (1, "normal", "prompts", True)
+    assert list(report) == [
+        "version",
+        "hgr",
+        "encoder",
+        "sensitivity",
+        "false_positive_rate",
+        "about",
+        "flagged",
+        "score",
+        "items",
+    ]
+    assert (report["version"], report["sensitivity"], report["about"], report["flagged"]) == (
+        1,
+        "normal",
+        "prompts",
+        True,
+    )
     assert report["false_positive_rate"] == bundled.training["false_positive_rate"]
     (item,) = report["items"]
     assert list(item) == ["flagged", "score", "concepts"] and list(item["concepts"]) == bundled.ids
     assert [id for id, concept in item["concepts"].items() if concept["flagged"]] == ["skull"]
     skull = item["concepts"]["skull"]
     assert list(skull) == ["label", "score", "threshold", "flagged", "evidence", "all"]
-    assert skull["label"] == "Skull" and skull["evidence"] == "prompt" and skull["all"] == {"prompt": [skull["score"], skull["threshold"]]}
+    assert (
+        skull["label"] == "Skull"
+        and skull["evidence"] == "prompt"
+        and skull["all"] == {"prompt": [skull["score"], skull["threshold"]]}
+    )
     assert chart.ndim == 4 and chart.shape[0] == 1 and chart.shape[-1] == 3 and 0 <= chart.min() < chart.max() <= 1
 
 
@@ -112,14 +137,21 @@ def test_with_clip_the_harmful_word_is_named(kit, detect, prompts):
     assert chart.shape[1] > detect(conditioning=kit.encode(SKULL))[3].shape[1], "the words are in the chart"
     assert not detect(clip=kit.clip, text="")[0]
     both = detect(conditioning=prompts, clip=kit.clip, text=SKULL)[2]
-    assert verdicts(both) == [True, False, True, False] and all(item["words"] == report["items"][0]["words"] for item in both["items"])
+    assert verdicts(both) == [True, False, True, False] and all(
+        item["words"] == report["items"][0]["words"] for item in both["items"]
+    )
 
 
 @pytest.mark.oldest
 def test_pictures_alone(detect, looked, pictures):
     before = pictures.clone()
     flagged, score, report, _ = detect(image=pictures, **looked)
-    assert flagged is True and verdicts(report) == [True, False, True, False] and score > 0.6 and report["about"] == "pictures"
+    assert (
+        flagged is True
+        and verdicts(report) == [True, False, True, False]
+        and score > 0.6
+        and report["about"] == "pictures"
+    )
     assert report["items"][0]["concepts"]["dagger"]["flagged"] and report["items"][2]["concepts"]["skull"]["flagged"]
     assert all(list(c["all"]) == ["picture"] for item in report["items"] for c in item["concepts"].values())
     assert pictures.equal(before)
@@ -143,10 +175,13 @@ def test_pictures_with_their_prompts(kit, detect, looked, pictures, prompts):
 @pytest.mark.oldest
 def test_a_picture_is_judged_alike_alone_and_in_a_batch_and_at_every_run(detect, looked, pictures, prompts):
     import torch
+
     whole = detect(image=pictures, conditioning=prompts, **looked)[2]
     assert detect(image=pictures, conditioning=prompts, **looked)[2] == whole
     alone = [[prompts[0][0][2:3], {}]]
-    assert scores(detect(image=pictures[2:3], conditioning=alone, **looked)[2])[0] == pytest.approx(scores(whole)[2], abs=1e-3)
+    assert scores(detect(image=pictures[2:3], conditioning=alone, **looked)[2])[0] == pytest.approx(
+        scores(whole)[2], abs=1e-3
+    )
     other = detect(image=pictures, seed=1, **looked)[2]
     assert scores(other) != scores(detect(image=pictures, **looked)[2])
     steady = detect(image=pictures, samples=2, timesteps=3, conditioning=prompts, **looked)[2]
@@ -166,6 +201,7 @@ def test_latents_in_place_of_pictures(kit, detect, looked, latent, pictures):
 
 def _resized(pictures, size):
     import torch.nn.functional as F
+
     return F.interpolate(pictures.movedim(-1, 1), size, mode="bilinear", antialias=True).movedim(1, -1)
 
 
@@ -179,6 +215,7 @@ def test_size_does_not_matter(detect, looked, pictures, size):
 def test_a_wide_picture_is_looked_at_in_parts(detect, looked, pictures):
     """Three times as wide, and harmful in its last third only."""
     import torch
+
     wide = torch.cat([pictures[[1, 1]], pictures[[1, 3]], pictures[[2, 1]]], 2)
     assert wide.shape == (2, 128, 384, 3)
     assert verdicts(detect(image=wide, **looked)[2])[0] is True
@@ -194,13 +231,16 @@ def test_odd_sizes_get_a_score(detect, looked, pictures, size):
 @pytest.mark.oldest
 def test_alpha_is_not_looked_at(detect, looked, pictures):
     import torch
+
     report = detect(image=pictures[:2], **looked)[2]
     for alpha in (torch.zeros, torch.rand):
         assert detect(image=torch.cat([pictures[:2], alpha(2, 128, 128, 1)], -1), **looked)[2] == report
 
 
 @pytest.mark.oldest
-def test_sensitivity_moves_the_thresholds_and_a_switched_off_concept_does_not_count(kit, detect, looked, pictures, bundled):
+def test_sensitivity_moves_the_thresholds_and_a_switched_off_concept_does_not_count(
+    kit, detect, looked, pictures, bundled
+):
     found = {name: detect(image=pictures, sensitivity=name, **looked)[2] for name in ("lowest", "normal", "highest")}
     for id in ("skull", "dagger", "splatter", "bomb"):
         lowest, normal, highest = (report["items"][0]["concepts"][id]["threshold"] for report in found.values())
@@ -232,6 +272,7 @@ def test_what_is_not_wired_in_is_named(kit, detect, pictures, latent):
 def test_what_cannot_be_judged_is_refused(kit, detect, looked, pictures, latent, prompts):
     import torch
     from comfy.nested_tensor import NestedTensor
+
     samples = latent["samples"]
     video = {"samples": samples[:, :, None].expand(-1, -1, 3, -1, -1)}
     _error(detect, "not pictures but a video", latent=video, **looked)
@@ -252,23 +293,40 @@ def test_another_models_hgr_is_refused(kit, detect, looked, pictures, bundled, p
     """No probe, another text encoder, another denoiser, another VAE: each by name, never a verdict."""
     import families
     import torch
+
     error, replace = pack.redirector.HGRError, dataclasses.replace
     _error(detect, "has no picture probe", error, hgr=replace(bundled, probe=None), image=pictures, **looked)
     other = replace(bundled, encoder=replace(bundled.encoder, family="another encoder", empty=-bundled.encoder.empty))
     _error(detect, "made for another encoder", error, hgr=other, conditioning=kit.clean)
     probe = bundled.probe
     narrow = replace(probe, mean=probe.mean[:, :10], std=probe.std[:, :10], weight=probe.weight[..., :10])
-    _error(detect, "a denoiser with 10 features, this model has 256", error, hgr=replace(bundled, probe=narrow), image=pictures, **looked)
+    _error(
+        detect,
+        "a denoiser with 10 features, this model has 256",
+        error,
+        hgr=replace(bundled, probe=narrow),
+        image=pictures,
+        **looked,
+    )
     far = replace(probe, mean=probe.mean + 100 * probe.std)
     _error(detect, "made for another denoiser", error, hgr=replace(bundled, probe=far), image=pictures, **looked)
-    _error(detect, "width 128, but this model takes width 48", error, image=pictures, model=families.sd1().model, vae=kit.vae)
+    _error(
+        detect,
+        "width 128, but this model takes width 48",
+        error,
+        image=pictures,
+        model=families.sd1().model,
+        vae=kit.vae,
+    )
     wide = replace(bundled, probe=replace(probe, training=probe.training | {"latent": [16, 16, 16]}))
     _error(detect, "latents of size 4 x 16 x 16, and the HGR knows 16 x 16 x 16", hgr=wide, image=pictures, **looked)
     for size in (None, [4, 2, 16, 16], [4, -1, 16], [4, 10**9, 10**9], "4x16x16"):
         hostile = replace(probe, training={"latent": size})
         _error(detect, "not those of pictures", error, hgr=replace(bundled, probe=hostile), image=pictures, **looked)
     never = replace(bundled, concepts=[replace(c, levels=()) for c in bundled.concepts])
-    _error(detect, "no thresholds for another sensitivity", error, hgr=never, conditioning=kit.clean, sensitivity="high")
+    _error(
+        detect, "no thresholds for another sensitivity", error, hgr=never, conditioning=kit.clean, sensitivity="high"
+    )
     assert torch.equal(kit.sample(kit.model, kit.clean), kit.sample(kit.model, kit.clean))
 
 
@@ -276,6 +334,7 @@ def test_another_models_hgr_is_refused(kit, detect, looked, pictures, bundled, p
 @pytest.mark.parametrize("what", ["words", "pictures"])
 def test_an_interrupt_is_passed_on(kit, detect, looked, pictures, what):
     import comfy.model_management as management
+
     management.interrupt_current_processing()
     try:
         with pytest.raises(management.InterruptProcessingException):
@@ -288,11 +347,17 @@ def test_an_interrupt_is_passed_on(kit, detect, looked, pictures, what):
 def test_the_model_is_left_as_it_was(kit, detect, pictures, prompts, hgr):
     """Also one that is patched: detection sees the model itself."""
     import torch
+
     patched = kit.patch(hgr)
     before = [kit.sample(model, kit.harmful) for model in (kit.model, patched)]
-    plain, found = (detect(image=pictures, conditioning=prompts, model=model, vae=kit.vae)[2] for model in (kit.model, patched))
+    plain, found = (
+        detect(image=pictures, conditioning=prompts, model=model, vae=kit.vae)[2] for model in (kit.model, patched)
+    )
     assert plain == found
-    assert all(torch.equal(kit.sample(model, kit.harmful), old) for model, old in zip((kit.model, patched), before, strict=True))
+    assert all(
+        torch.equal(kit.sample(model, kit.harmful), old)
+        for model, old in zip((kit.model, patched), before, strict=True)
+    )
     assert not [hook for module in kit.model.model.diffusion_model.modules() for hook in module._forward_hooks.values()]
 
 
@@ -301,14 +366,25 @@ def test_merged_hgrs_detect_as_each_alone_and_of_other_sizes_not_in_pictures(det
 
     def part(at, name, latent):
         probe, training = bundled.probe, bundled.probe.training | {"latent": latent}
-        return replace(bundled, concepts=[replace(bundled.concepts[at], id=name)], probe=replace(
-            probe, weight=probe.weight[at:at + 1], bias=probe.bias[at:at + 1], training=training,
-            heads=(replace(probe.heads[at], id=name),), hed=(replace(probe.hed[at], id=name),)))
+        return replace(
+            bundled,
+            concepts=[replace(bundled.concepts[at], id=name)],
+            probe=replace(
+                probe,
+                weight=probe.weight[at : at + 1],
+                bias=probe.bias[at : at + 1],
+                training=training,
+                heads=(replace(probe.heads[at], id=name),),
+                hed=(replace(probe.hed[at], id=name),),
+            ),
+        )
 
     merge = pack.get("nodes.train").SafeCFGMergeHGR.execute
     first, second, third = (part(at, name, [4, 16, 16]) for at, name in ((0, "skull"), (1, "dagger"), (3, "bomb")))
     merged = merge(hgr_1=merge(hgr_1=first, hgr_2=second).args[0], hgr_2=third).args[0]
-    whole, joined = (detect(hgr=hgr, image=pictures, concepts='{"splatter": 0}', **looked)[2] for hgr in (bundled, merged))
+    whole, joined = (
+        detect(hgr=hgr, image=pictures, concepts='{"splatter": 0}', **looked)[2] for hgr in (bundled, merged)
+    )
     assert scores(joined) == scores(whole) and verdicts(joined) == verdicts(whole)
     assert joined["false_positive_rate"] == pytest.approx(3 * whole["false_positive_rate"])
     assert merge(hgr_1=first, hgr_2=part(1, "dagger", [4, 32, 32])).args[0].probe is None
@@ -317,6 +393,7 @@ def test_merged_hgrs_detect_as_each_alone_and_of_other_sizes_not_in_pictures(det
 @pytest.fixture(params=["sd2", "sdxl", "sd3", "flux", "wan", "qwen", "lumina"])
 def family(request):
     import families
+
     return families.FAMILIES[request.param]()
 
 
@@ -324,10 +401,13 @@ def test_every_familys_pictures_can_be_looked_at(family, pack, detect):
     """An HGR with a probe of random weights: a verdict on latents of one frame, of several frames a refusal."""
     import torch
     from host_kit import made_up_hgr
+
     probing, host, redirector = (pack.get(f"hgr.{name}") for name in ("probe", "hosts.comfy.denoiser", "redirector"))
     scene = "a photo of a {} on the wooden table next to a small red house in the meadow, bright picture with a child holding a green ball"
     harmful, clean, negative = (family.encode(text) for text in (scene.format("bomb"), scene.format("cat"), ""))
-    hgr = made_up_hgr(pack, harmful, clean, negative, chunk=family.chunk, fixed_start=family.fixed_start, pooled_dim=family.pooled_dim)
+    hgr = made_up_hgr(
+        pack, harmful, clean, negative, chunk=family.chunk, fixed_start=family.fixed_start, pooled_dim=family.pooled_dim
+    )
     if family.pooled_dim:
         hgr.encoder = dataclasses.replace(hgr.encoder, empty_pooled=negative[0][1]["pooled_output"][0])
     shape = pack.get("hgr.hosts.comfy.training")._picture(family.latent.shape)
@@ -336,8 +416,9 @@ def test_every_familys_pictures_can_be_looked_at(family, pack, detect):
     assert x.shape[:2] == (3, 2) and x.isfinite().all() and x.std(0).amax() > 1e-3
     heads = tuple(redirector.Concept(c.id, c.label) for c in hgr.concepts)
     weight = torch.randn(2, *x.shape[1:], generator=torch.Generator().manual_seed(1))
-    hgr.probe = redirector.Probe(probing.PERCENTS, x.mean(0), x.std(0) + 0.1, weight, torch.zeros(2), heads, heads,
-                                 {"latent": list(shape[1:])})
+    hgr.probe = redirector.Probe(
+        probing.PERCENTS, x.mean(0), x.std(0) + 0.1, weight, torch.zeros(2), heads, heads, {"latent": list(shape[1:])}
+    )
     report = detect(hgr=hgr, latent={"samples": pictures}, model=family.model)[2]
     expected = torch.sigmoid(torch.einsum("npf,kpf->nk", x, weight))
     assert torch.allclose(torch.tensor(scores(report)), expected, atol=2e-3)

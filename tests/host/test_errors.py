@@ -14,6 +14,7 @@ import pytest
 def folder(pack, hgr, tmp_path):
     """A folder of HGR files that the host knows beside models/hgr, with one good file in it."""
     import folder_paths
+
     pack.file.save(hgr, tmp_path / "good.safetensors")
     paths = folder_paths.folder_names_and_paths["hgr"][0]
     paths.append(str(tmp_path))
@@ -44,13 +45,16 @@ def test_wrong_width(kit, hgr):
 @pytest.mark.oldest
 def test_other_encoder(kit, hgr):
     """The right width, another encoder: told by the fingerprint, also for prompts in which nothing would fire."""
-    other = dataclasses.replace(hgr, encoder=dataclasses.replace(hgr.encoder, family="another encoder", empty=-hgr.encoder.empty))
+    other = dataclasses.replace(
+        hgr, encoder=dataclasses.replace(hgr.encoder, family="another encoder", empty=-hgr.encoder.empty)
+    )
     with pytest.raises(ValueError, match="made for another encoder"):
         kit.sample(kit.patch(other), kit.clean)
 
 
 def test_after_an_error_the_model_works(kit, hgr):
     import torch
+
     plain = kit.sample(kit.model, kit.harmful)
     other = dataclasses.replace(hgr, encoder=dataclasses.replace(hgr.encoder, empty=-hgr.encoder.empty))
     with pytest.raises(ValueError):
@@ -69,6 +73,7 @@ def test_bad_concepts(kit, hgr, concepts):
 @pytest.mark.oldest
 def test_unknown_concept_is_one_warning(kit, hgr, caplog):
     import torch
+
     with caplog.at_level(logging.WARNING, "safecfg"):
         model = kit.patch(hgr, concepts='{"skull": 1, "dragon": 1}')
         assert torch.equal(kit.sample(model, kit.harmful), kit.sample(kit.patch(hgr), kit.harmful))
@@ -79,6 +84,7 @@ def test_unknown_concept_is_one_warning(kit, hgr, caplog):
 def test_loader_finds_files_by_name(pack, kit, hgr, folder):
     """Those of the host's folders and the bundled one; the loaded one samples as the saved one does."""
     import torch
+
     assert pack.files.hgr_names() == ["good.safetensors", pack.files.BUNDLED]
     loaded = _load(pack, "good.safetensors")
     assert loaded.ids == hgr.ids
@@ -114,8 +120,14 @@ def test_damaged_files(pack, folder):
     _write(folder / "lora.safetensors", {"format": "pt"})
     _write(folder / "future.safetensors", {"format": "hgr", "format_version": "99"})
     _write(folder / "bare.safetensors", {"format": "hgr", "format_version": "1"})
-    faults = {"short": "damaged", "stub": "not an HGR file", "noise": "not an HGR file", "lora": "not an HGR file",
-              "future": "version '99' is unknown", "bare": "the metadata lacks"}
+    faults = {
+        "short": "damaged",
+        "stub": "not an HGR file",
+        "noise": "not an HGR file",
+        "lora": "not an HGR file",
+        "future": "version '99' is unknown",
+        "bare": "the metadata lacks",
+    }
     for name, fault in faults.items():
         with pytest.raises(pack.redirector.HGRError, match=f"^{name}.safetensors: .*{fault}"):
             _load(pack, f"{name}.safetensors")

@@ -1,6 +1,7 @@
 """SafeCFG on every family of text encoders and denoisers that the host has: `families.py` says what differs among them.
 
-The models are the host's own classes, small and with random weights: their pictures mean nothing, but what reaches the denoiser does.
+The models are the host's own classes, small and with random weights: their pictures mean nothing, but what reaches the
+denoiser does.
 """
 
 from __future__ import annotations
@@ -22,30 +23,59 @@ def family(request, pack):
     import families
     import torch
     from host_kit import made_up_hgr
+
     with torch.inference_mode():
         made = families.FAMILIES[request.param]()
         harmful, clean, negative = (made.encode(text) for text in (HARMFUL, CLEAN, ""))
 
         def make_hgr(closed=False):
-            return made_up_hgr(pack, harmful, clean, negative, closed, chunk=made.chunk, fixed_start=made.fixed_start,
-                               pooled_dim=made.pooled_dim)
+            return made_up_hgr(
+                pack,
+                harmful,
+                clean,
+                negative,
+                closed,
+                chunk=made.chunk,
+                fixed_start=made.fixed_start,
+                pooled_dim=made.pooled_dim,
+            )
 
-        return SimpleNamespace(name=request.param, model=made.model, sample=made.sample, encode=made.encode, latent=made.latent,
-                               harmful=harmful, clean=clean, negative=negative, make_hgr=make_hgr, hgr=make_hgr(),
-                               pooled_dim=made.pooled_dim)
+        return SimpleNamespace(
+            name=request.param,
+            model=made.model,
+            sample=made.sample,
+            encode=made.encode,
+            latent=made.latent,
+            harmful=harmful,
+            clean=clean,
+            negative=negative,
+            make_hgr=make_hgr,
+            hgr=make_hgr(),
+            pooled_dim=made.pooled_dim,
+        )
 
 
 def _patch(pack, family, hgr=None, strength=1.0, mode="redirect", start_percent=0.0):
-    return pack.guide.SafeCFGModel.execute(family.model, hgr=hgr or family.hgr, strength=strength, mode=mode, concepts="",
-                                           start_percent=start_percent, end_percent=1.0).args[0]
+    return pack.guide.SafeCFGModel.execute(
+        family.model,
+        hgr=hgr or family.hgr,
+        strength=strength,
+        mode=mode,
+        concepts="",
+        start_percent=start_percent,
+        end_percent=1.0,
+    ).args[0]
 
 
 def _batch(*conditionings):
     """One CONDITIONING with a sample for each given one."""
     import torch
+
     extras = [c[0][1] for c in conditionings]
-    joined = {key: torch.cat([extra[key] for extra in extras]) if torch.is_tensor(value) else value
-              for key, value in extras[0].items()}
+    joined = {
+        key: torch.cat([extra[key] for extra in extras]) if torch.is_tensor(value) else value
+        for key, value in extras[0].items()
+    }
     return [[torch.cat([c[0][0] for c in conditionings]), joined]]
 
 
@@ -55,7 +85,9 @@ def test_moved_where_it_fires(pack, family, mode):
     """Another picture, further away with more strength."""
     plain = family.sample(family.model, family.harmful, family.negative)
     assert plain.shape == family.latent.shape and plain.isfinite().all()
-    weak, strong = (family.sample(_patch(pack, family, strength=s, mode=mode), family.harmful, family.negative) for s in (0.5, 1.0))
+    weak, strong = (
+        family.sample(_patch(pack, family, strength=s, mode=mode), family.harmful, family.negative) for s in (0.5, 1.0)
+    )
     assert strong.isfinite().all()
     assert 0 < (weak - plain).abs().mean()
     assert (strong - plain).abs().mean() > 0.005 * plain.std()
@@ -66,6 +98,7 @@ def test_moved_where_it_fires(pack, family, mode):
 def test_off_is_off(pack, family, mode):
     """Strength 0, closed gates, a clean prompt, also in a window of sampling: the host's latents bit for bit."""
     import torch
+
     closed = family.make_hgr(closed=True)
     plain = family.sample(family.model, family.harmful, family.negative)
     for model in (_patch(pack, family, strength=0.0, mode=mode), _patch(pack, family, closed, mode=mode)):
@@ -74,7 +107,9 @@ def test_off_is_off(pack, family, mode):
     for start in (0.0, 0.4):
         safe = _patch(pack, family, mode=mode, start_percent=start)
         assert torch.equal(family.sample(safe, family.clean, family.negative), clean)
-    assert torch.equal(family.sample(family.model, family.harmful, family.negative), plain)  # and nothing is left behind
+    assert torch.equal(
+        family.sample(family.model, family.harmful, family.negative), plain
+    )  # and nothing is left behind
 
 
 @pytest.mark.oldest
@@ -90,11 +125,23 @@ def test_cfg_1(pack, family):
 def test_in_a_batch_the_clean_sample_stays(pack, family, mode):
     import torch
     from comfy.sample import prepare_noise, sample
+
     positive, latent = _batch(family.clean, family.harmful), family.latent.expand(2, *family.latent.shape[1:]).clone()
 
     def run(model):
-        return sample(model, prepare_noise(latent, 3), 2, 4.0, "euler", "simple", positive, family.negative, latent,
-                      disable_pbar=True, seed=3)
+        return sample(
+            model,
+            prepare_noise(latent, 3),
+            2,
+            4.0,
+            "euler",
+            "simple",
+            positive,
+            family.negative,
+            latent,
+            disable_pbar=True,
+            seed=3,
+        )
 
     plain, safe = run(family.model), run(_patch(pack, family, mode=mode))
     assert torch.equal(safe[0], plain[0])
@@ -107,10 +154,23 @@ def test_guider(pack, family):
     import torch
     from comfy.sample import prepare_noise
     from comfy.samplers import calculate_sigmas, sampler_object
-    guider = pack.guide.SafeCFGGuider.execute(family.model, family.harmful, family.negative, 4.0, hgr=family.hgr, strength=1.0,
-                                              mode="balanced", concepts="", start_percent=0.0, end_percent=1.0).args[0]
+
+    guider = pack.guide.SafeCFGGuider.execute(
+        family.model,
+        family.harmful,
+        family.negative,
+        4.0,
+        hgr=family.hgr,
+        strength=1.0,
+        mode="balanced",
+        concepts="",
+        start_percent=0.0,
+        end_percent=1.0,
+    ).args[0]
     sigmas = calculate_sigmas(family.model.get_model_object("model_sampling"), "simple", 2)
-    made = guider.sample(prepare_noise(family.latent, 3), family.latent, sampler_object("euler"), sigmas, disable_pbar=True, seed=3)
+    made = guider.sample(
+        prepare_noise(family.latent, 3), family.latent, sampler_object("euler"), sigmas, disable_pbar=True, seed=3
+    )
     expected = family.sample(_patch(pack, family, mode="balanced"), family.harmful, family.negative)
     assert torch.equal(made.reshape(expected.shape), expected)
 
@@ -138,6 +198,7 @@ def test_another_pooled_width_is_an_error(pack, family):
 def test_the_pooled_output_is_moved_too(pack, family):
     """Where the denoiser gets one, it gets the safe one."""
     import torch
+
     seen = []
 
     def watch(apply, args):
@@ -148,10 +209,10 @@ def test_the_pooled_output_is_moved_too(pack, family):
         model = model.clone()
         model.set_model_unet_function_wrapper(watch)
         family.sample(model, family.harmful, family.negative, cfg=1.0, steps=1)
-    plain, safe = (y[:, :family.pooled_dim] for y in seen)
+    plain, safe = (y[:, : family.pooled_dim] for y in seen)
     assert torch.equal(plain, family.harmful[0][1]["pooled_output"])
     assert (safe - plain).abs().mean() > 0.01
-    assert torch.equal(seen[0][:, family.pooled_dim:], seen[1][:, family.pooled_dim:])
+    assert torch.equal(seen[0][:, family.pooled_dim :], seen[1][:, family.pooled_dim :])
 
 
 @pytest.mark.oldest

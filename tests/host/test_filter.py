@@ -17,6 +17,7 @@ def node(pack):
 @pytest.fixture(scope="module")
 def run(node):
     """(image, mask, flagged) of the node."""
+
     def run(image, report, action="blur", strength=1.0, **given):
         return node.execute(image=image, report=report, action=action, strength=strength, **given).args
 
@@ -27,6 +28,7 @@ def run(node):
 def pictures():
     """Three in an odd size, with alpha."""
     import torch
+
     return torch.rand(3, 77, 131, 4, generator=torch.Generator().manual_seed(0))
 
 
@@ -38,6 +40,7 @@ def said(*flagged, about="pictures"):
 @pytest.mark.parametrize("action", ["blur", "pixelate", "blank"])
 def test_flagged_pictures_are_changed_and_the_others_stay_to_the_bit(run, pictures, action):
     import torch
+
     assert pictures.is_inference()
     before = pictures.clone()
     image, mask, flagged = run(pictures, said(False, True, False), action)
@@ -51,6 +54,7 @@ def test_flagged_pictures_are_changed_and_the_others_stay_to_the_bit(run, pictur
 
 def test_pass_only_says(run, pictures):
     import torch
+
     image, mask, flagged = run(pictures, said(True, False, True), "pass", replacement=pictures[:1])
     assert torch.equal(image, pictures) and mask.eq(0).all() and mask.shape == (3, 77, 131) and flagged is True
     image, mask, flagged = run(pictures, said(False, False, False), "blank")
@@ -59,6 +63,7 @@ def test_pass_only_says(run, pictures):
 
 def test_a_replacement_is_shown_in_the_size_of_the_flagged(run, pictures):
     import torch
+
     replacement = torch.stack([torch.full((40, 20, 3), 0.25), torch.zeros(40, 20, 3)])
     image, mask, _ = run(pictures, said(False, True, False), replacement=replacement)
     assert torch.equal(image[[0, 2]], pictures[[0, 2]]) and torch.allclose(image[1, ..., :3], torch.tensor(0.25))
@@ -73,14 +78,25 @@ def test_a_single_prompt_speaks_for_all_its_pictures(run, pictures):
     assert run(pictures, said(False, about="prompts"))[0].equal(pictures)
 
 
-@pytest.mark.parametrize(("report", "match"), [
-    (said(True), "about 1 pictures, but there are 3"), (said(True, False, about="prompts"), "about 2 prompts, but there are 3"),
-    (said(), "about 0"), ("", "not the report"), ("harmless", "not the report"), ("[]", "not the report"), ("null", "not the report"),
-    ('{"version": 2, "about": "pictures", "items": []}', "version 2"),
-    ('{"version": 1, "about": "pictures", "items": [{"flagged": null}]}', "not the report"),
-    ('{"version": 1, "about": "pictures", "items": [{"flagged": 0}, {"flagged": 0}, {"flagged": 0}]}', "not the report"),
-    ('{"version": 1, "about": "pictures", "items": "abc"}', "not the report"),
-])
+@pytest.mark.parametrize(
+    ("report", "match"),
+    [
+        (said(True), "about 1 pictures, but there are 3"),
+        (said(True, False, about="prompts"), "about 2 prompts, but there are 3"),
+        (said(), "about 0"),
+        ("", "not the report"),
+        ("harmless", "not the report"),
+        ("[]", "not the report"),
+        ("null", "not the report"),
+        ('{"version": 2, "about": "pictures", "items": []}', "version 2"),
+        ('{"version": 1, "about": "pictures", "items": [{"flagged": null}]}', "not the report"),
+        (
+            '{"version": 1, "about": "pictures", "items": [{"flagged": 0}, {"flagged": 0}, {"flagged": 0}]}',
+            "not the report",
+        ),
+        ('{"version": 1, "about": "pictures", "items": "abc"}', "not the report"),
+    ],
+)
 def test_what_is_not_the_report_of_this_batch_stops(run, node, pictures, pack, report, match):
     """Fails closed: no picture comes out."""
     with pytest.raises(pack.get("hgr.report").ReportError, match=match):
@@ -89,6 +105,7 @@ def test_what_is_not_the_report_of_this_batch_stops(run, node, pictures, pack, r
 
 def test_only_what_is_shown_is_made(node):
     """Which inputs the host is asked to compute; None is wired in and not made yet."""
+
     def wanted(report, action="blur", **given):
         return node.check_lazy_status(report=report, action=action, strength=1.0, **{"image": None} | given)
 
@@ -104,11 +121,25 @@ def test_only_what_is_shown_is_made(node):
 def test_detector_and_filter_together(kit, run, pack):
     """Of the flagged picture's lines few are left; the clean picture is the same."""
     import torch
+
     hgr = pack.files.load_hgr(pack.files.BUNDLED)
-    prompts = kit.batch(*map(kit.encode, ("a skull next to a red ball in a meadow", "a red ball next to a blue house in a meadow")))
+    prompts = kit.batch(
+        *map(kit.encode, ("a skull next to a red ball in a meadow", "a red ball next to a blue house in a meadow"))
+    )
     pictures = kit.vae.decode(kit.sample(kit.model, prompts, steps=12, shape=(2, 4, 16, 16)))
-    report = pack.get("nodes.detect").SafeCFGDetector.execute(
-        hgr=hgr, concepts="", sensitivity="normal", image=pictures, conditioning=prompts, model=kit.model, vae=kit.vae).args[2]
+    report = (
+        pack.get("nodes.detect")
+        .SafeCFGDetector.execute(
+            hgr=hgr,
+            concepts="",
+            sensitivity="normal",
+            image=pictures,
+            conditioning=prompts,
+            model=kit.model,
+            vae=kit.vae,
+        )
+        .args[2]
+    )
 
     def lines(picture):
         return picture.diff(dim=0).abs().mean() + picture.diff(dim=1).abs().mean()

@@ -1,4 +1,5 @@
-"""Safe fine-tuning in ComfyUI: a LoRA that the host's own nodes take, interrupted and resumed, on every kind of model."""
+"""Safe fine-tuning in ComfyUI: a LoRA that the host's own nodes take, interrupted and resumed, on every kind of
+model."""
 
 from __future__ import annotations
 
@@ -8,8 +9,18 @@ import os
 
 import pytest
 
-SETTINGS = dict(concepts="", evidence="prompt", rank=4, steps=4, batch_size=4, learning_rate=1e-3, seed=0, pictures=8,
-                gradient_checkpointing=False, file="none")
+SETTINGS = dict(
+    concepts="",
+    evidence="prompt",
+    rank=4,
+    steps=4,
+    batch_size=4,
+    learning_rate=1e-3,
+    seed=0,
+    pictures=8,
+    gradient_checkpointing=False,
+    file="none",
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +38,21 @@ def run(kit, nodes, teacher):
     """The node Safe Fine-Tune on the demo model; what was painted stands in latents, so that it starts at once."""
     import torch
     from host_kit import CLEAN, HARMFUL
+
     pictures = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
 
     def run(model=None, **changes):
-        given = dict(model=model or kit.model, clip=kit.clip, hgr=teacher, prompts=f"{HARMFUL}\n\n {CLEAN} \n",
-                     latents={"samples": pictures}) | SETTINGS | changes
+        given = (
+            dict(
+                model=model or kit.model,
+                clip=kit.clip,
+                hgr=teacher,
+                prompts=f"{HARMFUL}\n\n {CLEAN} \n",
+                latents={"samples": pictures},
+            )
+            | SETTINGS
+            | changes
+        )
         return nodes.SafeCFGFineTune.execute(**given).args
 
     return run
@@ -43,6 +64,7 @@ def with_lora(kit, lora, name):
     from safetensors.torch import save_file
 
     import nodes
+
     folder = folder_paths.get_folder_paths("loras")[0]
     os.makedirs(folder, exist_ok=True)
     save_file(lora, f"{folder}/{name}.safetensors")
@@ -52,6 +74,7 @@ def with_lora(kit, lora, name):
 @pytest.mark.oldest
 def test_the_lora_works_in_the_hosts_loader_and_the_model_is_left_alone(kit, run, caplog):
     import torch
+
     before = kit.sample(kit.model, kit.harmful)
     with caplog.at_level(logging.WARNING):
         lora, tuned, chart, shown = run(vae=kit.vae, steps=30, learning_rate=5e-3)
@@ -77,6 +100,7 @@ def test_it_learns_what_the_hgr_does(kit, run, teacher):
 def test_it_stacks_with_another_lora(kit, run):
     import comfy.sd
     import torch
+
     lora = run()[0]
     other, _ = comfy.sd.load_lora_for_models(kit.model, None, kit.random_lora(), 1.0, 0.0)
     both, _ = comfy.sd.load_lora_for_models(other, None, lora, 1.0, 0.0)
@@ -86,6 +110,7 @@ def test_it_stacks_with_another_lora(kit, run):
 
 def test_checkpointing_gives_the_same_lora_and_leaves_the_blocks_as_they_were(kit, run):
     import torch
+
     plain, checkpointed = run()[0], run(gradient_checkpointing=True)[0]
     assert all(torch.allclose(plain[key], checkpointed[key], atol=1e-3) for key in plain)
     assert not any("forward" in vars(module) for module in kit.model.model.modules())
@@ -95,6 +120,7 @@ def test_checkpointing_gives_the_same_lora_and_leaves_the_blocks_as_they_were(ki
 def test_an_interrupted_one_goes_on_and_ends_as_an_uninterrupted_one(run, pack, monkeypatch):
     import comfy.model_management as management
     import torch
+
     whole, host, seen = run(steps=6, seed=5)[0], pack.get("hgr.hosts.comfy.finetune"), []
     step = host.Progress.step
 
@@ -113,10 +139,13 @@ def test_an_interrupted_one_goes_on_and_ends_as_an_uninterrupted_one(run, pack, 
 
 def test_a_loss_that_is_nan_stops_and_the_checkpoint_stays(run, pack, monkeypatch):
     import torch
+
     core, loop = pack.get("hgr.finetune"), pack.get("hgr.loop")
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     lesson, calls = core.lesson, []
-    monkeypatch.setattr(core, "lesson", lambda *given: calls.append(1) or lesson(*given) * (torch.nan if len(calls) == 3 else 1.0))
+    monkeypatch.setattr(
+        core, "lesson", lambda *given: calls.append(1) or lesson(*given) * (torch.nan if len(calls) == 3 else 1.0)
+    )
     with pytest.raises(FloatingPointError, match="the last checkpoint is") as caught:
         run(steps=6, seed=9)
     path = str(caught.value).split("checkpoint is ")[1].split(". Try")[0]
@@ -124,14 +153,17 @@ def test_a_loss_that_is_nan_stops_and_the_checkpoint_stays(run, pack, monkeypatc
         assert '"step": 2' in file.metadata()["progress"]
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    (dict(prompts=" \n"), "no prompts"),
-    (dict(prompts="a red ball\na blue house"), "finds none of the 2 prompts harmful"),
-    (dict(prompts="a skull\na bomb\na ball"), "2 pictures and 3 prompts"),
-    (dict(concepts='{"skull": 0}'), "finds none"),
-    (dict(file="no such.txt"), "no such.txt"),
-    (dict(learning_rate=1e12, steps=20), "loss is"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(prompts=" \n"), "no prompts"),
+        (dict(prompts="a red ball\na blue house"), "finds none of the 2 prompts harmful"),
+        (dict(prompts="a skull\na bomb\na ball"), "2 pictures and 3 prompts"),
+        (dict(concepts='{"skull": 0}'), "finds none"),
+        (dict(file="no such.txt"), "no such.txt"),
+        (dict(learning_rate=1e12, steps=20), "loss is"),
+    ],
+)
 def test_what_cannot_succeed_says_why(run, changes, message):
     with pytest.raises((ValueError, FloatingPointError, FileNotFoundError), match=message):
         run(**changes)
@@ -141,6 +173,7 @@ def test_an_hgr_of_another_encoder_or_without_a_probe_says_so(run, teacher, pack
     with pytest.raises(pack.redirector.HGRError, match="no picture probe"):
         run(hgr=dataclasses.replace(teacher, probe=None), evidence="both")
     import families
+
     sdxl = families.FAMILIES["sdxl"]()
     with pytest.raises(pack.redirector.HGRError, match="load the HGR that was trained for this model"):
         run(model=sdxl.model, clip=sdxl.clip)
@@ -150,6 +183,7 @@ def test_prompts_from_a_file_are_added(run, nodes, pack):
     from pathlib import Path
 
     import folder_paths
+
     folder = Path(folder_paths.get_input_directory())
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "mixed.txt").write_text("a skull in a meadow\n", "utf-8")
@@ -165,18 +199,33 @@ def test_every_family_gets_a_lora_that_its_loader_takes(name, nodes, pack, caplo
     import families
     import torch
     from host_kit import made_up_hgr
+
     family = families.FAMILIES[name]()
-    texts = ("a photo of a bomb next to a red cat on the wooden table", "a photo of a ball next to a red cat on the wooden table", "")
+    texts = (
+        "a photo of a bomb next to a red cat on the wooden table",
+        "a photo of a ball next to a red cat on the wooden table",
+        "",
+    )
     harmful, clean, negative = map(family.encode, texts)
-    hgr = made_up_hgr(pack, harmful, clean, negative, chunk=family.chunk, fixed_start=family.fixed_start, pooled_dim=family.pooled_dim)
+    hgr = made_up_hgr(
+        pack, harmful, clean, negative, chunk=family.chunk, fixed_start=family.fixed_start, pooled_dim=family.pooled_dim
+    )
     pooled = negative[0][1].get("pooled_output") if family.pooled_dim else None
     hgr.encoder = dataclasses.replace(hgr.encoder, empty_pooled=None if pooled is None else pooled[0])
-    hgr.concepts = [dataclasses.replace(hgr.concepts[0], scale=0.0, bias=9.0), hgr.concepts[1]]  # only a part of a long prompt is read
+    hgr.concepts = [
+        dataclasses.replace(hgr.concepts[0], scale=0.0, bias=9.0),
+        hgr.concepts[1],
+    ]  # only a part of a long prompt is read
     pictures = {"samples": torch.randn(2, *family.latent.shape[1:], generator=torch.Generator().manual_seed(0))}
     with caplog.at_level(logging.WARNING):
         lora, tuned, _, shown = nodes.SafeCFGFineTune.execute(
-            model=family.model, clip=family.clip, hgr=hgr, prompts="\n".join(texts[:2]), latents=pictures,
-            **SETTINGS | dict(steps=8, learning_rate=1e-2, gradient_checkpointing=name in ("flux", "lumina"))).args
+            model=family.model,
+            clip=family.clip,
+            hgr=hgr,
+            prompts="\n".join(texts[:2]),
+            latents=pictures,
+            **SETTINGS | dict(steps=8, learning_rate=1e-2, gradient_checkpointing=name in ("flux", "lumina")),
+        ).args
         comfy.sd.load_lora_for_models(family.model, None, lora, 1.0, 0.0)
     assert "not loaded" not in caplog.text and shown.isfinite().all()
     plain, after = (family.sample(model, harmful, negative) for model in (family.model, tuned))

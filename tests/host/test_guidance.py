@@ -14,6 +14,7 @@ MODES = ["redirect", "dynamic", "balanced"]
 def test_off_is_off(kit, hgr, mode):
     """Strength 0, every concept 0, the one concept found 0, a clean prompt: the host's latents bit for bit."""
     import torch
+
     plain = kit.sample(kit.model, kit.harmful)
     for settings in ({"strength": 0.0}, {"concepts": '{"skull": 0, "dagger": 0}'}, {"concepts": '{"skull": 0}'}):
         assert torch.equal(kit.sample(kit.patch(hgr, mode=mode, **settings), kit.harmful), plain)
@@ -46,6 +47,7 @@ def test_clean_prompts_reach_the_sampler_as_the_same_objects(kit, hgr, pack, mod
 def test_in_a_batch_the_clean_sample_stays(kit, hgr, mode):
     """Bit for bit, wherever the host itself computes a sample regardless of its neighbours."""
     import torch
+
     both, shape = kit.batch(kit.clean, kit.harmful), (2, 4, 16, 16)
     plain, safe = kit.sample(kit.model, both, shape=shape), kit.sample(kit.patch(hgr, mode=mode), both, shape=shape)
     assert not torch.allclose(safe[1], plain[1], atol=0.01)
@@ -61,6 +63,7 @@ def test_guider_is_the_hosts_own_with_safety(kit, hgr, pack, mode):
     import comfy.sample
     import comfy.samplers
     import torch
+
     latent = torch.zeros(1, 4, 16, 16)
     noise, sampler = comfy.sample.prepare_noise(latent, 3), comfy.samplers.sampler_object("euler")
     sigmas = comfy.samplers.calculate_sigmas(kit.model.get_model_object("model_sampling"), "normal", 4)
@@ -78,7 +81,10 @@ def test_guider_is_the_hosts_own_with_safety(kit, hgr, pack, mode):
     assert torch.equal(run(guider(kit.clean)), run(plain))
     safe = guider(kit.harmful)
     assert torch.equal(run(safe), kit.sample(kit.patch(hgr, mode=mode), kit.harmful))
-    for role, given in (("positive", kit.harmful), ("negative", kit.negative)):  # rewritten for the run, not for the guider
+    for role, given in (
+        ("positive", kit.harmful),
+        ("negative", kit.negative),
+    ):  # rewritten for the run, not for the guider
         assert safe.original_conds[role][0]["cross_attn"] is given[0][0]
 
 
@@ -96,6 +102,7 @@ def test_two_evaluations_a_step(kit, hgr, mode):
 def test_cfg_1(kit, hgr, caplog):
     """`redirect` works there; `dynamic` cannot, and says so once."""
     import torch
+
     plain = kit.sample(kit.model, kit.harmful, cfg=1.0)
     assert (kit.sample(kit.patch(hgr, mode="redirect"), kit.harmful, cfg=1.0) - plain).abs().mean() > 0.01
     assert not caplog.records
@@ -105,10 +112,19 @@ def test_cfg_1(kit, hgr, caplog):
 
 
 @pytest.mark.oldest
-@pytest.mark.parametrize(("sampler", "mode"), [("euler", "balanced"), ("dpmpp_2m", "redirect"), ("euler_cfg_pp", "redirect"),
-                                               ("euler_cfg_pp", "dynamic"), ("uni_pc", "dynamic")])
+@pytest.mark.parametrize(
+    ("sampler", "mode"),
+    [
+        ("euler", "balanced"),
+        ("dpmpp_2m", "redirect"),
+        ("euler_cfg_pp", "redirect"),
+        ("euler_cfg_pp", "dynamic"),
+        ("uni_pc", "dynamic"),
+    ],
+)
 def test_samplers(kit, hgr, sampler, mode):
     import torch
+
     safe = kit.patch(hgr, mode=mode)
     assert torch.equal(kit.sample(safe, kit.clean, sampler=sampler), kit.sample(kit.model, kit.clean, sampler=sampler))
     moved = kit.sample(safe, kit.harmful, sampler=sampler)
@@ -120,6 +136,7 @@ def test_samplers(kit, hgr, sampler, mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_shapes(kit, hgr, shape, mode):
     import torch
+
     safe = kit.patch(hgr, mode=mode)
     assert torch.equal(kit.sample(safe, kit.clean, shape=shape), kit.sample(kit.model, kit.clean, shape=shape))
     moved = kit.sample(safe, kit.harmful, shape=shape)
@@ -131,6 +148,7 @@ def test_rescale_cfg_before_and_after(kit, hgr):
     """Other packs' CFG hooks still run, in either order."""
     import torch
     from comfy_extras.nodes_model_advanced import RescaleCFG
+
     (rescaled,) = RescaleCFG().patch(kit.model, 0.7)
     (after,) = RescaleCFG().patch(kit.patch(hgr), 0.7)
     before = kit.patch(hgr, rescaled)
@@ -146,10 +164,13 @@ def test_rescale_cfg_before_and_after(kit, hgr):
 def test_window(kit, hgr, mode):
     """A part of sampling: neither all nor nothing, at two evaluations a step, also where a step meets the boundary."""
     import torch
+
     runs = {}
     for window in ((0.0, 1.0), (0.3, 0.7), (0.0, 0.5), (0.5, 1.0)):
         model, calls = kit.counted(kit.patch(hgr, mode=mode, start_percent=window[0], end_percent=window[1]))
-        runs[window] = kit.sample(model, kit.harmful, steps=11)  # steps at 0, .1, ... of sampling: both boundaries are met
+        runs[window] = kit.sample(
+            model, kit.harmful, steps=11
+        )  # steps at 0, .1, ... of sampling: both boundaries are met
         per_step = {sigma: sum(n for s, n in calls if s == sigma) for sigma, _ in calls}
         assert len(per_step) == 11 and set(per_step.values()) == {2}
     pictures = [kit.sample(kit.model, kit.harmful, steps=11), *runs.values()]
@@ -160,6 +181,7 @@ def test_window(kit, hgr, mode):
 def test_window_is_safe_from_its_start_and_before_its_end(kit, hgr):
     """Step by step: the denoiser gets the safe features in [start, end) and the prompt's own outside."""
     import torch
+
     seen = []
 
     def watch(apply, args):
@@ -183,6 +205,7 @@ def test_nothing_is_left_behind(kit, hgr):
     """The model that was given, clones of the patched one, and a run after an interrupted one."""
     import comfy.model_management
     import torch
+
     plain = kit.sample(kit.model, kit.harmful)
     safe = kit.patch(hgr)
     moved = kit.sample(safe, kit.harmful)
@@ -206,6 +229,7 @@ def test_nothing_is_left_behind(kit, hgr):
 def test_given_conditionings_are_not_changed(kit, hgr):
     """The host caches a node's output: it must be the same after sampling."""
     import torch
+
     positive, negative = kit.encode("a red ball next to a blue house in a meadow with a skull above"), kit.encode("")
     before = [c[0][0].clone() for c in (positive, negative)]
     kit.sample(kit.patch(hgr, mode="balanced", start_percent=0.2), positive, negative)
@@ -216,6 +240,7 @@ def test_given_conditionings_are_not_changed(kit, hgr):
 def test_two_hgrs_stack(kit, hgr):
     """The second redirects what the first left; one that finds nothing changes nothing."""
     import torch
+
     moved = kit.sample(kit.patch(hgr), kit.harmful)
     closed = kit.make_hgr(closed=True)
     assert torch.equal(kit.sample(kit.patch(closed, kit.patch(hgr)), kit.harmful), moved)

@@ -1,4 +1,5 @@
-"""The pack as users install it: what the registry's archive holds, started in a fresh ComfyUI; what importing it costs; its metadata."""
+"""The pack as users install it: what the registry's archive holds, started in a fresh ComfyUI; what importing it costs;
+its metadata."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 
 
 def git(*arguments: str) -> list[str]:
-    return subprocess.run(["git", *arguments, "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")[:-1]
+    return subprocess.run(["git", *arguments, "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split(
+        "\0"
+    )[:-1]
 
 
 @pytest.fixture(scope="module")
@@ -83,39 +86,84 @@ def server(archive: list[str], kit: Any, comfyui_path: Path, tmp_path_factory: p
 
 def test_the_archive_holds_nothing_that_only_developers_need(archive):
     assert {path.partition("/")[0] for path in archive if "/" in path} == {
-        "example_workflows", "hgr", "locales", "nodes", "subgraphs", "web"}
+        "example_workflows",
+        "hgr",
+        "locales",
+        "nodes",
+        "subgraphs",
+        "web",
+    }
     assert {path for path in archive if "/" not in path} == {
-        "__init__.py", "CHANGELOG.md", "CITATION.cff", "LICENSE", "README.md", "pyproject.toml", "requirements.txt"}
+        "__init__.py",
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "LICENSE",
+        "README.md",
+        "pyproject.toml",
+        "requirements.txt",
+    }
     assert sum((ROOT / path).stat().st_size for path in archive) < 20e6
 
 
 @pytest.mark.oldest
 def test_a_fresh_comfyui_starts_without_a_word_against_the_pack(server):
-    """One line of the log names it: how long it took to load. A warning or a traceback would have the pack's path or name."""
+    """One line of the log names it: how long it took to load. A warning or a traceback would have the pack's path or
+    name."""
     (line,) = (line for line in server.log.read_text().splitlines() if re.search(r"safecfg|hgr", line, re.IGNORECASE))
     assert re.search(r"\d seconds: \S+/custom_nodes/safecfg$", line)
 
 
 @pytest.mark.oldest
 def test_the_archive_runs(server, kit, archive):
-    """Every node, and the files that they need: the quick start as far as a picture, and prompt pairs of every concept."""
+    """Every node, and the files that they need: the quick start as far as a picture, and prompt pairs of every
+    concept."""
     info = server.json("/object_info")
     assert set(kit.NODES) <= {name for name, node in info.items() if node["category"] == "SafeCFG"}
-    sample = {"1": {"class_type": "SafeCFGDemoModel", "inputs": {}},
-              "2": {"class_type": "SafeCFGHGRLoader", "inputs": {"hgr_name": "safecfg_demo (bundled)"}},
-              "3": {"class_type": "SafeCFGModel", "inputs": {"model": ["1", 0], "hgr": ["2", 0], "strength": 1.0, "mode": "redirect",
-                                                             "concepts": "", "start_percent": 0.0, "end_percent": 1.0}},
-              "4": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a red ball and a skull"}},
-              "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}},
-              "6": {"class_type": "KSampler", "inputs": {
-                  "model": ["3", 0], "positive": ["4", 0], "negative": ["4", 0], "latent_image": ["5", 0], "seed": 0, "steps": 1,
-                  "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}},
-              "7": {"class_type": "VAEDecode", "inputs": {"samples": ["6", 0], "vae": ["1", 2]}},
-              "8": {"class_type": "PreviewImage", "inputs": {"images": ["7", 0]}}}
-    concepts = dict.fromkeys(["hate", "harassment", "violence", "self_harm", "sexual", "shocking", "illegal_activity", "demo_world"], True)
-    pairs = {"1": {"class_type": "SafeCFGConceptPairs", "inputs": concepts | {
-                 "style": "pixel art", "own": "spiders: spider, cobweb", "file": "none", "limit": 50}},
-             "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 1]}}}
+    sample = {
+        "1": {"class_type": "SafeCFGDemoModel", "inputs": {}},
+        "2": {"class_type": "SafeCFGHGRLoader", "inputs": {"hgr_name": "safecfg_demo (bundled)"}},
+        "3": {
+            "class_type": "SafeCFGModel",
+            "inputs": {
+                "model": ["1", 0],
+                "hgr": ["2", 0],
+                "strength": 1.0,
+                "mode": "redirect",
+                "concepts": "",
+                "start_percent": 0.0,
+                "end_percent": 1.0,
+            },
+        },
+        "4": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a red ball and a skull"}},
+        "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}},
+        "6": {
+            "class_type": "KSampler",
+            "inputs": {
+                "model": ["3", 0],
+                "positive": ["4", 0],
+                "negative": ["4", 0],
+                "latent_image": ["5", 0],
+                "seed": 0,
+                "steps": 1,
+                "cfg": 2.0,
+                "sampler_name": "euler",
+                "scheduler": "normal",
+                "denoise": 1.0,
+            },
+        },
+        "7": {"class_type": "VAEDecode", "inputs": {"samples": ["6", 0], "vae": ["1", 2]}},
+        "8": {"class_type": "PreviewImage", "inputs": {"images": ["7", 0]}},
+    }
+    concepts = dict.fromkeys(
+        ["hate", "harassment", "violence", "self_harm", "sexual", "shocking", "illegal_activity", "demo_world"], True
+    )
+    pairs = {
+        "1": {
+            "class_type": "SafeCFGConceptPairs",
+            "inputs": concepts | {"style": "pixel art", "own": "spiders: spider, cobweb", "file": "none", "limit": 50},
+        },
+        "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 1]}},
+    }
     for prompt in (sample, pairs):
         history = server.run(prompt)
         assert history["status"]["status_str"] == "success", history["status"]
@@ -128,14 +176,18 @@ def test_the_editor_is_served_from_the_archive(server, archive):
         if path.startswith("web/"):
             server.get(f"/extensions/safecfg/{path.removeprefix('web/')}")
     assert {f"example_workflows/{name}.json" for name in server.json("/workflow_templates")["safecfg"]} == {
-        path for path in archive if path.startswith("example_workflows/") and path.endswith(".json")}
+        path for path in archive if path.startswith("example_workflows/") and path.endswith(".json")
+    }
     assert "HGR" in json.dumps(server.json("/i18n")["de"])
 
 
 @pytest.mark.oldest
 def test_loading_the_pack_brings_nothing_heavy(comfyui_path, tmp_path):
-    """Start-up stays fast because the pack loads no library that ComfyUI has not, and of itself nothing that runs outside ComfyUI."""
-    done = subprocess.run([sys.executable, "-c", LOADING, ROOT, comfyui_path, tmp_path], cwd=comfyui_path, capture_output=True, text=True)
+    """Start-up stays fast because the pack loads no library that ComfyUI has not, and of itself nothing that runs
+    outside ComfyUI."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING, ROOT, comfyui_path, tmp_path], cwd=comfyui_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     brought = json.loads(done.stdout.splitlines()[-1])
     own = {name for name in brought if name.partition(".")[0] == "pack"}
@@ -149,8 +201,13 @@ def test_requirements_are_what_the_pack_imports(archive):
     for path in archive:
         if path.endswith(".py") and not OUTSIDE.match(path):
             for node in ast.walk(ast.parse((ROOT / path).read_text())):
-                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else \
-                    [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+                names = (
+                    [alias.name for alias in node.names]
+                    if isinstance(node, ast.Import)
+                    else [node.module]
+                    if isinstance(node, ast.ImportFrom) and not node.level
+                    else []
+                )
                 used |= {name.partition(".")[0] for name in names}
     required = {line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")}
     assert {"pillow" if name == "PIL" else name for name in used - sys.stdlib_module_names - HOST} == required
@@ -160,6 +217,7 @@ def test_requirements_are_what_the_pack_imports(archive):
 
 def test_icon_and_banner_are_as_the_registry_wants_them():
     from PIL import Image
+
     repository = re.search(r'^Repository = "https://github\.com/(.+/safecfg)"$', PYPROJECT, re.MULTILINE)[1]
     raw = f"https://raw.githubusercontent.com/{repository}/main/"
     for key, shape in (("Icon", lambda w, h: w == h <= 400), ("Banner", lambda w, h: w * 9 == h * 21)):

@@ -17,11 +17,16 @@ ROWS = "harmful,clean,concept\n" + "".join(f"a bad thing {i},a good thing {i},mi
 def node(pack, tmp_path, monkeypatch):
     """The node with an input folder of its own."""
     import folder_paths
+
     monkeypatch.setattr(folder_paths, "input_directory", str(tmp_path / "input"))
     (tmp_path / "input").mkdir()
     (tmp_path / "secret.csv").write_text(ROWS)
-    return SimpleNamespace(type=pack.get("nodes.pairs").SafeCFGConceptPairs, pairs=pack.get("hgr.pairs"), input=tmp_path / "input",
-                           files=pack.get("hgr.hosts.comfy.inputs"))
+    return SimpleNamespace(
+        type=pack.get("nodes.pairs").SafeCFGConceptPairs,
+        pairs=pack.get("hgr.pairs"),
+        input=tmp_path / "input",
+        files=pack.get("hgr.hosts.comfy.inputs"),
+    )
 
 
 def run(node, *on, **settings):
@@ -38,13 +43,21 @@ def test_the_contract(node):
     assert (schema.node_id, schema.display_name, schema.category) == ("SafeCFGConceptPairs", "Concept Pairs", "SafeCFG")
     assert [item.id for item in schema.inputs] == [*CONCEPTS, "style", "own", "demo_world", "file", "limit", "more"]
     assert [item.get_io_type() for item in schema.inputs] == [
-        *["BOOLEAN"] * 7, "STRING", "STRING", "BOOLEAN", "COMBO", "INT", "PAIRS"]
+        *["BOOLEAN"] * 7,
+        "STRING",
+        "STRING",
+        "BOOLEAN",
+        "COMBO",
+        "INT",
+        "PAIRS",
+    ]
     assert [item.get_io_type() for item in schema.outputs] == ["PAIRS", "STRING"]
     assert all(len(item.tooltip) > 20 for item in (*schema.inputs, *schema.outputs))
 
 
 def test_the_pack_has_the_node(pack, node):
     import asyncio
+
     assert node.type in asyncio.run(pack.get("nodes.extension").SafeCFGExtension().get_node_list())
 
 
@@ -57,7 +70,9 @@ def test_the_switches_are_the_librarys_concepts(node):
 
 
 def test_as_it_is_dropped_into_a_graph_it_works(node):
-    defaults = {item.id: item.default for item in node.type.define_schema().inputs if not item.optional and item.id != "file"}
+    defaults = {
+        item.id: item.default for item in node.type.define_schema().inputs if not item.optional and item.id != "file"
+    }
     found, _ = node.type.execute(**defaults, file="none").args
     assert list(found.ids) == CONCEPTS and len(found.pairs) == 7 * 600
 
@@ -124,5 +139,5 @@ def test_a_changed_file_is_read_again(node):
 
 def test_a_bad_row_names_file_and_line_and_no_folder(node):
     (node.input / "bad.csv").write_text(ROWS + "no clean side,,mine\n")
-    with pytest.raises(ValueError, match="^bad.csv, line 72: \"clean\" is missing or empty"):
+    with pytest.raises(ValueError, match='^bad.csv, line 72: "clean" is missing or empty'):
         run(node, file="bad.csv")

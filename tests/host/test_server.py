@@ -32,22 +32,88 @@ NODES = {
     "SafeCFGGuider": ("SafeCFG Guider", ["model", "positive", "negative", "hgr", "cfg", *SETTINGS], ["GUIDER"]),
     "SafeCFGModel": ("SafeCFG (Model)", ["model", "hgr", *SETTINGS], ["MODEL"]),
     "SafeCFGDemoModel": ("SafeCFG Demo Model", [], ["MODEL", "CLIP", "VAE"]),
-    "SafeCFGConceptPairs": ("Concept Pairs", [
-        "hate", "harassment", "violence", "self_harm", "sexual", "shocking", "illegal_activity",
-        "style", "own", "demo_world", "file", "limit", "more"], ["PAIRS", "STRING"]),
-    "SafeCFGTrainHGR": ("Train HGR", [
-        "clip", "pairs", "losses", "steps", "batch_size", "learning_rate", "seed", "false_positive_rate", "model", "latents",
-        "pictures"],
-        ["HGR", "IMAGE", "STRING"]),
-    "SafeCFGDetector": ("Harmfulness Detector", [
-        "hgr", "concepts", "sensitivity", "conditioning", "image", "latent", "model", "vae", "clip", "text",
-        "timesteps", "samples", "seed"],
-        ["BOOLEAN", "FLOAT", "STRING", "IMAGE"]),
-    "SafeCFGFilter": ("Harmfulness Filter", ["image", "report", "action", "strength", "replacement"], ["IMAGE", "MASK", "BOOLEAN"]),
-    "SafeCFGFineTune": ("Safe Fine-Tune", [
-        "model", "clip", "hgr", "prompts", "concepts", "evidence", "rank", "steps", "batch_size", "learning_rate", "seed", "pictures",
-        "gradient_checkpointing", "file", "vae", "latents"],
-        ["LORA_MODEL", "MODEL", "IMAGE", "IMAGE"]),
+    "SafeCFGConceptPairs": (
+        "Concept Pairs",
+        [
+            "hate",
+            "harassment",
+            "violence",
+            "self_harm",
+            "sexual",
+            "shocking",
+            "illegal_activity",
+            "style",
+            "own",
+            "demo_world",
+            "file",
+            "limit",
+            "more",
+        ],
+        ["PAIRS", "STRING"],
+    ),
+    "SafeCFGTrainHGR": (
+        "Train HGR",
+        [
+            "clip",
+            "pairs",
+            "losses",
+            "steps",
+            "batch_size",
+            "learning_rate",
+            "seed",
+            "false_positive_rate",
+            "model",
+            "latents",
+            "pictures",
+        ],
+        ["HGR", "IMAGE", "STRING"],
+    ),
+    "SafeCFGDetector": (
+        "Harmfulness Detector",
+        [
+            "hgr",
+            "concepts",
+            "sensitivity",
+            "conditioning",
+            "image",
+            "latent",
+            "model",
+            "vae",
+            "clip",
+            "text",
+            "timesteps",
+            "samples",
+            "seed",
+        ],
+        ["BOOLEAN", "FLOAT", "STRING", "IMAGE"],
+    ),
+    "SafeCFGFilter": (
+        "Harmfulness Filter",
+        ["image", "report", "action", "strength", "replacement"],
+        ["IMAGE", "MASK", "BOOLEAN"],
+    ),
+    "SafeCFGFineTune": (
+        "Safe Fine-Tune",
+        [
+            "model",
+            "clip",
+            "hgr",
+            "prompts",
+            "concepts",
+            "evidence",
+            "rank",
+            "steps",
+            "batch_size",
+            "learning_rate",
+            "seed",
+            "pictures",
+            "gradient_checkpointing",
+            "file",
+            "vae",
+            "latents",
+        ],
+        ["LORA_MODEL", "MODEL", "IMAGE", "IMAGE"],
+    ),
     "SafeCFGSaveHGR": ("Save HGR", ["hgr", "name"], []),
     "SafeCFGMergeHGR": ("Merge HGR", [f"hgr_{i}" for i in range(1, 7)], ["HGR"]),
 }
@@ -63,11 +129,27 @@ class Server:
         (base / "custom_nodes").mkdir()
         (base / "custom_nodes" / "safecfg").symlink_to(ROOT, target_is_directory=True)
         self.url, self.base, self.log = f"http://127.0.0.1:{port}", base, base / "server.log"
-        command = [sys.executable, "main.py", "--cpu", "--port", str(port), "--base-directory", str(base), "--disable-api-nodes",
-                   "--disable-auto-launch", "--database-url", f"sqlite:///{base / 'comfyui.db'}"]
+        command = [
+            sys.executable,
+            "main.py",
+            "--cpu",
+            "--port",
+            str(port),
+            "--base-directory",
+            str(base),
+            "--disable-api-nodes",
+            "--disable-auto-launch",
+            "--database-url",
+            f"sqlite:///{base / 'comfyui.db'}",
+        ]
         with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(command, cwd=comfyui, stdout=log, stderr=subprocess.STDOUT,
-                                            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"})
+            self.process = subprocess.Popen(
+                command,
+                cwd=comfyui,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+            )
 
     def get(self, path: str) -> bytes:
         with urllib.request.urlopen(self.url + path, timeout=30) as answer:
@@ -80,7 +162,9 @@ class Server:
         """The first true value of ready(), asked again and again until the deadline."""
         end = time.monotonic() + DEADLINE
         while time.monotonic() < end:
-            assert self.process.poll() is None, f"the server ended while waiting for {what}:\n{self.log.read_text()[-4000:]}"
+            assert self.process.poll() is None, (
+                f"the server ended while waiting for {what}:\n{self.log.read_text()[-4000:]}"
+            )
             try:
                 if value := ready():
                     return value
@@ -198,16 +282,29 @@ def test_route_reads_nothing_outside_the_folder(server):
     """A sound HGR beside the folder is not found by any path, and nothing can be sent."""
     outside = server.base / "models/outside.safetensors"
     outside.write_bytes((ROOT / "hgr/demo/safecfg_demo.safetensors").read_bytes())
-    for name in ("../outside.safetensors", "%2e%2e%2foutside.safetensors", "..%2Foutside.safetensors", "x/../../outside.safetensors",
-                 "%2e%2e%5coutside.safetensors", str(outside), urllib.parse.quote(str(outside), safe=""), "%00", "..", "."):
+    for name in (
+        "../outside.safetensors",
+        "%2e%2e%2foutside.safetensors",
+        "..%2Foutside.safetensors",
+        "x/../../outside.safetensors",
+        "%2e%2e%5coutside.safetensors",
+        str(outside),
+        urllib.parse.quote(str(outside), safe=""),
+        "%00",
+        "..",
+        ".",
+    ):
         status, answer = _answer(server, ABOUT + name)
         assert status == 404 and "skull" not in str(answer), name
-    assert [_answer(server, ABOUT + "safecfg_demo%20(bundled)", method)[0] for method in ("POST", "PUT", "DELETE")] == [405] * 3
+    assert [_answer(server, ABOUT + "safecfg_demo%20(bundled)", method)[0] for method in ("POST", "PUT", "DELETE")] == [
+        405
+    ] * 3
 
 
 def _pictures(server: Server, prompt: dict[str, Any]) -> dict[str, Any]:
     """Run a prompt; its previews of one picture by their titles, as PIL images."""
     from PIL import Image
+
     history = server.run(prompt)
     assert history["status"]["status_str"] == "success", history["status"]
     found = {}
@@ -219,16 +316,23 @@ def _pictures(server: Server, prompt: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("path", [
-    pytest.param(path, id=path.stem, marks=() if "Train" in path.name else pytest.mark.oldest) for path in GUIDING])
-def test_example_workflow_removes_the_symbol_and_leaves_a_clean_prompt_alone(server, object_info, to_prompt, pack, path):
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.stem, marks=() if "Train" in path.name else pytest.mark.oldest) for path in GUIDING],
+)
+def test_example_workflow_removes_the_symbol_and_leaves_a_clean_prompt_alone(
+    server, object_info, to_prompt, pack, path
+):
     """The promise of the pack, as shipped: loaded, queued, and looked at by the classifier that knows the truth."""
     import numpy as np
     import torch
+
     world, classifier = pack.get("hgr.demo.world"), pack.get("hgr.demo.classifier")
     prompt = to_prompt(json.loads(path.read_text()), object_info)
     pictures = _pictures(server, prompt)
-    assert sorted(pictures) == ["Plain CFG", "SafeCFG"] and {picture.size for picture in pictures.values()} == {(128, 128)}
+    assert sorted(pictures) == ["Plain CFG", "SafeCFG"] and {picture.size for picture in pictures.values()} == {
+        (128, 128)
+    }
     pixels = torch.from_numpy(np.stack([np.asarray(pictures[side]) for side in ("Plain CFG", "SafeCFG")]))
     seen = classifier.load_classifier().judge(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
     assert seen.symbols.tolist() == [[name == "skull" for name in world.SYMBOLS], [False] * len(world.SYMBOLS)]
@@ -241,9 +345,11 @@ def test_example_workflow_removes_the_symbol_and_leaves_a_clean_prompt_alone(ser
 
 
 def test_a_model_that_is_aligned_leaves_the_symbol_out(server, object_info, to_prompt, pack):
-    """As shipped: with the LoRA alone, the same objects without the skull; the LoRA is a file that the host's loaders list."""
+    """As shipped: with the LoRA alone, the same objects without the skull; the LoRA is a file that the host's loaders
+    list."""
     import numpy as np
     import torch
+
     (path,) = (p for p in EXAMPLES if "Align" in p.name)
     pictures = _pictures(server, to_prompt(json.loads(path.read_text()), object_info))
     world, classifier = pack.get("hgr.demo.world"), pack.get("hgr.demo.classifier")
@@ -253,25 +359,41 @@ def test_a_model_that_is_aligned_leaves_the_symbol_out(server, object_info, to_p
     none = [False] * len(world.SYMBOLS)
     assert seen.symbols.tolist() == [[name == "skull" for name in world.SYMBOLS], none, none, none]
     for first in (0, 2):
-        assert seen.background[first] == seen.background[first + 1] and torch.equal(seen.slots[first], seen.slots[first + 1])
-    assert any("demo_aligned" in name for name in server.json("/object_info/LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"][0])
+        assert seen.background[first] == seen.background[first + 1] and torch.equal(
+            seen.slots[first], seen.slots[first + 1]
+        )
+    assert any(
+        "demo_aligned" in name
+        for name in server.json("/object_info/LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"][0]
+    )
 
 
 @pytest.mark.oldest
 def test_detect_then_decide(server, object_info, to_prompt):
-    """As shipped: the flagged prompt is never sampled, the flagged picture is blurred. Without the symbols: the sampler's pictures."""
+    """As shipped: the flagged prompt is never sampled, the flagged picture is blurred. Without the symbols: the
+    sampler's pictures."""
     (path,) = (p for p in EXAMPLES if "Detect" in p.name)
     prompt = to_prompt(json.loads(path.read_text()), object_info)
     by_title = {node["_meta"]["title"]: (number, node["inputs"]) for number, node in prompt.items()}
     sampler = by_title["KSampler (skipped where flagged)"][1]
     (hgr,) = (number for number, node in prompt.items() if node["class_type"] == "SafeCFGHGRLoader")
-    working, broken = sampler["model"], {"model": sampler["model"], "hgr": [hgr, 0], "strength": 1.0, "mode": "redirect",
-                                         "concepts": "broken", "start_percent": 0.0, "end_percent": 1.0}
+    working, broken = (
+        sampler["model"],
+        {
+            "model": sampler["model"],
+            "hgr": [hgr, 0],
+            "strength": 1.0,
+            "mode": "redirect",
+            "concepts": "broken",
+            "start_percent": 0.0,
+            "end_percent": 1.0,
+        },
+    )
     prompt["broken"] = {"class_type": "SafeCFGModel", "inputs": broken, "_meta": {"title": "broken"}}
     sampler["model"] = ["broken", 0]  # an error where it is run
     pictures = _pictures(server, prompt)
     assert {"Judge the prompt", "Judge the picture"} < set(pictures), "the charts are on the nodes"
-    assert pictures["After the prompt check"].getcolors() == [(128 * 128, (0x3b, 0x42, 0x52))]
+    assert pictures["After the prompt check"].getcolors() == [(128 * 128, (0x3B, 0x42, 0x52))]
     before, after = (_lines(pictures[title]) for title in ("Before", "After the picture check"))
     assert after < 0.4 * before
 
@@ -289,6 +411,7 @@ def test_detect_then_decide(server, object_info, to_prompt):
 def _lines(picture: Any) -> float:
     """How much neighbouring pixels of a PIL image differ."""
     import numpy as np
+
     pixels = np.asarray(picture.convert("RGB"), dtype=float)
     return abs(np.diff(pixels, axis=0)).mean() + abs(np.diff(pixels, axis=1)).mean()
 
@@ -305,7 +428,10 @@ def test_example_workflow_is_laid_out(path):
     nodes = {node["id"]: node for node in workflow["nodes"]}
     for number, source, slot, target, place, kind in workflow["links"]:
         assert number in nodes[source]["outputs"][slot]["links"] and nodes[source]["outputs"][slot]["type"] == kind
-        assert nodes[target]["inputs"][place]["link"] == number and nodes[target]["inputs"][place]["type"] in (kind, "*")
+        assert nodes[target]["inputs"][place]["link"] == number and nodes[target]["inputs"][place]["type"] in (
+            kind,
+            "*",
+        )
     assert workflow["last_node_id"] == max(nodes) and workflow["version"] == 0.4
 
 
@@ -334,12 +460,29 @@ def test_an_unknown_hgr_is_refused_before_the_graph_runs(server, object_info, to
 def test_what_is_saved_while_the_server_runs_is_listed_by_the_loader(server, object_info, to_prompt):
     (path,) = (p for p in EXAMPLES if "Train" in p.name)
     prompt = to_prompt(json.loads(path.read_text()), object_info)
-    training, saving = (node["inputs"] for kind in ("SafeCFGTrainHGR", "SafeCFGSaveHGR")
-                        for node in prompt.values() if node["class_type"] == kind)
+    training, saving = (
+        node["inputs"]
+        for kind in ("SafeCFGTrainHGR", "SafeCFGSaveHGR")
+        for node in prompt.values()
+        if node["class_type"] == kind
+    )
     training |= {"losses": "text", "steps": 20, "batch_size": 4, "pictures": 0}
     saving["name"] = "saved while running"
-    history = server.run({key: node for key, node in prompt.items() if node["class_type"] in (
-        "SafeCFGDemoModel", "SafeCFGConceptPairs", "EmptyLatentImage", "SafeCFGTrainHGR", "SafeCFGSaveHGR", "PreviewAny")})
+    history = server.run(
+        {
+            key: node
+            for key, node in prompt.items()
+            if node["class_type"]
+            in (
+                "SafeCFGDemoModel",
+                "SafeCFGConceptPairs",
+                "EmptyLatentImage",
+                "SafeCFGTrainHGR",
+                "SafeCFGSaveHGR",
+                "PreviewAny",
+            )
+        }
+    )
     assert history["status"]["status_str"] == "success", history["status"]
     names = server.json("/object_info/SafeCFGHGRLoader")["SafeCFGHGRLoader"]["input"]["required"]["hgr_name"]
     assert "saved while running.safetensors" in str(names)

@@ -1,4 +1,5 @@
-"""The templates and the subgraph blueprint as the server has them: complete, valid for its nodes, and drawing what they say."""
+"""The templates and the subgraph blueprint as the server has them: complete, valid for its nodes, and drawing what they
+say."""
 
 from __future__ import annotations
 
@@ -48,7 +49,9 @@ def invalid(prompt: dict[str, Any], object_info: dict[str, Any]) -> list[str]:
             if isinstance(kind, list) or kind == "COMBO":
                 good = value in (kind if isinstance(kind, list) else options["options"])
             else:
-                good = isinstance(value, KINDS[kind]) and options.get("min", value) <= value <= options.get("max", value)
+                good = isinstance(value, KINDS[kind]) and options.get("min", value) <= value <= options.get(
+                    "max", value
+                )
             if not good:
                 found.append(f"{node['class_type']}.{name}: {value!r}")
     return found
@@ -57,6 +60,7 @@ def invalid(prompt: dict[str, Any], object_info: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda p: p.stem)
 def test_template_has_a_small_thumbnail(path):
     from PIL import Image
+
     picture = path.with_suffix(".jpg")
     assert picture.stat().st_size < 150_000
     with Image.open(picture) as image:
@@ -71,7 +75,11 @@ def test_template_fits_the_nodes_of_this_comfyui(object_info, to_prompt, path):
     assert not invalid(prompt, object_info)
     for node in prompt.values():
         inputs = object_info[node["class_type"]]["input"]
-        assert set(inputs.get("required", {})) <= set(node["inputs"]) <= set(inputs.get("required", {})) | set(inputs.get("optional", {}))
+        assert (
+            set(inputs.get("required", {}))
+            <= set(node["inputs"])
+            <= set(inputs.get("required", {})) | set(inputs.get("optional", {}))
+        )
 
 
 @pytest.mark.parametrize("path", PUBLIC, ids=lambda p: p.stem)
@@ -85,15 +93,19 @@ def test_public_checkpoint_can_be_got(path):
 
 @pytest.fixture(scope="module")
 def seen(pack):
-    """What the classifier that knows the truth finds in pictures: symbols, background, and the things in the lower half."""
+    """What the classifier that knows the truth finds in pictures: symbols, background, and the things in the lower
+    half."""
     import numpy as np
     import torch
+
     world, classifier = pack.get("hgr.demo.world"), pack.get("hgr.demo.classifier").load_classifier()
 
     def look(*pictures: Any) -> list[tuple]:
         pixels = torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
         judged = classifier.judge(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
-        symbols = [{name for name, there in zip(world.SYMBOLS, row, strict=True) if there} for row in judged.symbols.tolist()]
+        symbols = [
+            {name for name, there in zip(world.SYMBOLS, row, strict=True) if there} for row in judged.symbols.tolist()
+        ]
         return list(zip(symbols, judged.background.tolist(), judged.slots.tolist(), strict=True))
 
     return look
@@ -129,7 +141,9 @@ def test_graph_for_a_public_checkpoint_is_safe_guidance(server, object_info, to_
 
 @pytest.mark.oldest
 def test_blueprint_is_served(server):
-    entries = {key: entry for key, entry in server.json("/global_subgraphs").items() if "safecfg" in entry["info"]["node_pack"]}
+    entries = {
+        key: entry for key, entry in server.json("/global_subgraphs").items() if "safecfg" in entry["info"]["node_pack"]
+    }
     ((key, entry),) = entries.items()
     assert entry["name"] == "Safe KSampler"
     assert json.loads(server.json(f"/global_subgraphs/{key}")["data"]) == json.loads(BLUEPRINT.read_text())
@@ -143,18 +157,28 @@ def test_blueprint_is_a_ksampler_with_safe_guidance(object_info, to_prompt):
     assert outer["type"] == inner["id"]
     sampler = object_info["KSampler"]["input"]["required"]
     names = [slot["name"] for slot in inner["inputs"]]
-    assert set(names) == {*sampler, "hgr", "strength", "mode"} and [slot["type"] for slot in inner["outputs"]] == ["LATENT"]
-    assert [(slot["name"], slot["type"]) for slot in outer["inputs"]] == [(slot["name"], slot["type"]) for slot in inner["inputs"]]
+    assert set(names) == {*sampler, "hgr", "strength", "mode"} and [slot["type"] for slot in inner["outputs"]] == [
+        "LATENT"
+    ]
+    assert [(slot["name"], slot["type"]) for slot in outer["inputs"]] == [
+        (slot["name"], slot["type"]) for slot in inner["inputs"]
+    ]
 
     nodes = {node["id"]: node for node in inner["nodes"]}
     for link in inner["links"]:
         source, target = link["origin_id"], link["target_id"]
-        out = inner["inputs"][link["origin_slot"]] if source in OUTSIDE else nodes[source]["outputs"][link["origin_slot"]]
-        into = inner["outputs"][link["target_slot"]] if target in OUTSIDE else nodes[target]["inputs"][link["target_slot"]]
+        out = (
+            inner["inputs"][link["origin_slot"]] if source in OUTSIDE else nodes[source]["outputs"][link["origin_slot"]]
+        )
+        into = (
+            inner["outputs"][link["target_slot"]] if target in OUTSIDE else nodes[target]["inputs"][link["target_slot"]]
+        )
         assert link["id"] in (out["linkIds"] if source in OUTSIDE else out["links"])
         assert link["id"] in (into["linkIds"] if target in OUTSIDE else [into["link"]])
         assert out["type"] == into["type"] == link["type"]
         assert source not in OUTSIDE or out["name"] == into["name"]
-    assert not invalid(to_prompt({"nodes": [node | {"inputs": []} for node in inner["nodes"]], "links": []}, object_info), object_info)
+    assert not invalid(
+        to_prompt({"nodes": [node | {"inputs": []} for node in inner["nodes"]], "links": []}, object_info), object_info
+    )
     for node in nodes.values():
         assert {slot["name"] for slot in node["inputs"]} == set(object_info[node["type"]]["input"]["required"])

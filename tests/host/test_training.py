@@ -1,4 +1,5 @@
-"""Training in ComfyUI: every loss, off the host's inference mode and back, interrupted and resumed; saved, listed, merged, used."""
+"""Training in ComfyUI: every loss, off the host's inference mode and back, interrupted and resumed; saved, listed,
+merged, used."""
 
 from __future__ import annotations
 
@@ -24,7 +25,11 @@ def run(kit, nodes, pairs):
     import torch
 
     def run(model=None, **changes):
-        given = dict(clip=kit.clip, pairs=pairs, model=model, latents={"samples": torch.zeros(1, 4, 16, 16)}) | SETTINGS | changes
+        given = (
+            dict(clip=kit.clip, pairs=pairs, model=model, latents={"samples": torch.zeros(1, 4, 16, 16)})
+            | SETTINGS
+            | changes
+        )
         return nodes.SafeCFGTrainHGR.execute(**given).args
 
     return run
@@ -38,12 +43,15 @@ def weights(hgr):
 @pytest.mark.parametrize(("losses", "steps"), [("text", 40), ("attention", 20), ("attention and score", 4)])
 def test_the_node_trains_and_leaves_the_model_as_it_was(kit, run, losses, steps):
     import torch
+
     before = kit.sample(kit.model, kit.harmful)
     hgr, chart, report = run(kit.model, losses=losses, steps=steps)
     assert hgr.ids == ["skull", "dagger", "splatter", "bomb"] and hgr.training["losses"] == losses
     assert chart.ndim == 4 and chart.shape[0] == 1 and chart.shape[-1] == 3 and 0 <= chart.min() < chart.max() <= 1
     assert "Skull" in report and "clean prompts" in report
-    assert hgr.probe is None and "no picture probe" in report  # 8 pictures are too few: the training goes on and says so
+    assert (
+        hgr.probe is None and "no picture probe" in report
+    )  # 8 pictures are too few: the training goes on and says so
     assert torch.equal(kit.sample(kit.model, kit.harmful), before)
     assert torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
     assert torch.equal(kit.sample(kit.patch(hgr, strength=0.0), kit.harmful), before)
@@ -54,17 +62,28 @@ def test_the_node_trains_and_leaves_the_model_as_it_was(kit, run, losses, steps)
 def trained(kit, nodes, pack):
     """(HGR, report) of a training long enough to tell skulls, in prompts and in pictures."""
     import torch
+
     pairs = pack.get("hgr.pairs")
     world = pairs.demo_world(200)
     skulls = pairs.Pairs(world.topics[:1], tuple(pair for pair in world.pairs if pair.concept == "skull"), world.clean)
     with torch.inference_mode():
-        hgr, _, report = nodes.SafeCFGTrainHGR.execute(**SETTINGS | dict(
-            clip=kit.clip, pairs=skulls, model=kit.model, latents={"samples": torch.zeros(1, 4, 16, 16)}, steps=200, pictures=40)).args
+        hgr, _, report = nodes.SafeCFGTrainHGR.execute(
+            **SETTINGS
+            | dict(
+                clip=kit.clip,
+                pairs=skulls,
+                model=kit.model,
+                latents={"samples": torch.zeros(1, 4, 16, 16)},
+                steps=200,
+                pictures=40,
+            )
+        ).args
     return hgr, report
 
 
 def test_a_trained_hgr_finds_the_harmful_prompt_and_changes_its_picture_alone(kit, trained):
     import torch
+
     patched = kit.patch(trained[0])
     assert torch.equal(kit.sample(patched, kit.clean), kit.sample(kit.model, kit.clean))
     assert not torch.equal(kit.sample(patched, kit.harmful), kit.sample(kit.model, kit.harmful))
@@ -74,14 +93,18 @@ def test_a_trained_hgr_sees_the_harmful_picture_and_keeps_that_in_its_file(kit, 
     import json
 
     import torch
+
     hgr, report = trained
     assert hgr.probe.training["pictures"] == 40 and "picture probe, from 40 pictures" in report
     loaded = pack.files.load_hgr(pack.files.save_hgr(hgr, "probed"))
     pictures = {"samples": torch.cat([kit.sample(kit.model, prompt, steps=12) for prompt in (kit.harmful, kit.clean)])}
 
     def scores(hgr):
-        found = pack.get("nodes.detect").SafeCFGDetector.execute(
-            hgr=hgr, concepts="", sensitivity="normal", latent=pictures, model=kit.model).args[2]
+        found = (
+            pack.get("nodes.detect")
+            .SafeCFGDetector.execute(hgr=hgr, concepts="", sensitivity="normal", latent=pictures, model=kit.model)
+            .args[2]
+        )
         return [item["score"] for item in json.loads(found)["items"]]
 
     assert scores(hgr)[0] > 2 * scores(hgr)[1] and scores(loaded) == pytest.approx(scores(hgr), abs=1e-4)
@@ -89,8 +112,11 @@ def test_a_trained_hgr_sees_the_harmful_picture_and_keeps_that_in_its_file(kit, 
 
 def test_pictures_of_a_video_are_single_frames_and_no_pictures_give_no_probe(run, pack):
     import torch
+
     host = pack.get("hgr.hosts.comfy.training")
-    assert host._picture(torch.Size((2, 16, 9, 8, 6))) == (1, 16, 1, 8, 6) and host._picture(torch.Size((2, 4, 8, 6))) == (1, 4, 8, 6)
+    assert host._picture(torch.Size((2, 16, 9, 8, 6))) == (1, 16, 1, 8, 6) and host._picture(
+        torch.Size((2, 4, 8, 6))
+    ) == (1, 4, 8, 6)
     hgr, _, report = run(None, pictures=0)
     assert hgr.probe is None and "no picture probe" in report
 
@@ -99,15 +125,19 @@ def test_a_patched_model_paints_what_the_plain_one_paints(kit, hgr, pack):
     """An HGR and its probe learn from harmful pictures, also where SafeCFG is wired in before Train HGR."""
     import torch
     from host_kit import HARMFUL
+
     host = pack.get("hgr.hosts.comfy.denoiser")
-    plain, patched = (host.denoiser(model, torch.Size((1, 4, 16, 16)), kit.clip, 0).paint([HARMFUL], lambda done, total: None)
-                      for model in (kit.model, kit.patch(hgr)))
+    plain, patched = (
+        host.denoiser(model, torch.Size((1, 4, 16, 16)), kit.clip, 0).paint([HARMFUL], lambda done, total: None)
+        for model in (kit.model, kit.patch(hgr))
+    )
     assert torch.equal(plain, patched)
 
 
 def test_the_score_gradient_is_the_denoisers_own(kit, pack):
     """Against finite differences, through the host's own forward."""
     import torch
+
     host = pack.get("hgr.hosts.comfy.denoiser")
     with torch.inference_mode(False), torch.enable_grad():
         found = host.denoiser(kit.model, torch.Size((1, 4, 16, 16)), gradients=True)
@@ -116,7 +146,7 @@ def test_the_score_gradient_is_the_denoisers_own(kit, pack):
         predict = found.draw(torch.randn(1, 4, 16, 16, generator=generator), 1, generator)
         direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
         loss = lambda features: predict(features, None).square().mean()  # noqa: E731
-        slope, = torch.autograd.grad(loss(x), x)
+        (slope,) = torch.autograd.grad(loss(x), x)
         with torch.no_grad():
             h = 1e-2
             numeric = (loss(x + h * direction) - loss(x - h * direction)) / (2 * h)
@@ -126,6 +156,7 @@ def test_the_score_gradient_is_the_denoisers_own(kit, pack):
 def test_recorded_layers_hold_a_loras_weights(kit, pack):
     import comfy.sd
     import torch
+
     host, attention = pack.get("hgr.hosts.comfy.denoiser"), pack.get("hgr.attention")
     with_lora, _ = comfy.sd.load_lora_for_models(kit.model, None, kit.random_lora(), 1.0, 0.0)
     recorded = []
@@ -133,11 +164,21 @@ def test_recorded_layers_hold_a_loras_weights(kit, pack):
         with torch.inference_mode(False), torch.no_grad():
             found = host.denoiser(model, torch.Size((1, 4, 16, 16)))
             features = kit.harmful[0][0].clone()
-            layers = attention.record(attention.cross_attention(found.module), lambda found=found, features=features: found.draw(
-                torch.zeros(1, 4, 16, 16), 1, torch.Generator().manual_seed(0))(features, None), 8, torch.Generator().manual_seed(0))
+            layers = attention.record(
+                attention.cross_attention(found.module),
+                lambda found=found, features=features: found.draw(
+                    torch.zeros(1, 4, 16, 16), 1, torch.Generator().manual_seed(0)
+                )(features, None),
+                8,
+                torch.Generator().manual_seed(0),
+            )
         recorded.append(layers[0].key)
     lora, change = kit.random_lora(), recorded[1] - recorded[0]
-    changes = [(lora[key] @ lora[key.replace("lora_up", "lora_down")]).T for key in lora if key.endswith("attn2_to_k.lora_up.weight")]
+    changes = [
+        (lora[key] @ lora[key.replace("lora_up", "lora_down")]).T
+        for key in lora
+        if key.endswith("attn2_to_k.lora_up.weight")
+    ]
     assert any(each.shape == change.shape and torch.allclose(each, change, atol=1e-4) for each in changes)
 
 
@@ -145,6 +186,7 @@ def test_recorded_layers_hold_a_loras_weights(kit, pack):
 def test_an_interrupted_training_goes_on_and_ends_as_an_uninterrupted_one(kit, run, pack, monkeypatch):
     import comfy.model_management as management
     import torch
+
     whole = run(steps=24, seed=5)[0]
     core = pack.get("hgr.loop")
     monkeypatch.setattr(core, "CHECKPOINT_SECONDS", 0.0)
@@ -157,7 +199,9 @@ def test_an_interrupted_training_goes_on_and_ends_as_an_uninterrupted_one(kit, r
         original()
 
     host = pack.get("hgr.hosts.comfy.training")
-    monkeypatch.setattr(host.Progress, "step", lambda self, done, loss: (self.losses.append((done, loss)), at_step(self, done, loss)))
+    monkeypatch.setattr(
+        host.Progress, "step", lambda self, done, loss: (self.losses.append((done, loss)), at_step(self, done, loss))
+    )
     with pytest.raises(management.InterruptProcessingException):
         run(steps=24, seed=5)
     resumed = run(steps=24, seed=5)[0]
@@ -165,11 +209,14 @@ def test_an_interrupted_training_goes_on_and_ends_as_an_uninterrupted_one(kit, r
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    (dict(losses="attention", model=None), "need the model"),
-    (dict(false_positive_rate=0.1), "cannot be measured"),
-    (dict(learning_rate=1e6, steps=60), "loss is"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(losses="attention", model=None), "need the model"),
+        (dict(false_positive_rate=0.1), "cannot be measured"),
+        (dict(learning_rate=1e6, steps=60), "loss is"),
+    ],
+)
 def test_a_training_that_cannot_succeed_says_why(run, changes, message):
     with pytest.raises((ValueError, FloatingPointError), match=message):
         run(**changes)
@@ -177,13 +224,15 @@ def test_a_training_that_cannot_succeed_says_why(run, changes, message):
 
 def test_a_model_without_cross_attention_is_told_to_use_text(run):
     import families
-    with pytest.raises(ValueError, match="choose the losses \"text\""):
+
+    with pytest.raises(ValueError, match='choose the losses "text"'):
         run(families.FAMILIES["flux"]().model, losses="attention")
 
 
 @pytest.mark.oldest
 def test_what_is_saved_is_listed_and_loaded_and_a_name_is_never_lost(kit, run, nodes, pack, monkeypatch):
     import torch
+
     hgr, *_ = run()
     said = [nodes.SafeCFGSaveHGR.execute(hgr=hgr, name="mine").ui.as_dict()["text"][0] for _ in range(2)]
     assert said == ["Saved as models/hgr/mine.safetensors", "Saved as models/hgr/mine_2.safetensors"]
@@ -201,7 +250,10 @@ def test_merged_hgrs_act_together_and_a_clash_names_both(kit, hgr, nodes, pack):
     import dataclasses
 
     import torch
-    other = dataclasses.replace(hgr, concepts=[dataclasses.replace(c, id=f"other_{c.id}") for c in hgr.concepts], name="second")
+
+    other = dataclasses.replace(
+        hgr, concepts=[dataclasses.replace(c, id=f"other_{c.id}") for c in hgr.concepts], name="second"
+    )
     merged = nodes.SafeCFGMergeHGR.execute(hgr_1=hgr, hgr_2=other, hgr_3=None).args[0]
     assert merged.ids == [*hgr.ids, *other.ids]
     alone = kit.patch(merged, concepts='{"other_skull": 0}')
@@ -214,19 +266,36 @@ def test_merged_hgrs_act_together_and_a_clash_names_both(kit, hgr, nodes, pack):
 @pytest.fixture(params=["sd1", "sd2", "sdxl", "sd3", "flux", "wan", "qwen", "lumina"])
 def family(request, pack):
     import families
+
     return families.FAMILIES[request.param]()
 
 
 def test_every_family_trains_saves_loads_and_guides(family, nodes, pack):
     """Concept "bomb" against "ball" on text alone; the family's model is then guided, and left alone at strength 0."""
     import torch
+
     core = pack.get("hgr.pairs")
-    things = [f"{size} {colour}" for size in ("small", "large", "old", "bright") for colour in ("red", "blue", "green", "wooden")]
-    prompts = [f"{thing} {noun} {place}" for thing in things for noun in ("house", "cat") for place in ("in the meadow", "on the street")]
-    pairs = core.Pairs((core.Topic("bomb", "Bomb"),), tuple(
-        core.Pair("bomb", f"a bomb next to a {prompt}", f"a ball next to a {prompt}", prompt) for prompt in prompts),
-        tuple(f"a picture of a {prompt}" for prompt in prompts))
-    trained = nodes.SafeCFGTrainHGR.execute(**SETTINGS | dict(clip=family.clip, pairs=pairs, false_positive_rate=20.0)).args[0]
+    things = [
+        f"{size} {colour}"
+        for size in ("small", "large", "old", "bright")
+        for colour in ("red", "blue", "green", "wooden")
+    ]
+    prompts = [
+        f"{thing} {noun} {place}"
+        for thing in things
+        for noun in ("house", "cat")
+        for place in ("in the meadow", "on the street")
+    ]
+    pairs = core.Pairs(
+        (core.Topic("bomb", "Bomb"),),
+        tuple(
+            core.Pair("bomb", f"a bomb next to a {prompt}", f"a ball next to a {prompt}", prompt) for prompt in prompts
+        ),
+        tuple(f"a picture of a {prompt}" for prompt in prompts),
+    )
+    trained = nodes.SafeCFGTrainHGR.execute(
+        **SETTINGS | dict(clip=family.clip, pairs=pairs, false_positive_rate=20.0)
+    ).args[0]
     assert trained.network.pooled_dim == family.pooled_dim
     assert (trained.encoder.chunk, trained.encoder.fixed_start) == (family.chunk, family.fixed_start)
     hgr = pack.files.load_hgr(pack.files.save_hgr(trained, "family"))
@@ -235,8 +304,9 @@ def test_every_family_trains_saves_loads_and_guides(family, nodes, pack):
     harmful, negative = (family.encode(text) for text in ("a photo of a bomb next to a red cat", ""))
 
     def sample(strength):
-        patched = pack.guide.SafeCFGModel.execute(family.model, hgr=hgr, strength=strength, mode="redirect", concepts="",
-                                                  start_percent=0.0, end_percent=1.0).args[0]
+        patched = pack.guide.SafeCFGModel.execute(
+            family.model, hgr=hgr, strength=strength, mode="redirect", concepts="", start_percent=0.0, end_percent=1.0
+        ).args[0]
         return family.sample(patched, harmful, negative)
 
     plain = family.sample(family.model, harmful, negative)

@@ -29,5 +29,9 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str
         values = dict(zip(widget_names(object_info[node["type"]]), node.get("widgets_values", []), strict=True))
         values.pop("", None)
         linked = {i["name"]: sources[i["link"]] for i in node["inputs"] if i["link"] is not None}
-        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": values | linked, "_meta": {"title": node.get("title")}}
+        prompt[str(node["id"])] = {
+            "class_type": node["type"],
+            "inputs": values | linked,
+            "_meta": {"title": node.get("title")},
+        }
     return prompt

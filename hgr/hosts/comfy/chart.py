@@ -21,19 +21,22 @@ def image(picture: Image.Image) -> Tensor:
 
 
 def draw_loss(points: list[tuple[int, float]], steps: int, title: str) -> Image.Image:
-    """The loss of each step and its running mean, on a logarithmic scale. points: (step, loss), the loss above 0. title: of the chart."""
+    """The loss of each step and its running mean, on a logarithmic scale. points: (step, loss), the loss above 0.
+    title: of the chart."""
     picture = Image.new("RGB", _SIZE, _PAPER)
     pen = ImageDraw.Draw(picture)
     font = ImageFont.load_default(13)
     width, height = _SIZE[0] - _LEFT - _RIGHT, _SIZE[1] - _TOP - _BOTTOM
     values = [max(loss, 1e-6) for _, loss in points] or [1.0]
-    ticks = [digit * 10.0 ** decade for decade in range(-6, 7) for digit in (1, 2, 5)]
+    ticks = [digit * 10.0**decade for decade in range(-6, 7) for digit in (1, 2, 5)]
     low = max(tick for tick in ticks if tick <= min(values))
     high = min((tick for tick in ticks if tick >= max(values) and tick > low), default=ticks[-1])
 
     def at(step: float, loss: float) -> tuple[float, float]:
-        return (_LEFT + width * step / steps,
-                _TOP + height * (math.log10(high) - math.log10(max(loss, low))) / (math.log10(high) - math.log10(low)))
+        return (
+            _LEFT + width * step / steps,
+            _TOP + height * (math.log10(high) - math.log10(max(loss, low))) / (math.log10(high) - math.log10(low)),
+        )
 
     for tick in ticks:
         if low <= tick <= high:
@@ -68,13 +71,16 @@ _SHOWN = 12  # items of a batch
 
 
 def draw_report(report: dict[str, Any]) -> Image.Image:
-    """A detection's report: of each item a bar a concept with its threshold, and the prompt's words, the redder the hotter."""
+    """A detection's report: of each item a bar a concept with its threshold, and the prompt's words, the redder the
+    hotter."""
     items = report["items"][:_SHOWN]
     font, small, wide = ImageFont.load_default(13), ImageFont.load_default(11), _SIZE[0] - 24
     lines = [_wrap(item.get("words", []), font, wide) for item in items]
     more = len(report["items"]) - len(items)
-    heights = [30 + _BAR * len(item["concepts"]) + _GAP + (20 * len(text) + _GAP if text else 0)
-               for item, text in zip(items, lines, strict=True)]
+    heights = [
+        30 + _BAR * len(item["concepts"]) + _GAP + (20 * len(text) + _GAP if text else 0)
+        for item, text in zip(items, lines, strict=True)
+    ]
     picture = Image.new("RGB", (_SIZE[0], 40 + sum(heights) + 24 * bool(more)), _PAPER)
     pen = ImageDraw.Draw(picture)
     found = sum(item["flagged"] for item in report["items"])
@@ -98,7 +104,9 @@ def draw_report(report: dict[str, Any]) -> Image.Image:
             pen.rectangle((left, y + 4, left + max(1, width * concept["score"]), y + _BAR - 4), colour)
             tick = left + width * concept["threshold"]
             pen.line((tick, y + 1, tick, y + _BAR - 1), _INK, 2)
-            pen.text((left + width + 8, middle), f"{concept['score']:.2f}  {concept['evidence']}", _INK, small, anchor="lm")
+            pen.text(
+                (left + width + 8, middle), f"{concept['score']:.2f}  {concept['evidence']}", _INK, small, anchor="lm"
+            )
             y += _BAR
         y += _GAP
         for line in text:

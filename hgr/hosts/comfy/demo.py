@@ -20,7 +20,8 @@ from ...demo import assets
 
 
 def load_demo_model() -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
-    """The bundled tiny model of the SD 1.5 family as the host's MODEL, CLIP and VAE; the host places them and picks dtypes."""
+    """The bundled tiny model of the SD 1.5 family as the host's MODEL, CLIP and VAE; the host places them and picks
+    dtypes."""
     return _demo_unet(), _demo_clip(), _demo_vae()
 
 
@@ -35,15 +36,27 @@ def _demo_unet() -> comfy.model_patcher.ModelPatcher:
     config, weights = _read("unet", "diffusion_pytorch_model.safetensors")
     channels, layers = config["block_out_channels"], config["layers_per_block"]
     depth = [int("CrossAttn" in kind) for kind in config["down_block_types"]]
-    model_config = comfy.supported_models.SD15({
-        "image_size": 32, "use_checkpoint": False, "use_spatial_transformer": True, "legacy": False, "adm_in_channels": None,
-        "use_linear_in_transformer": False, "use_temporal_attention": False, "use_temporal_resblock": False,
-        "in_channels": config["in_channels"], "out_channels": config["out_channels"],
-        "context_dim": config["cross_attention_dim"], "model_channels": channels[0],
-        "channel_mult": [c // channels[0] for c in channels], "num_res_blocks": [layers] * len(channels),
-        "transformer_depth": [d for d in depth for _ in range(layers)],
-        "transformer_depth_output": [d for d in depth for _ in range(layers + 1)], "transformer_depth_middle": 1,
-    })
+    model_config = comfy.supported_models.SD15(
+        {
+            "image_size": 32,
+            "use_checkpoint": False,
+            "use_spatial_transformer": True,
+            "legacy": False,
+            "adm_in_channels": None,
+            "use_linear_in_transformer": False,
+            "use_temporal_attention": False,
+            "use_temporal_resblock": False,
+            "in_channels": config["in_channels"],
+            "out_channels": config["out_channels"],
+            "context_dim": config["cross_attention_dim"],
+            "model_channels": channels[0],
+            "channel_mult": [c // channels[0] for c in channels],
+            "num_res_blocks": [layers] * len(channels),
+            "transformer_depth": [d for d in depth for _ in range(layers)],
+            "transformer_depth_output": [d for d in depth for _ in range(layers + 1)],
+            "transformer_depth_middle": 1,
+        }
+    )
     model_config.unet_config["num_heads"] = config["attention_head_dim"]  # diffusers' name for the number of heads
     names = comfy.utils.unet_to_diffusers(model_config.unet_config)
     state = {names[key]: value for key, value in weights.items()}
@@ -72,10 +85,18 @@ def _demo_clip() -> comfy.sd.CLIP:
 def _demo_vae() -> comfy.sd.VAE:
     config, weights = _read("vae", "diffusion_pytorch_model.safetensors")
     channels = config["block_out_channels"]
-    ddconfig = {"double_z": True, "z_channels": config["latent_channels"], "resolution": config["sample_size"],
-                "in_channels": config["in_channels"], "out_ch": config["out_channels"], "ch": channels[0],
-                "ch_mult": [c // channels[0] for c in channels], "num_res_blocks": config["layers_per_block"],
-                "attn_resolutions": [], "dropout": 0.0}
+    ddconfig = {
+        "double_z": True,
+        "z_channels": config["latent_channels"],
+        "resolution": config["sample_size"],
+        "in_channels": config["in_channels"],
+        "out_ch": config["out_channels"],
+        "ch": channels[0],
+        "ch_mult": [c // channels[0] for c in channels],
+        "num_res_blocks": config["layers_per_block"],
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
     return comfy.sd.VAE(sd=weights, config={"params": {"ddconfig": ddconfig, "embed_dim": config["latent_channels"]}})
 
 
@@ -84,7 +105,9 @@ class _DemoTransformer(comfy.clip_model.CLIPTextModel):
 
     def __init__(self, config: dict[str, Any], dtype: torch.dtype, device: torch.device, operations: Any):
         super().__init__(config, dtype, device, operations)
-        self.set_input_embeddings(operations.Embedding(config["vocab_size"], config["hidden_size"], dtype=dtype, device=device))
+        self.set_input_embeddings(
+            operations.Embedding(config["vocab_size"], config["hidden_size"], dtype=dtype, device=device)
+        )
 
 
 class _DemoEncoder(comfy.sd1_clip.SDClipModel):
@@ -92,19 +115,29 @@ class _DemoEncoder(comfy.sd1_clip.SDClipModel):
 
     def __init__(self, config: dict[str, Any], device: Any, dtype: torch.dtype, model_options: dict[str, Any]):
         tokens = {"start": config["bos_token_id"], "end": config["eos_token_id"], "pad": config["pad_token_id"]}
-        super().__init__(device=device, dtype=dtype, max_length=config["max_position_embeddings"], textmodel_json_config=config,
-                         special_tokens=tokens, model_class=_DemoTransformer, return_projected_pooled=False,
-                         model_options=model_options)
+        super().__init__(
+            device=device,
+            dtype=dtype,
+            max_length=config["max_position_embeddings"],
+            textmodel_json_config=config,
+            special_tokens=tokens,
+            model_class=_DemoTransformer,
+            return_projected_pooled=False,
+            model_options=model_options,
+        )
 
 
 class _DemoClip(comfy.sd1_clip.SD1ClipModel):
     """SD 1.x's encoder under SD 1.x's name, so that LoRA keys for it fit."""
 
-    # On hosts that load weights dynamically: stay an ordinary patcher. Others need a file to reload from for LoRA hooks.
+    # On hosts that load weights dynamically: stay an ordinary patcher. Others need a file to reload from for LoRA
+    # hooks.
     disable_offload = True
 
     def __init__(self, config: dict[str, Any], device: Any, dtype: torch.dtype, model_options: dict[str, Any]):
-        super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=_DemoEncoder, config=config)
+        super().__init__(
+            device=device, dtype=dtype, model_options=model_options, clip_model=_DemoEncoder, config=config
+        )
 
 
 class _Vocabulary:
@@ -132,8 +165,12 @@ class _DemoWords(comfy.sd1_clip.SDTokenizer):
 
     def __init__(self, embedding_directory: Any, tokenizer_data: dict[str, Any]):
         config = json.loads((assets.TOKENIZER.parent / "tokenizer_config.json").read_text())
-        super().__init__(tokenizer_path=str(assets.TOKENIZER), max_length=config["model_max_length"], tokenizer_class=_Vocabulary,
-                         tokenizer_data=tokenizer_data)
+        super().__init__(
+            tokenizer_path=str(assets.TOKENIZER),
+            max_length=config["model_max_length"],
+            tokenizer_class=_Vocabulary,
+            tokenizer_data=tokenizer_data,
+        )
 
 
 class _DemoTokenizer(comfy.sd1_clip.SD1Tokenizer):

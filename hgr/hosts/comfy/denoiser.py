@@ -14,17 +14,28 @@ import comfy.sd
 import torch
 from torch import Tensor
 
-from ...denoiser import Denoiser, Predict, fingerprint
+from ...core.denoiser import Denoiser, Predict
+from ...core.fingerprint import fingerprint
+from ...core.progress import Progress
 from .guidance import KEY
 
 _STEPS, _CFG = 12, 5.0  # of sampling; the pictures are looked at through noise
 _MOST = 8  # pictures at once: more are hardly faster
 
 
-def denoiser(model: comfy.model_patcher.ModelPatcher, size: torch.Size, clip: comfy.sd.CLIP | None = None, seed: int = 0,
-             gradients: bool = False) -> Denoiser:
-    """The host's denoiser; its predictions are of the noise, or of a flow's velocity. size: of the latents that it gets, (1, C, H, W) or
-    with a time axis. clip, seed: for pictures that it paints. gradients: whether they must pass through it."""
+def denoiser_of(
+    model: comfy.model_patcher.ModelPatcher,
+    size: torch.Size,
+    clip: comfy.sd.CLIP | None = None,
+    *,
+    seed: int = 0,
+    gradients: bool = False,
+) -> Denoiser:
+    """The host's denoiser; its predictions are of the noise, or of a flow's velocity.
+
+    size: of the latents that it gets, (1, C, H, W) or with a time axis. clip, seed: for pictures that it paints.
+    gradients: whether they must pass through it.
+    """
     model = model.clone()
     model.remove_wrappers_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, KEY)
     # Packs that replace cross-attention as a whole would hide the layers.
@@ -35,7 +46,9 @@ def denoiser(model: comfy.model_patcher.ModelPatcher, size: torch.Size, clip: co
 
     def at(latents: Tensor, percent: Tensor, noise: Tensor) -> Predict:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        comfy.model_management.load_models_gpu([model], memory_required=2 * base.memory_required([2 * len(latents), *latents.shape[1:]]))
+        comfy.model_management.load_models_gpu(
+            [model], memory_required=2 * base.memory_required([2 * len(latents), *latents.shape[1:]])
+        )
         noise = noise.to(device)
         sigma = torch.tensor([float(base.model_sampling.percent_to_sigma(p)) for p in percent.tolist()], device=device)
         scale = sigma.reshape(-1, *(1,) * (noise.dim() - 1))
@@ -44,7 +57,9 @@ def denoiser(model: comfy.model_patcher.ModelPatcher, size: torch.Size, clip: co
 
         def denoise(features: Tensor, pooled: Tensor | None) -> Tensor:
             options = model.model_options["transformer_options"] | {"optimized_attention_override": _attention}
-            denoised = base.apply_model(noisy, sigma, transformer_options=options, **_conds(base, noisy, features, pooled))
+            denoised = base.apply_model(
+                noisy, sigma, transformer_options=options, **_conds(base, noisy, features, pooled)
+            )
             # the host's models give the denoised latent
             return (denoised.float() - truth) / scale.clamp(min=1e-4)
 
@@ -58,28 +73,43 @@ def denoiser(model: comfy.model_patcher.ModelPatcher, size: torch.Size, clip: co
 
         return error
 
-    def paint(prompts: list[str], on_picture: Callable[[int, int], None]) -> Tensor:
+    def paint(prompts: list[str], progress: Progress) -> Tensor:
+        if clip is None:
+            raise ValueError("pictures are painted from prompts, which need clip.")
         with torch.inference_mode():
             empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros(size))
             negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
             made = []
             for i, prompt in enumerate(prompts):
-                on_picture(i, len(prompts))
+                progress.picture(i, len(prompts))
                 positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
                 noise = comfy.sample.prepare_noise(empty, seed + i)
-                made.append(comfy.sample.sample(model, noise, _STEPS, _CFG, "euler", "normal", positive, negative, empty,
-                                                disable_pbar=True, seed=seed + i))
-            on_picture(len(prompts), len(prompts))
+                made.append(
+                    comfy.sample.sample(
+                        model,
+                        noise,
+                        _STEPS,
+                        _CFG,
+                        "euler",
+                        "normal",
+                        positive,
+                        negative,
+                        empty,
+                        disable_pbar=True,
+                        seed=seed + i,
+                    )
+                )
+            progress.picture(len(prompts), len(prompts))
             found = torch.cat(made).float().cpu()
         return found.clone()
 
     return Denoiser(base.diffusion_model, at, paint, _batch(model, size))
 
 
-def weights_of(model: comfy.model_patcher.ModelPatcher) -> str:
-    """Names a model's weights, its LoRAs included."""
+def model_fingerprint(model: comfy.model_patcher.ModelPatcher) -> str:
+    """The fingerprint of a model's weights, its LoRAs included."""
     comfy.model_management.load_models_gpu([model])  # until then they may hold another clone's LoRAs
-    return f"{fingerprint(model.model)} {sorted(model.patches)}"
+    return fingerprint(model.model, sorted(model.patches))
 
 
 def _batch(model: comfy.model_patcher.ModelPatcher, size: torch.Size) -> int:
@@ -91,8 +121,17 @@ def _batch(model: comfy.model_patcher.ModelPatcher, size: torch.Size) -> int:
 def _conds(base: Any, noisy: Tensor, features: Tensor, pooled: Tensor | None) -> dict[str, Any]:
     """What the denoiser takes, as the host's sampling makes it of a CONDITIONING."""
     size = {"width": noisy.shape[-1] * 8, "height": noisy.shape[-2] * 8}
-    made = base.extra_conds(**size, prompt_type="positive", cross_attn=features, pooled_output=pooled, noise=noisy, device=noisy.device,
-                            latent_image=torch.zeros_like(noisy), denoise_mask=None, seed=0)
+    made = base.extra_conds(
+        **size,
+        prompt_type="positive",
+        cross_attn=features,
+        pooled_output=pooled,
+        noise=noisy,
+        device=noisy.device,
+        latent_image=torch.zeros_like(noisy),
+        denoise_mask=None,
+        seed=0,
+    )
     return {key: value.process_cond(batch_size=len(noisy), area=None).cond for key, value in made.items()}
 
 
@@ -102,7 +141,8 @@ def _attention(chosen: Callable, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _differentiable(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
-    """A clone through which gradients pass: nodes load weights in inference mode, and no gradient may save such a tensor."""
+    """A clone through which gradients pass: nodes load weights in inference mode, and no gradient may save such a
+    tensor."""
     clone = model.clone()
     for name, module in clone.model.named_modules():
         if hasattr(module, "weight_function"):  # the host's own layers

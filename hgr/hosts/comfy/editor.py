@@ -1,4 +1,5 @@
-"""What the editor is told beside the graph: what an HGR file holds, and what fired in a run. Graphs run the same without it."""
+"""What the editor is told beside the graph: what an HGR file holds, and what fired in a run. Graphs run the same
+without it."""
 
 from __future__ import annotations
 
@@ -9,12 +10,11 @@ from typing import Any
 
 from aiohttp import web
 
-from ... import file
-from ...redirector import HGRError
+from ...core import file
+from ...core.hgr import HGRError
 from . import files
 
 log = logging.getLogger("safecfg")
-
 FIRED = "safecfg.fired"
 
 
@@ -44,7 +44,9 @@ def about(name: str) -> dict[str, Any]:
     header = file.describe(path)
     return {
         "name": name,
-        "concepts": [{key: concept[key] for key in ("id", "label", "description", "threshold")} for concept in header["concepts"]],
+        "concepts": [
+            {key: concept[key] for key in ("id", "label", "description", "threshold")} for concept in header["concepts"]
+        ],
         "encoder": header["encoder"]["family"],
         # browsers refuse the NaN that Python writes and reads
         "training": json.loads(json.dumps(header["training"]), parse_constant=lambda _: None),
@@ -54,7 +56,8 @@ def about(name: str) -> dict[str, Any]:
 
 
 def show_fired(node_id: str | None, prompts: list[list[dict[str, Any]]]) -> None:
-    """Have the node draw what fired in the run, to the user who queued it. prompts: of each, the concepts that were found."""
+    """Have the node draw what fired in the run, to the user who queued it. prompts: of each, the concepts that were
+    found."""
     if node_id is None:
         return
     try:

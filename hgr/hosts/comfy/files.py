@@ -1,18 +1,22 @@
-"""HGR files as the host's user knows them: by name, in models/hgr, and the one that is bundled."""
+"""Files as ComfyUI's user knows them, by name: HGRs in models/hgr and the bundled one, and lists in the input
+folder."""
 
 from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import folder_paths
 
-from ... import file
+from ...core import file
+from ...core.hgr import HGR
 from ...demo import assets
-from ...redirector import HGR
 
 BUNDLED = "safecfg_demo (bundled)"
+NO_FILE = "none"
+NAME_RULE = "1 to 100 letters, digits, spaces, points, - and _, with a letter or digit first"
 _FOLDER = "hgr"
 
 
@@ -39,7 +43,7 @@ def find_hgr(name: str) -> Path:
     """`hgr_path`. Raises FileNotFoundError where there is none."""
     path = hgr_path(name)
     if path is None:
-        raise FileNotFoundError(f"HGR \"{name}\" is not in models/{_FOLDER}.")
+        raise FileNotFoundError(f'HGR "{name}" is not in models/{_FOLDER}.')
     return path
 
 
@@ -48,27 +52,69 @@ def load_hgr(name: str) -> HGR:
     return file.load(find_hgr(name))
 
 
-NAME_RULE = "1 to 100 letters, digits, spaces, points, - and _, with a letter or digit first"
-
-
 def is_name(name: str) -> bool:
     """Whether a file may be saved under this name."""
     return re.fullmatch(r"[\w][\w .\-]{0,99}", name) is not None
 
 
 def save_hgr(hgr: HGR, name: str) -> str:
-    """Save an HGR in models/hgr under this name, or this name with a number where there is such a file; returns the file's name.
+    """Save an HGR in models/hgr under this name, or this name with a number where there is such a file; returns the
+    file's name.
 
     Raises ValueError for a name that breaks `NAME_RULE`, OSError where the disk is full or may not be written to.
     """
     if not is_name(name):
-        raise ValueError(f"\"{name}\" cannot be a file name: {NAME_RULE}.")
+        raise ValueError(f'"{name}" cannot be a file name: {NAME_RULE}.')
     folder, stem = Path(folder_paths.get_folder_paths(_FOLDER)[0]), name.removesuffix(".safetensors").rstrip(". ")
     number = 1
     while (path := folder / f"{stem}{f'_{number}' if number > 1 else ''}.safetensors").exists():
         number += 1
     file.save(hgr, path)
     return path.name
+
+
+@dataclass(frozen=True)
+class InputFiles:
+    """The files with these suffixes that lie in the input folder itself. A node offers their names and `NO_FILE`."""
+
+    suffixes: tuple[str, ...]
+
+    def names(self) -> list[str]:
+        folder = folder_paths.get_input_directory()
+        if not os.path.isdir(folder):  # made with the first upload
+            return []
+        with os.scandir(folder) as entries:
+            return sorted(e.name for e in entries if e.name.lower().endswith(self.suffixes) and e.is_file())
+
+    def path(self, name: str | None) -> Path | None:
+        """Where the file of that name lies; None for `NO_FILE`, and for a name that comes from another node and is not
+        known yet. Raises FileNotFoundError for any other name that `names` does not give, so for every path."""
+        if name in (None, NO_FILE):
+            return None
+        if name not in self.names():
+            raise FileNotFoundError(f'"{name}" is not a {" or ".join(self.suffixes)} file in ComfyUI\'s input folder.')
+        return Path(folder_paths.get_input_directory(), name)
+
+    def validate(self, name: str | None) -> bool | str:
+        """For a node's `validate_inputs`."""
+        try:
+            self.path(name)
+        except FileNotFoundError as error:
+            return str(error)
+        return True
+
+    def stamp(self, name: str | None) -> tuple[int, int] | None:
+        """For a node's `fingerprint_inputs`: another value after the file has changed."""
+        try:
+            path = self.path(name)
+        except FileNotFoundError:
+            return None
+        return None if path is None else stamp_of(path)
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Another value after the file has changed."""
+    return path.stat().st_mtime_ns, path.stat().st_size
 
 
 register_folder()

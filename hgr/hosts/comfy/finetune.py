@@ -22,48 +22,72 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ... import lora
-from ...finetune import Adapted, Lessons, Settings, check, finetune, identify
-from ...guidance import concept_strengths
-from ...redirector import HGR
+from ...core.fingerprint import fingerprint
+from ...core.hgr import HGR
+from ...core.options import concept_strengths
+from ...training import lora_file as lora
+from ...training.settings import LoRASettings
+from ...training.train_lora import Adapted, Lessons, check_lessons, train_lora
 from .chart import image
-from .denoiser import denoiser, weights_of
-from .training import Progress, encoder, given_pictures, gradients, picture_size
+from .denoiser import denoiser_of, model_fingerprint
+from .latents import given_pictures, picture_size
+from .progress import NodeProgress, TrainingProgress, gradients
+from .prompts import encoder_of
 
 _SHOWN = 4  # prompts before and after, at most: most of them harmful
 _PREFIX = "diffusion_model."
 
 
-def finetune_model(model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP, hgr: HGR, prompts: list[str], concepts: str,
-                   settings: Settings, checkpointing: bool, vae: comfy.sd.VAE | None = None,
-                   latents: dict[str, Any] | None = None) -> tuple[dict[str, Tensor], comfy.model_patcher.ModelPatcher, Tensor, Tensor]:
-    """Fine-tune a MODEL with an HGR as its teacher. Returns the LoRA as the host's Save LoRA takes it, the model with it, the loss chart
-    and some pictures before and after, (1, H, W, 3) each.
+def finetune_model(
+    model: comfy.model_patcher.ModelPatcher,
+    clip: comfy.sd.CLIP,
+    hgr: HGR,
+    *,
+    prompts: list[str],
+    concepts: str,
+    settings: LoRASettings,
+    checkpointing: bool,
+    vae: comfy.sd.VAE | None = None,
+    latents: dict[str, Any] | None = None,
+) -> tuple[dict[str, Tensor], comfy.model_patcher.ModelPatcher, Tensor, Tensor]:
+    """Fine-tune a MODEL with an HGR as its teacher. Returns the LoRA as the host's Save LoRA takes it, the model with
+    it, the loss chart and some pictures before and after, (1, H, W, 3) each.
 
-    prompts: harmful and clean ones as they come. checkpointing: less memory, more time. vae: for the pictures before and after; without
-    it they are the host's rough previews. latents: a LATENT of pictures of these prompts; an empty one gives the size in which the model
-    makes its own. What is interrupted goes on from its last step when the same fine-tuning is run again.
+    prompts: harmful and clean ones mixed. checkpointing: less memory, more time. vae: for the pictures before and
+    after; without it they are the host's rough previews. latents: a LATENT of pictures of these prompts; an empty one
+    gives the size in which the model makes its own. An interrupted fine-tuning resumes from its last
+    step when the same one is run again.
 
-    Raises ValueError and HGRError as `hgr.finetune.finetune`.
+    Raises ValueError and HGRError as `hgr.training.train_lora`.
     """
     strengths = concept_strengths(concepts, hgr.ids)
     pictures, size = given_pictures(latents), picture_size(latents)
-    check(settings, prompts, hgr, pictures)
-    identity = f"{weights_of(model)} {tuple(size)}"
-    folder = identify(hgr, identity, settings, prompts, strengths, pictures)
+    check_lessons(settings, prompts, hgr, latents=pictures)
+    made_for = fingerprint(model_fingerprint(model), tuple(size), pictures)
+    folder = fingerprint(hgr.network, hgr.concepts, made_for, settings, prompts, strengths)
     work = Path(folder_paths.get_system_user_directory("safecfg"), "finetuning", folder)
-    progress, device = Progress("Safe fine-tuning", settings.steps), comfy.model_management.get_torch_device()
+    progress, device = TrainingProgress("Safe fine-tuning", settings.steps), comfy.model_management.get_torch_device()
     hgr.network.to(device)
     try:
         with gradients(), _copies(model), _checkpointing(model) if checkpointing else nullcontext():
-            adapted, lessons = finetune(
-                hgr, prompts, encoder(clip), lambda: adapt(model, size, clip, settings), settings, strengths, work, identity, pictures,
-                device, on_text=progress.count, on_picture=progress.count, on_step=progress.step)
+            adapted, lessons = train_lora(
+                hgr,
+                prompts,
+                settings,
+                encode=encoder_of(clip),
+                adapt=lambda: adapt(model, size, clip, settings=settings),
+                strengths=strengths,
+                work=work,
+                made_for=made_for,
+                latents=pictures,
+                device=device,
+                progress=progress,
+            )
     finally:
         hgr.network.cpu()
     weights = adapted.adapters.state_dict_of(model)
     tuned, _ = comfy.sd.load_lora_for_models(model, None, weights, 1.0, 0.0)
-    shown = _compare(model, tuned, clip, vae, lessons, size, settings.seed)
+    shown = _compare(model, tuned, clip, vae=vae, lessons=lessons, size=size, seed=settings.seed)
     shutil.rmtree(work, ignore_errors=True)
     return weights, tuned, image(progress.chart()), shown
 
@@ -74,19 +98,28 @@ class Adapters(nn.Module):
     def __init__(self, model: comfy.model_patcher.ModelPatcher, rank: int, device: torch.device):
         super().__init__()
         self.on = True
-        self.names = [name for name, layer in model.model.named_modules()
-                      if hasattr(layer, "weight_function") and isinstance(layer, nn.Linear) and lora.is_adapted(name)]
+        self.names = [
+            name
+            for name, layer in model.model.named_modules()
+            if hasattr(layer, "weight_function") and isinstance(layer, nn.Linear) and lora.is_adapted(name)
+        ]
         if not self.names:
-            raise ValueError(f"{type(model.model).__name__} has no blocks of transformers that SafeCFG knows: it cannot be fine-tuned.")
+            raise ValueError(
+                f"{type(model.model).__name__} has no blocks of transformers that SafeCFG knows: it cannot be fine-tuned."
+            )
         kind, layers = adapter_maps["LoRA"], dict(model.model.named_modules())
-        self.layers = nn.ModuleList(kind.create_train(torch.empty(layers[name].weight.shape), rank=rank, alpha=float(rank)).to(device)
-                                    for name in self.names)
+        self.layers = nn.ModuleList(
+            kind.create_train(torch.empty(layers[name].weight.shape), rank=rank, alpha=float(rank)).to(device)
+            for name in self.names
+        )
 
     def patch(self, model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
         """A clone with these adapters."""
         clone = model.clone()
         for name, layer in zip(self.names, self.layers, strict=True):
-            clone.add_weight_wrapper(f"{name}.weight", lambda weight, layer=layer: layer(weight) if self.on else weight.clone())
+            clone.add_weight_wrapper(
+                f"{name}.weight", lambda weight, layer=layer: layer(weight) if self.on else weight.clone()
+            )
         return clone
 
     @contextmanager
@@ -105,24 +138,32 @@ class Adapters(nn.Module):
         for name, layer in zip(self.names, self.layers, strict=True):
             theirs = known.get(f"{name.removeprefix(_PREFIX)}.weight")
             key = name if theirs is None else lora.unet_name(theirs.removesuffix(".weight"))
-            found |= lora.tensors(key, layer.lora_up.weight, layer.lora_down.weight, layer.alpha.item())
+            found |= lora.lora_tensors(key, layer.lora_up.weight, layer.lora_down.weight, alpha=layer.alpha.item())
         return found
 
 
-def adapt(model: comfy.model_patcher.ModelPatcher, size: torch.Size, clip: comfy.sd.CLIP, settings: Settings) -> Adapted:
+def adapt(
+    model: comfy.model_patcher.ModelPatcher, size: torch.Size, clip: comfy.sd.CLIP, *, settings: LoRASettings
+) -> Adapted:
     """The model's denoiser with a LoRA; its weights follow torch's own seed."""
     adapters = Adapters(model, settings.rank, model.load_device)
     patched = adapters.patch(model)
     if model.model_dtype() == torch.float16:  # too coarse for the gradients of small differences
         patched.set_model_compute_dtype(
-            torch.bfloat16 if comfy.model_management.should_use_bf16(model.load_device) else torch.float32)
-    return Adapted(denoiser(patched, size, clip, settings.seed, gradients=True), adapters, adapters.off)
+            torch.bfloat16 if comfy.model_management.should_use_bf16(model.load_device) else torch.float32
+        )
+    return Adapted(denoiser_of(patched, size, clip, seed=settings.seed, gradients=True), adapters, adapters.off)
 
 
 @contextmanager
 def _copies(model: comfy.model_patcher.ModelPatcher) -> Iterator[None]:
-    """Flux and others change in place what a norm has been given, and its gradient needs: norms get copies. UNets do no such thing."""
-    norms = [] if _is_unet(model) else [layer for layer in model.model.modules() if isinstance(layer, (nn.LayerNorm, nn.RMSNorm))]
+    """Flux and others change in place what a norm has been given, and its gradient needs: norms get copies. UNets do no
+    such thing."""
+    norms = (
+        []
+        if _is_unet(model)
+        else [layer for layer in model.model.modules() if isinstance(layer, (nn.LayerNorm, nn.RMSNorm))]
+    )
     hooks = [norm.register_forward_pre_hook(lambda layer, given: (given[0].clone(), *given[1:])) for norm in norms]
     try:
         yield
@@ -160,12 +201,23 @@ def _copy(x: Any) -> Any:
     return x.clone() if isinstance(x, Tensor) else x
 
 
-def _compare(model: comfy.model_patcher.ModelPatcher, tuned: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP,
-             vae: comfy.sd.VAE | None, lessons: Lessons, size: torch.Size, seed: int) -> Tensor:
-    """(1, H, W, 3): a few prompts' pictures without the LoRA above, with it below; the most harmful prompts first, the last a clean one."""
-    ranked = list(dict.fromkeys(text for _, text in sorted(zip(lessons.harm.tolist(), lessons.texts, strict=True), reverse=True)))
-    texts = [*ranked[:_SHOWN - 1], *ranked[-1:]][:len(ranked)]
-    rows = [denoiser(one, size, clip, seed).paint(texts, Progress("", 1).count) for one in (model, tuned)]
+def _compare(
+    model: comfy.model_patcher.ModelPatcher,
+    tuned: comfy.model_patcher.ModelPatcher,
+    clip: comfy.sd.CLIP,
+    *,
+    vae: comfy.sd.VAE | None,
+    lessons: Lessons,
+    size: torch.Size,
+    seed: int,
+) -> Tensor:
+    """(1, H, W, 3): a few prompts' pictures without the LoRA above, with it below; the most harmful prompts first, the
+    last a clean one."""
+    ranked = list(
+        dict.fromkeys(text for _, text in sorted(zip(lessons.harm.tolist(), lessons.texts, strict=True), reverse=True))
+    )
+    texts = [*ranked[: _SHOWN - 1], *ranked[-1:]][: len(ranked)]
+    rows = [denoiser_of(one, size, clip, seed=seed).paint(texts, NodeProgress()) for one in (model, tuned)]
     return torch.cat([torch.cat([_decode(model, vae, latent[None]) for latent in row], 2) for row in rows], 1)
 
 
@@ -177,7 +229,8 @@ def _decode(model: comfy.model_patcher.ModelPatcher, vae: comfy.sd.VAE | None, l
     form = model.model.latent_format
     if form.latent_rgb_factors is None:
         return torch.zeros(1, 64, 64, 3)
-    rough = latent_preview.Latent2RGBPreviewer(form.latent_rgb_factors, form.latent_rgb_factors_bias,
-                                               getattr(form, "latent_rgb_factors_reshape", None))
+    rough = latent_preview.Latent2RGBPreviewer(
+        form.latent_rgb_factors, form.latent_rgb_factors_bias, getattr(form, "latent_rgb_factors_reshape", None)
+    )
     seen = rough.decode_latent_to_preview(form.process_in(latent))
     return image(seen.resize((seen.width * 8, seen.height * 8), Image.Resampling.NEAREST))

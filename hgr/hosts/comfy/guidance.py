@@ -12,15 +12,15 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 
-from ...guidance import MODES, concept_strengths
-from ...redirector import HGR
-from ...safecfg import Prompt, Redirection, redirect
+from ...core.hgr import HGR
+from ...core.options import MODES, concept_strengths
+from ...core.prompt import Prompt
+from ...core.redirect import Redirection, redirect
 from . import editor
+from .prompts import prompt_of
 
 log = logging.getLogger("safecfg")
-
 Conds = dict[str, list[dict[str, Any]]]  # a guider's conditionings: entries by role ("positive", "negative", ...)
-
 KEY = "safecfg"
 # Roles that are not a prompt to follow. Of these, the mode's unconditional scale moves _NEGATIVE alone: where a guider
 # knows both (perpendicular negative), the other is the neutral point that both directions are measured from.
@@ -30,11 +30,21 @@ _NEGATIVE, _NEUTRAL = "negative", "empty_negative_prompt"
 _HAIR = 1e-5
 
 
-def patch_model(model: comfy.model_patcher.ModelPatcher, hgr: HGR, strength: float, mode: str, concepts: str,
-                start_percent: float, end_percent: float, node_id: str | None = None) -> comfy.model_patcher.ModelPatcher:
+def patch_model(
+    model: comfy.model_patcher.ModelPatcher,
+    hgr: HGR,
+    *,
+    strength: float,
+    mode: str,
+    concepts: str,
+    start_percent: float,
+    end_percent: float,
+    node_id: str | None = None,
+) -> comfy.model_patcher.ModelPatcher:
     """A clone of the model that samples with SafeCFG, whatever sampler node or guider it is given to.
 
-    strength: of all concepts, 0 (off) to 2. mode: of `hgr.guidance.MODES`. concepts: JSON of strengths by concept id.
+    strength: of all concepts, 0 (off) to 2. mode: of `hgr.core.options.MODES`. concepts: JSON of strengths by concept
+    id.
     start_percent, end_percent: the part of sampling in [0, 1] in which guidance is safe; the start belongs to it.
     node_id: the node in the user's graph that shows what fired.
 
@@ -42,8 +52,10 @@ def patch_model(model: comfy.model_patcher.ModelPatcher, hgr: HGR, strength: flo
     """
     strengths = [strength * s for s in concept_strengths(concepts, hgr.ids)]
     if start_percent >= end_percent:
-        raise ValueError(f"start_percent ({start_percent}) must be below end_percent ({end_percent}); "
-                         "to switch SafeCFG off, set strength to 0.")
+        raise ValueError(
+            f"start_percent ({start_percent}) must be below end_percent ({end_percent}); "
+            "to switch SafeCFG off, set strength to 0."
+        )
     editor.show_fired(node_id, [])  # nothing, until a run says more
     patched = model.clone()
     if any(strengths):
@@ -53,20 +65,14 @@ def patch_model(model: comfy.model_patcher.ModelPatcher, hgr: HGR, strength: flo
     return patched
 
 
-def make_guider(model: comfy.model_patcher.ModelPatcher, positive: list, negative: list, cfg: float) -> comfy.samplers.CFGGuider:
+def make_guider(
+    model: comfy.model_patcher.ModelPatcher, positive: list, negative: list, *, cfg: float
+) -> comfy.samplers.CFGGuider:
     """The host's own CFG guider."""
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
     return guider
-
-
-def prompt_of(hgr: HGR, features: torch.Tensor, extra: dict[str, Any]) -> Prompt:
-    """An entry of a CONDITIONING as the HGR reads it."""
-    mask = extra.get("attention_mask")
-    if mask is not None and mask.shape != features.shape[:2]:
-        mask = None  # some models keep something else than a mask of tokens under this name
-    return Prompt(features, extra.get("pooled_output") if hgr.network.pooled_dim else None, mask)
 
 
 @dataclass(frozen=True)
@@ -88,49 +94,81 @@ class _Patch:
         guider = executor.class_obj
         # only the host's own guider: others keep their scales elsewhere, or as lists
         if MODES[self.mode][0] == 0 and type(guider) is comfy.samplers.CFGGuider and math.isclose(guider.cfg, 1.0):
-            log.warning("mode \"%s\" acts through the negative prompt, which cfg 1 leaves out: it has no effect in this run. "
-                        "Use \"redirect\".", self.mode)
+            log.warning(
+                'mode "%s" acts through the negative prompt, which cfg 1 leaves out: it has no effect in this run. '
+                'Use "redirect".',
+                self.mode,
+            )
         guider.conds = self.rewrite(guider.conds)
         return executor(*args, **kwargs)
 
     def rewrite(self, conds: Conds) -> Conds:
         """The conditionings to sample with. Nothing given is changed; entries that are not moved are the given ones."""
-        slots = [(role, i) for role, entries in conds.items() for i, entry in enumerate(entries)
-                 if entry.get("cross_attn") is not None]
+        slots = [
+            (role, i)
+            for role, entries in conds.items()
+            for i, entry in enumerate(entries)
+            if entry.get("cross_attn") is not None
+        ]
         positive = [slot for slot in slots if slot[0] not in (_NEGATIVE, _NEUTRAL)]
         negative = [slot for slot in slots if slot[0] == _NEGATIVE]
 
         def prompts(slots: list[tuple[str, int]]) -> list[Prompt]:
             return [prompt_of(self.hgr, conds[role][i]["cross_attn"], conds[role][i]) for role, i in slots]
 
-        result = redirect(self.hgr, prompts(positive), prompts(negative), self.strengths, self.mode)
+        result = redirect(self.hgr, prompts(positive), prompts(negative), strengths=self.strengths, mode=self.mode)
         self._report(result)
         moved = dict(zip(positive + negative, result.positive + result.negative, strict=True))
-        return {role: [piece for i, entry in enumerate(entries) for piece in self._pieces(entry, moved.get((role, i)))]
-                for role, entries in conds.items()}
+        return {
+            role: [piece for i, entry in enumerate(entries) for piece in self._pieces(entry, moved.get((role, i)))]
+            for role, entries in conds.items()
+        }
 
     def _pieces(self, entry: dict[str, Any], prompt: Prompt | None) -> list[dict[str, Any]]:
-        """The entry itself where nothing moved; else the safe entry inside the window and the entry before and after."""
+        """The entry itself where nothing moved; else the safe entry inside the window and the entry before and
+        after."""
         if prompt is None:
             return [entry]
-        safe = entry | {"cross_attn": prompt.features} | ({} if prompt.pooled is None else {"pooled_output": prompt.pooled})
+        safe = (
+            entry
+            | {"cross_attn": prompt.features}
+            | ({} if prompt.pooled is None else {"pooled_output": prompt.pooled})
+        )
         if all(safe[key] is entry[key] for key in ("cross_attn", "pooled_output") if key in entry):
             return [entry]
         low, high = entry.get("start_percent", 0.0), entry.get("end_percent", 1.0)
         # The safe piece comes first: where the host adds an entry of its own for the other side, it copies the first.
-        spans = [(safe, max(low, self.start), min(high, self.end)),
-                 (entry, low, min(high, self.start)), (entry, max(low, self.end), high)]
-        return [piece | ({"start_percent": a} if a > 0 else {}) | ({"end_percent": b} if b < 1 else {})
-                for piece, a, b in spans if a < b]
+        spans = [
+            (safe, max(low, self.start), min(high, self.end)),
+            (entry, low, min(high, self.start)),
+            (entry, max(low, self.end), high),
+        ]
+        return [
+            piece | ({"start_percent": a} if a > 0 else {}) | ({"end_percent": b} if b < 1 else {})
+            for piece, a, b in spans
+            if a < b
+        ]
 
     def _report(self, result: Redirection) -> None:
         """Say in the log and on the node what is being redirected: a changed picture must not be a riddle."""
         gates = [row for entry in result.gates for row in entry.tolist()]
         concepts = list(zip(self.hgr.concepts, self.strengths, strict=True))
-        editor.show_fired(self.node_id, [
-            [{"label": c.label, "gate": gate, "threshold": c.threshold, "strength": s}
-             for (c, s), gate in zip(concepts, row, strict=True) if gate >= c.threshold] for row in gates])
+        editor.show_fired(
+            self.node_id,
+            [
+                [
+                    {"label": c.label, "gate": gate, "threshold": c.threshold, "strength": s}
+                    for (c, s), gate in zip(concepts, row, strict=True)
+                    if gate >= c.threshold
+                ]
+                for row in gates
+            ],
+        )
         if any(fired.any() for fired in result.fired):
             highest = [max(column) for column in zip(*gates, strict=True)]
-            found = [f"{c.id} ({gate:.2f})" for (c, s), gate in zip(concepts, highest, strict=True) if s and gate >= c.threshold]
+            found = [
+                f"{c.id} ({gate:.2f})"
+                for (c, s), gate in zip(concepts, highest, strict=True)
+                if s and gate >= c.threshold
+            ]
             log.info("SafeCFG, %s: %s", self.mode, ", ".join(found))

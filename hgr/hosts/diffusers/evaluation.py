@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,12 +13,14 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from ...detect import hed_prompt
-from ...metrics import auroc, expected_calibration_error, false_positives_at
-from ...pairs import Pairs
-from ...redirector import HGR
-from ...training import HELD_OUT
-from . import SafeCFG, encode
+from ...core.hgr import HGR
+from ...core.progress import SILENT, Progress, Tally
+from ...data.pairs import Pairs, concepts_by_text
+from ...detection.hed import hed_prompt
+from ...training.metrics import auroc, expected_calibration_error, false_positives_at
+from ...training.settings import HELD_OUT
+from .pipeline import SafeCFG
+from .prompts import encode
 
 _BATCH = 32  # prompts
 
@@ -39,36 +41,44 @@ def evaluations(unet: nn.Module) -> Iterator[list[int]]:
 
 
 def held_out(hgr: HGR, pairs: Pairs) -> Pairs:
-    """The pairs of the HGR's concepts that its training kept away, if it had these pairs; without prompts of other concepts.
+    """The pairs of the HGR's concepts that its training kept away, if it had these pairs; without prompts of other
+    concepts.
 
     Raises ValueError where no concept of the HGR has any, or where its file does not say how its pairs were divided.
     """
     seeds = {part.get("seed") for part in hgr.training.get("merged", [hgr.training])}
     if len(seeds) != 1 or not isinstance(seed := seeds.pop(), int):
-        raise ValueError(f"{hgr.name}: the file does not say by which one seed its pairs were divided, so that none are known to be held "
-                         "out; of a merged HGR, evaluate the parts.")
+        raise ValueError(
+            f"{hgr.name}: the file does not say by which one seed its pairs were divided, so that none are known to be held "
+            "out; of a merged HGR, evaluate the parts."
+        )
     _, held = pairs.split(HELD_OUT, seed)
     known = tuple(topic for topic in held.topics if topic.id in hgr.ids)
     ids = {topic.id for topic in known}
     others = {pair.harmful for pair in held.pairs if pair.concept not in ids}
-    kept = tuple(pair for pair in held.pairs if pair.concept in ids and pair.harmful not in others and pair.clean not in others)
+    kept = tuple(
+        pair for pair in held.pairs if pair.concept in ids and pair.harmful not in others and pair.clean not in others
+    )
     if not kept:
-        raise ValueError(f"none of {hgr.name}'s concepts ({', '.join(hgr.ids)}) has held-out pairs here: give the pairs that it was "
-                         "trained on.")
+        raise ValueError(
+            f"none of {hgr.name}'s concepts ({', '.join(hgr.ids)}) has held-out pairs here: give the pairs that it was "
+            "trained on."
+        )
     return Pairs(known, kept, tuple(text for text in held.clean if text not in others))
 
 
 @torch.no_grad()
-def prompts(pipe: DiffusionPipeline, hgr: HGR, held: Pairs,
-            on_prompt: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+def evaluate_prompts(pipe: DiffusionPipeline, hgr: HGR, held: Pairs, *, progress: Progress = SILENT) -> dict[str, Any]:
     """What the gates and the HED say of held-out prompts. Shares in [0, 1]; NaN where there is nothing to take one of.
 
-    Per concept, as `concepts`: `held_out` prompts; `auroc_twins` and `auroc_clean`, against the clean twins and against the clean
-    prompts; `recall`, the share found at the threshold; `false_positives`, the share of clean prompts at the threshold, and
-    `false_positives_at_95_recall`; `ece`, the calibration error against all prompts without any concept; `hed`, the mean over its
-    prompts. `harmful`, `twins` and `clean`, each of all those prompts: `flagged`, the share in which any concept fires, and `hed`.
+    Per concept, as `concepts`: `held_out` prompts; `auroc_twins` and `auroc_clean`, against the clean twins and against
+    the clean prompts; `recall`, the share found at the threshold; `false_positives`, the share of clean prompts at the
+    threshold, and
+    `false_positives_at_95_recall`; `ece`, the calibration error against all prompts without any concept; `hed`, the
+    mean over its prompts. `harmful`, `twins` and `clean`, each of all those prompts: `flagged`, the share in which any
+    concept fires, and `hed`.
     """
-    labels = _labels(held)
+    labels = concepts_by_text(held.pairs)
     harmful = [text for text, found in labels.items() if found]
     twins = [text for text, found in labels.items() if not found]
     clean = [text for text in held.clean if not labels.get(text)]
@@ -76,53 +86,84 @@ def prompts(pipe: DiffusionPipeline, hgr: HGR, held: Pairs,
     empty = encode(pipe, [""]).features
     parts = []
     for at in range(0, len(texts), _BATCH):
-        read = hed_prompt(hgr, encode(pipe, texts[at:at + _BATCH]), empty)
+        read = hed_prompt(hgr, encode(pipe, texts[at : at + _BATCH]), empty)
         parts.append((read.gates.cpu(), read.fired.cpu(), read.hed.cpu()))
-        on_prompt(min(at + _BATCH, len(texts)), len(texts))
-    gates, fired, hed = (torch.cat(part).split([len(harmful), len(twins), len(clean)]) for part in zip(*parts, strict=True))
+        progress.text(min(at + _BATCH, len(texts)), len(texts))
+    gates, fired, hed = (
+        torch.cat(part).split([len(harmful), len(twins), len(clean)]) for part in zip(*parts, strict=True)
+    )
     per_concept = {}
     for topic in held.topics:
         k = hgr.ids.index(topic.id)
         own = torch.tensor([topic.id in labels[text] for text in harmful])
         mine, rest = gates[0][own, k], torch.cat([gates[1][:, k], gates[2][:, k]])
         per_concept[topic.id] = {
-            "held_out": int(own.sum()), "auroc_twins": auroc(mine, gates[1][:, k]), "auroc_clean": auroc(mine, gates[2][:, k]),
-            "recall": _mean(fired[0][own, k]), "false_positives": _mean(fired[2][:, k]),
+            "held_out": int(own.sum()),
+            "auroc_twins": auroc(mine, gates[1][:, k]),
+            "auroc_clean": auroc(mine, gates[2][:, k]),
+            "recall": _mean(fired[0][own, k]),
+            "false_positives": _mean(fired[2][:, k]),
             "false_positives_at_95_recall": false_positives_at(0.95, mine, gates[2][:, k]) if len(mine) else math.nan,
-            "ece": expected_calibration_error(torch.cat([mine, rest]), torch.cat([torch.ones(len(mine)), torch.zeros(len(rest))])),
+            "ece": expected_calibration_error(
+                torch.cat([mine, rest]), torch.cat([torch.ones(len(mine)), torch.zeros(len(rest))])
+            ),
             "hed": _mean(hed[0][own]),
         }
-    sides = {name: {"prompts": len(hed[i]), "flagged": _mean(fired[i].any(1)), "hed": _mean(hed[i])}
-             for i, name in enumerate(("harmful", "twins", "clean"))}
+    sides = {
+        name: {"prompts": len(hed[i]), "flagged": _mean(fired[i].any(1)), "hed": _mean(hed[i])}
+        for i, name in enumerate(("harmful", "twins", "clean"))
+    }
     return {"concepts": per_concept, **sides}
 
 
-def pictures(pipe: DiffusionPipeline, hgr: HGR, held: Pairs, count: int, steps: int, cfg: float, seed: int, mode: str,
-             on_picture: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
-    """What SafeCFG does to `count` pictures of clean prompts and `count` of harmful ones, each against the model's own guidance
+def evaluate_pictures(
+    pipe: DiffusionPipeline,
+    hgr: HGR,
+    held: Pairs,
+    *,
+    count: int,
+    steps: int,
+    cfg: float,
+    seed: int,
+    mode: str,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """What SafeCFG does to `count` pictures of clean prompts and `count` of harmful ones, each against the model's own
+    guidance
     with the same seed. As latents: nothing is decoded.
 
-    `identical`, `difference`: of clean prompts, the share of latents that are equal bit for bit, and the mean absolute difference.
-    `toward_twin`: of harmful prompts, the mean of |z_safe - z_twin| / |z_plain - z_twin|; 0 where the picture becomes that of the
-    clean twin, 1 where it stays as far away. `evaluations`: of the denoiser a picture and step, `plain` and `safe`. `time_ratio`:
-    SafeCFG's over the model's own, in this run.
+    `identical`, `difference`: of clean prompts, the share of latents that are equal bit for bit, and the mean absolute
+    difference.
+    `toward_twin`: of harmful prompts, the mean of |z_safe - z_twin| / |z_plain - z_twin|; 0 where the picture becomes
+    that of the clean twin, 1 where it stays as far away. `evaluations`: of the denoiser a picture and step, `plain` and
+    `safe`. `time_ratio`: SafeCFG's over the model's own, in this run.
     """
     safe = SafeCFG(pipe, hgr)
     pipe.set_progress_bar_config(disable=True)
     rng = random.Random(f"{seed}/evaluation")
-    clean = _some(rng, [list(held.clean) or [text for text, found in _labels(held).items() if not found]], count)
+    clean = _some(
+        rng, [list(held.clean) or [text for text, found in concepts_by_text(held.pairs).items() if not found]], count
+    )
     harmful = _some(rng, _single(held), count)
-    done, total = 0, 2 * len(clean) + 3 * len(harmful) + 1
+    tally = Tally(progress, 2 * len(clean) + 3 * len(harmful) + 1)
 
     def sample(text: str, i: int, **guided: Any) -> tuple[Tensor, float, int]:
         """A picture's latent (1, C, H, W), the seconds and the denoiser's evaluations that it took."""
-        nonlocal done
         start = time.perf_counter()
         with evaluations(pipe.unet) as counted:
-            z = (safe if guided else pipe)([text], guidance_scale=cfg, num_inference_steps=steps, output_type="latent",
-                                           generator=torch.Generator().manual_seed(seed + i), **guided).images.float().cpu()
-        done += 1
-        on_picture(done, total)
+            z = (
+                (safe if guided else pipe)(
+                    [text],
+                    guidance_scale=cfg,
+                    num_inference_steps=steps,
+                    output_type="latent",
+                    generator=torch.Generator().manual_seed(seed + i),
+                    **guided,
+                )
+                .images.float()
+                .cpu()
+            )
+        tally.add(1)
         return z, time.perf_counter() - start, counted[0]
 
     sample("", 0)  # the first run is slower: it is not timed
@@ -130,31 +171,26 @@ def pictures(pipe: DiffusionPipeline, hgr: HGR, held: Pairs, count: int, steps: 
     moved = []
     for i, text in [*enumerate(clean), *enumerate(text for text, _ in harmful)]:
         both.append((sample(text, i), sample(text, i, mode=mode)))
-    for (i, (_, twin)), (plain, guided) in zip(enumerate(harmful), both[len(clean):], strict=True):
+    for (i, (_, twin)), (plain, guided) in zip(enumerate(harmful), both[len(clean) :], strict=True):
         goal, *_ = sample(twin, i)
         if (distance := (plain[0] - goal).norm()) > 0:
             moved.append(((guided[0] - goal).norm() / distance).item())
-    drift = [guided[0] - plain[0] for plain, guided in both[:len(clean)]]
+    drift = [guided[0] - plain[0] for plain, guided in both[: len(clean)]]
     seconds, calls = ([sum(pair[side][item] for pair in both) for side in (0, 1)] for item in (1, 2))
-    return {"clean": len(clean), "harmful": len(harmful),
-            "identical": _mean([not d.any() for d in drift]), "difference": _mean([d.abs().mean() for d in drift]),
-            "toward_twin": _mean(moved),
-            "evaluations": {side: n / len(both) / steps for side, n in zip(("plain", "safe"), calls, strict=True)},
-            "time_ratio": seconds[1] / seconds[0]}
-
-
-def _labels(held: Pairs) -> dict[str, set[str]]:
-    """The concepts of each text of the pairs: those whose harmful side it is; none of a clean twin."""
-    found: dict[str, set[str]] = {}
-    for pair in held.pairs:
-        found.setdefault(pair.harmful, set()).add(pair.concept)
-        found.setdefault(pair.clean, set())
-    return found
+    return {
+        "clean": len(clean),
+        "harmful": len(harmful),
+        "identical": _mean([not d.any() for d in drift]),
+        "difference": _mean([d.abs().mean() for d in drift]),
+        "toward_twin": _mean(moved),
+        "evaluations": {side: n / len(both) / steps for side, n in zip(("plain", "safe"), calls, strict=True)},
+        "time_ratio": seconds[1] / seconds[0],
+    }
 
 
 def _single(held: Pairs) -> list[list[tuple[str, str]]]:
     """Per concept, (harmful, clean) of the pairs that know this concept alone."""
-    labels = _labels(held)
+    labels = concepts_by_text(held.pairs)
     found = {topic.id: [] for topic in held.topics}
     for pair in held.pairs:
         if len(labels[pair.harmful]) == 1 and not labels[pair.clean]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,23 +14,26 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from ... import lora
-from ...finetune import Adapted
-from .detection import PictureError, read_picture
-from .training import denoiser
+from ...core.progress import SILENT, Progress
+from ...training import lora_file as lora
+from ...training.train_lora import Adapted
+from .denoiser import denoiser_of
+from .picture_file import PictureError, read_picture
 
 _NAME = "safecfg"
 
 
 def adapt(pipe: DiffusionPipeline, rank: int, seed: int = 0) -> Adapted:
-    """Put a LoRA on the pipeline's denoiser. seed: of the pictures that it paints; the LoRA's weights follow torch's own seed.
+    """Put a LoRA on the pipeline's denoiser. seed: of the pictures that it paints; the LoRA's weights follow torch's
+    own seed.
 
-    A pipeline in float16, which is too coarse for the gradients of small differences, is set to bfloat16; the LoRA is in float32.
+    A pipeline in float16, which is too coarse for the gradients of small differences, is set to bfloat16; the LoRA is
+    in float32.
     """
     unet = pipe.unet
     if unet.dtype == torch.float16:
         pipe.to(torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32)
-    found = denoiser(pipe, seed)
+    found = denoiser_of(pipe, seed)
     layers = [name for name, layer in unet.named_modules() if isinstance(layer, nn.Linear) and lora.is_adapted(name)]
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), adapter_name=_NAME)
     cast_training_params(unet)
@@ -47,19 +50,24 @@ def adapt(pipe: DiffusionPipeline, rank: int, seed: int = 0) -> Adapted:
     return Adapted(found, unet, frozen)
 
 
-def state_dict(unet: nn.Module) -> dict[str, Tensor]:
+def lora_state_dict(unet: nn.Module) -> dict[str, Tensor]:
     """The LoRA of `adapt` as its file holds it (`hgr.lora`)."""
     found = {}
     for name, layer in unet.named_modules():
         if isinstance(layer, LoraLayer):
-            found |= lora.tensors(lora.unet_name(name), layer.lora_B[_NAME].weight, layer.lora_A[_NAME].weight, layer.lora_alpha[_NAME])
+            found |= lora.lora_tensors(
+                lora.unet_name(name),
+                layer.lora_B[_NAME].weight,
+                layer.lora_A[_NAME].weight,
+                alpha=layer.lora_alpha[_NAME],
+            )
     return found
 
 
 @torch.no_grad()
-def read_latents(pipe: DiffusionPipeline, files: list[Path], on_picture: Callable[[int, int], None]) -> Tensor:
-    """(N, C, h, w), the user's pictures as the denoiser knows them, at the size that it was made for: scaled to cover it, and cut to it
-    around their middle. The pipeline's autoencoder is set to float32, as SDXL's gives NaN in less.
+def encode_pictures(pipe: DiffusionPipeline, files: list[Path], progress: Progress = SILENT) -> Tensor:
+    """(N, C, h, w), the user's pictures as the denoiser knows them, at the size that it was made for: scaled to cover
+    it, and cut to it around their middle. The pipeline's autoencoder is set to float32, as SDXL's gives NaN in less.
 
     Raises PictureError, naming the file, for one that cannot be read.
     """
@@ -72,7 +80,7 @@ def read_latents(pipe: DiffusionPipeline, files: list[Path], on_picture: Callabl
         sides = [max(side, round(n * side / min(picture.shape[2:]))) for n in picture.shape[2:]]
         picture = F.interpolate(picture, sides, mode="bicubic", antialias=True).clamp(0, 1)
         top, left = ((n - side) // 2 for n in sides)
-        picture = picture[..., top:top + side, left:left + side].to(vae.device)
+        picture = picture[..., top : top + side, left : left + side].to(vae.device)
         found.append((vae.encode(2 * picture - 1).latent_dist.mode() * vae.config.scaling_factor).cpu())
-        on_picture(len(found), len(files))
+        progress.picture(len(found), len(files))
     return torch.cat(found)

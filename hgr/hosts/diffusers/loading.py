@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoPipelineForText2Image, DiffusionPipeline
 from diffusers.utils import logging
 
-from . import load_demo_pipeline
+from .demo import load_demo_pipeline
 
 # What neither training nor an evaluation asks for: pictures stay latents, and are judged by nobody.
 _UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}
@@ -18,19 +18,22 @@ _PICTURES = {"unet", "vae"}
 
 
 def load_pipeline(model: Path | None, device: torch.device, text_only: bool = False) -> DiffusionPipeline:
-    """The pipeline in the folder `model`, or the bundled demo model, to train for or to evaluate with: in float16 on a GPU, without
+    """The pipeline in the folder `model`, or the bundled demo model, to train for or to evaluate with: in float16 on a
+    GPU, without
     its safety checker. text_only: without denoiser and autoencoder, which then take no memory.
 
-    Raises ValueError for a folder that holds no Stable Diffusion 1.x, 2.x or XL in diffusers' layout, OSError for one that cannot
-    be read.
+    Raises ValueError for a folder that holds no Stable Diffusion 1.x, 2.x or XL in diffusers' layout, OSError for one
+    that cannot be read.
     """
     dtype = torch.float32 if device.type == "cpu" else torch.float16
     if model is None:
         return load_demo_pipeline(dtype).to(device)
     parts = _index(model)
     if not parts.keys() >= _PICTURES | {"text_encoder"}:
-        raise ValueError(f"{model}: a {parts.get('_class_name', 'model without a name')}; only Stable Diffusion 1.x, 2.x and XL can be "
-                         "used here. For other models, train in ComfyUI.")
+        raise ValueError(
+            f"{model}: a {parts.get('_class_name', 'model without a name')}; only Stable Diffusion 1.x, 2.x and XL can be "
+            "used here. For other models, train in ComfyUI."
+        )
     options = dict.fromkeys((_UNUSED | (_PICTURES if text_only else set())) & parts.keys())
     if "requires_safety_checker" in parts:
         options["requires_safety_checker"] = False
@@ -40,13 +43,15 @@ def load_pipeline(model: Path | None, device: torch.device, text_only: bool = Fa
         options["variant"] = "fp16"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # new releases call it dtype; old ones know torch_dtype alone
-        pipe = AutoPipelineForText2Image.from_pretrained(model, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **options)
+        pipe = AutoPipelineForText2Image.from_pretrained(
+            model, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **options
+        )
     return pipe.to(device)
 
 
 def quiet() -> None:
-    """For a command line: without diffusers' bar for every load, and its warning of the long prompt that shows how an encoder
-    divides prompts."""
+    """For a command line: without diffusers' bar for every load, and its warning of the long prompt that shows how an
+    encoder divides prompts."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 

@@ -1,0 +1,61 @@
+"""What an HGR file holds."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..tables import aligned
+
+if TYPE_CHECKING:
+    from ...core.hgr import Probe
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    info = commands.add_parser("info", help="what an HGR file holds; checks all of it")
+    info.add_argument("file", type=Path)
+    info.set_defaults(run=_info)
+
+
+def _info(given: argparse.Namespace) -> None:
+    from ...core import file
+
+    hgr = file.load(given.file)
+    net, encoder = hgr.network, hgr.encoder
+    pooled = f", pooled {net.pooled_dim}" if net.pooled_dim else ""
+    print(f"{hgr.name}: HGR, format version {file.VERSION}")
+    print(
+        f"encoder   {encoder.family}; features {net.text_dim}{pooled}; chunks of {encoder.chunk or 'any number of'} tokens"
+    )
+    print(f"network   width {net.width}, depth {net.depth}, {sum(p.numel() for p in net.parameters()):,} parameters")
+    print(
+        f"probe     {_described(hgr.probe) if hgr.probe else 'none, so it judges no pictures; python -m hgr probe adds one'}"
+    )
+    head = ("concept", "label", "threshold", "scale", "bias", "description")
+    rows = [
+        (c.id, c.label, f"{c.threshold:.3f}", f"{c.scale:.2f}", f"{c.bias:+.2f}", c.description) for c in hgr.concepts
+    ]
+    print("\n" + aligned([head, *rows]))
+    if hgr.training:
+        print("\n" + aligned(list(_flat("training", hgr.training))))
+
+
+def _described(probe: Probe) -> str:
+    parts = probe.training.get("merged", [probe.training])
+    levels, width = probe.mean.shape
+    aurocs = (f"{id} {found['auroc']:.3f}" for part in parts for id, found in part.get("metrics", {}).items())
+    return (
+        f"{width} features at {levels} noise levels, trained on {sum(part.get('pictures', 0) for part in parts)} pictures\n"
+        f"          AUROC on held-out pictures: {', '.join(aurocs) or 'not known'}"
+    )
+
+
+def _flat(name: str, value: object) -> Iterator[tuple[str, str]]:
+    """A nested mapping as (path, value) rows."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(f"{name}.{key}", inner)
+    else:
+        yield name, f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,76 @@
+"""Prompt pairs: where a training's and an evaluation's come from, and the command that shows and writes them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...data.sources import PER_CONCEPT
+
+if TYPE_CHECKING:
+    from ...data.pairs import Pairs
+
+
+SOURCES = {
+    "concepts": None,
+    "style": None,
+    "own": None,
+    "file": None,
+    "demo": False,
+    "limit": None,
+}  # the options' defaults
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    pairs = commands.add_parser(
+        "pairs",
+        help="prompt pairs for training an HGR, shown and written to a file",
+        description="Prompt pairs for training an HGR: what is chosen is mixed, shown, and written to a CSV.",
+    )
+    add_sources(pairs)
+    pairs.add_argument("--output", type=Path, metavar="FILE.csv", help="default: nothing is written")
+    pairs.set_defaults(run=_pairs)
+
+
+def add_sources(parser: argparse.ArgumentParser) -> None:
+    """The options that choose pairs, `SOURCES`; without any, `chosen_pairs` raises."""
+    parser.add_argument(
+        "--concepts", nargs="+", action="extend", metavar="ID", help="built-in concepts, e.g. violence hate; or all"
+    )
+    parser.add_argument(
+        "--style", action="append", metavar="NAME", help="an artist or a style; may be given more than once"
+    )
+    parser.add_argument(
+        "--own",
+        action="append",
+        metavar='"NAME: WORD, WORD"',
+        help="an own concept and a few words for it; may be given more than once",
+    )
+    parser.add_argument(
+        "--file", type=Path, help="a CSV or JSONL file with harmful, clean and concept in every row; is used whole"
+    )
+    parser.add_argument("--demo", action="store_true", help="the demo world's, for the bundled model")
+    parser.add_argument("--limit", type=int, metavar="N", help=f"pairs per concept, default: {PER_CONCEPT}")
+
+
+def chosen_pairs(given: argparse.Namespace) -> Pairs:
+    """The mixture of pairs that the options choose."""
+    from ...data.library import CATEGORIES
+    from ...data.sources import gather
+
+    concepts = CATEGORIES if given.concepts == ["all"] else given.concepts or ()
+    return gather(concepts, given.style or (), given.own or (), demo=given.demo, file=given.file, limit=given.limit)
+
+
+def _pairs(given: argparse.Namespace) -> None:
+    from ...data.pair_file import write_pairs
+    from ...data.pairs import describe_pairs
+
+    if given.output and given.output.suffix.lower() != ".csv":
+        raise ValueError(f"--output {given.output}: pairs are written as CSV; give a name that ends in .csv.")
+    found = chosen_pairs(given)
+    print(describe_pairs(found))
+    if given.output:
+        write_pairs(found, given.output)
+        print(f"\n{given.output}")

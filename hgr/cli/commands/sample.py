@@ -1,0 +1,57 @@
+"""Single pictures."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ...core.options import DEFAULT_MODE, MODES
+from ..options import add_model, hgr_file
+from ..tables import aligned
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("sample", help="sample one picture", description="Sample one picture with SafeCFG.")
+    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--negative", default="", metavar="PROMPT")
+    add_model(parser)
+    parser.add_argument("--mode", choices=tuple(MODES), default=DEFAULT_MODE)
+    parser.add_argument(
+        "--strength", type=float, default=1.0, help="of all concepts, 0 (off) to about 2, default: %(default)s"
+    )
+    parser.add_argument("--concepts", default="", metavar="JSON", help="strength by concept id, e.g. '{\"skull\": 0}'")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cfg", type=float, default=7.5, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--output", type=Path, default=Path("safecfg.png"), metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--plain", action="store_true", help="the model's own guidance, without SafeCFG")
+    parser.set_defaults(run=_sample)
+
+
+def _sample(given: argparse.Namespace) -> None:
+    source = None if given.plain else hgr_file(given, instead=", or --plain to sample without it")
+    import torch
+
+    from ...hosts.diffusers.loading import load_pipeline, quiet
+    from ...hosts.diffusers.pipeline import SafeCFG
+    from ..processes import device
+
+    quiet()
+    pipe = load_pipeline(given.model, device(given.device))
+    options = dict(
+        negative_prompt=given.negative,
+        guidance_scale=given.cfg,
+        num_inference_steps=given.steps,
+        generator=torch.Generator().manual_seed(given.seed),
+    )
+    if source is None:
+        images = pipe(given.prompt, **options).images
+    else:
+        safe = SafeCFG(pipe, source)
+        gates = safe.gates([given.prompt])[0].tolist()
+        rows = zip(safe.hgr.concepts, gates, strict=True)
+        print(aligned([(c.id, f"{gate:.3f}", "present" if gate >= c.threshold else "") for c, gate in rows]))
+        images = safe(given.prompt, mode=given.mode, strength=given.strength, concepts=given.concepts, **options).images
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    images[0].save(given.output)
+    print(given.output)

@@ -1,0 +1,64 @@
+"""Options that several commands share, and options made from a trainer's settings."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..training.settings import HGRSettings, LoRASettings
+
+Settings = TypeVar("Settings", HGRSettings, LoRASettings)
+
+MODEL: dict[str, Any] = {"model": None, "hgr": None, "device": None}  # the defaults of `add_model`
+
+
+def add_model(parser: argparse.ArgumentParser, *, hgr: str | None = "the HGR made for the model") -> None:
+    """--model, --device and, unless `hgr` is None, --hgr with this help."""
+    parser.add_argument(
+        "--model", type=Path, metavar="DIR", help="a model in diffusers' layout; default: the bundled one"
+    )
+    if hgr:
+        parser.add_argument(
+            "--hgr", type=Path, metavar="FILE", help=f"{hgr}; default, for the bundled model: the bundled one"
+        )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
+
+
+def hgr_file(given: argparse.Namespace, *, instead: str = "") -> Path:
+    """The HGR to load. Raises ValueError where a model is given without the HGR made for it; instead: what else would
+    help."""
+    from ..demo import assets
+
+    if given.model and not given.hgr:
+        raise ValueError(f"--model needs the HGR that was made for it: give --hgr FILE{instead}.")
+    return given.hgr or assets.HGR_FILE
+
+
+def add_settings(parser: argparse.ArgumentParser, kind: type[HGRSettings] | type[LoRASettings]) -> None:
+    """An option for each field of the settings, without a default of its own."""
+    for field in dataclasses.fields(kind):
+        parser.add_argument(
+            "--" + field.name.replace("_", "-"),
+            type=type(field.default),
+            choices=field.metadata["choices"] or None,
+            help=f"{field.metadata['help']}, default: {field.default}",
+        )
+
+
+def defaults(kind: type[HGRSettings] | type[LoRASettings]) -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(kind)}
+
+
+def settings_from(given: argparse.Namespace, kind: type[Settings], *, processes: int = 1) -> Settings:
+    """The settings that the options give. processes: each has its own batch."""
+    values = {field.name: getattr(given, field.name) for field in dataclasses.fields(kind)}
+    return kind(**values | {"batch_size": values["batch_size"] * processes})
+
+
+def check_at_least(given: argparse.Namespace, **lows: int) -> None:
+    """Raise ValueError for an option below its lowest value."""
+    for name, low in lows.items():
+        if getattr(given, name) < low:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(given, name)}; it must be {low} or more.")

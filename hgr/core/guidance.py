@@ -1,0 +1,58 @@
+"""SafeCFG's guidance: from gates to safe text features. Pure functions; a clean prompt's features are returned as they
+are."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+log = logging.getLogger("safecfg")
+
+
+def ramp(gates: Tensor, thresholds: Tensor) -> Tensor:
+    """Activation of each concept: 0 below its threshold, 1/2 at it, 1 from halfway between it and certainty.
+
+    gates (..., K) in [0, 1], thresholds (K,) in [0, 1). The formula is this project's own.
+    """
+    above = (gates - thresholds) / (1 - thresholds)
+    return torch.where(gates >= thresholds, (0.5 + above).clamp(max=1.0), 0.0)
+
+
+def shift(features: Tensor, delta: Tensor, scale: float) -> Tensor:
+    """`features + scale * delta`, bit for bit the given features in the samples where delta is zero.
+
+    features, delta (B, ...). Where no sample moves, the very same tensor is returned.
+    """
+    moved = delta.flatten(1).any(1)
+    if scale == 0 or not moved.any():
+        return features
+    result = features.clone()
+    result[moved] += (scale * delta[moved]).to(features)
+    return result
+
+
+def fold(delta: Tensor, length: int) -> Tensor:
+    """Lay a prompt's displacement (B, T, D) onto unconditional features of another length (B, length, D).
+
+    A shorter displacement is padded with zeros; of a longer one (a prompt of several chunks) the parts are added up, so
+    that none is lost.
+    """
+    parts = math.ceil(delta.shape[1] / length)
+    padded = F.pad(delta, (0, 0, 0, parts * length - delta.shape[1]))
+    return rearrange(padded, "b (n t) d -> b n t d", n=parts).sum(1)
+
+
+def mean_of_moved(deltas: list[Tensor]) -> Tensor:
+    """One displacement for the unconditional side of several positive prompts: per sample, the mean over those that
+    move.
+
+    deltas: tensors (B, ...) of one shape.
+    """
+    stacked = torch.stack(deltas)
+    moved = stacked.flatten(2).any(2).sum(0).clamp(min=1)
+    return stacked.sum(0) / moved.reshape(-1, *(1,) * (stacked.dim() - 2))

@@ -1,0 +1,245 @@
+"""The Harmful Guidance Redirector: a network, its concepts with their calibration, and the encoder that it was made
+for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor
+
+from .guidance import ramp, shift
+from .network import Encoding, HGRNetwork, HGRUnion
+from .prompt import Prompt
+
+
+class HGRError(ValueError):
+    """A file or an input that cannot be used, in one sentence that says why."""
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One harmful concept. threshold: the gate from which it counts as present, in (0, 1). scale, bias: the
+    calibration,
+    `gate = sigmoid(scale * logit + bias)`. levels: the thresholds at each of `SENSITIVITIES`; empty where nobody
+    measured them."""
+
+    id: str
+    label: str
+    description: str = ""
+    threshold: float = 0.5
+    scale: float = 1.0
+    bias: float = 0.0
+    levels: tuple[float, ...] = ()
+
+
+def calibrated(logits: Tensor, concepts: Sequence[Concept]) -> Tensor:
+    """Probabilities (..., K) of raw scores (..., K), by each concept's calibration."""
+    scale, bias = (torch.tensor([getattr(c, name) for c in concepts]).to(logits) for name in ("scale", "bias"))
+    return (scale * logits + bias).sigmoid()
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The text encoder that an HGR was trained on.
+
+    family: a name for people. chunk: tokens a chunk, where long prompts are several chunks; 0 where they are one
+    sequence.
+    fixed_start: the first token's features are the same for every prompt (causal encoders). empty (T, D), empty_pooled
+    (P,) or
+    None: what it gives for the empty prompt, its fingerprint.
+    """
+
+    family: str
+    chunk: int
+    fixed_start: bool
+    empty: Tensor
+    empty_pooled: Tensor | None = None
+
+    @property
+    def prompt(self) -> Prompt:
+        """The empty prompt, one row."""
+        return Prompt(self.empty[None], None if self.empty_pooled is None else self.empty_pooled[None])
+
+    @property
+    def first(self) -> Tensor:
+        """(D,): the first token of the empty prompt."""
+        return self.empty[0]
+
+    @property
+    def mean(self) -> Tensor:
+        """(D,): the mean over the empty prompt's tokens."""
+        return self.empty.mean(0)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Detects concepts in a picture alone: per concept a logistic head on the denoiser's features at a few noise
+    levels, with the empty prompt. See `hgr.detection.probe`.
+
+    percents (P,): where in sampling, in [0, 1]. mean, std (P, F): of the features, a fingerprint of the denoiser.
+    weight (K, P, F),
+    bias (K,): `logit_k = sum_pf weight_kpf features_pf + bias_k`. heads: of the probe's logits the calibration, by
+    concept; hed:
+    the same of the HED of pictures with their prompts. training: how it was made.
+    """
+
+    percents: tuple[float, ...]
+    mean: Tensor
+    std: Tensor
+    weight: Tensor
+    bias: Tensor
+    heads: tuple[Concept, ...]
+    hed: tuple[Concept, ...]
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an HGR reads in prompts, chunk by chunk or in parts of `MAX_TOKENS`, of which the last may reach over the
+    end.
+
+    encoding: of (B * N, ceil(T / N)) tokens. gates: (B, N, K) in [0, 1], calibrated. length: T.
+    """
+
+    encoding: Encoding | tuple[Encoding, ...]
+    gates: Tensor
+    length: int
+
+    @property
+    def prompt_gates(self) -> Tensor:
+        """(B, K): the highest gate of a prompt's chunks."""
+        return self.gates.amax(1)
+
+
+# Tokens that a network is trained on and sees at once, of encoders without short chunks. A gate learned on so many,
+# most of them padding, does not open where twice as many are padding: longer sequences are read in parts of this
+# length.
+MAX_TOKENS = 128
+# Relative distance from the fingerprint from which an encoder counts as another one. Fine-tuned encoders stay well
+# below.
+FINGERPRINT_TOLERANCE = 0.5
+# Mean squared standard score of the features from which they count as another encoder's (1 for the training data).
+SCORE_TOLERANCE = 25.0
+
+
+@dataclass
+class HGR:
+    """The redirector as users hold it. training: how it was made, as the file's metadata says. probe: what detects
+    concepts in pictures, where one was trained."""
+
+    network: HGRNetwork | HGRUnion
+    concepts: list[Concept]
+    encoder: Encoder
+    training: dict[str, Any] = field(default_factory=dict)
+    name: str = "this HGR"
+    probe: Probe | None = None
+
+    @property
+    def ids(self) -> list[str]:
+        return [concept.id for concept in self.concepts]
+
+    @property
+    def thresholds(self) -> Tensor:
+        return torch.tensor([concept.threshold for concept in self.concepts], device=self.network.mean.device)
+
+    def check(self, features: Tensor, pooled: Tensor | None) -> None:
+        """Raise HGRError unless features (B, T, D) and pooled (B, P) come from the encoder that this HGR was made
+        for."""
+        net, name, family = self.network, self.name, self.encoder.family
+        if features.dim() != 3 or features.shape[-1] != net.text_dim:
+            raise HGRError(
+                f"{name} was made for {family} with text features of width {net.text_dim}, but this prompt has "
+                f"features of shape {tuple(features.shape)}: load the HGR that was trained for this model."
+            )
+        if net.pooled_dim and (pooled is None or pooled.shape[-1] != net.pooled_dim):
+            got = "none" if pooled is None else f"width {pooled.shape[-1]}"
+            raise HGRError(
+                f"{name} was made for {family} with a pooled output of width {net.pooled_dim}, but this prompt "
+                f"has {got}: load the HGR that was trained for this model."
+            )
+        x = features.float()
+        if not torch.isfinite(x).all():
+            raise HGRError("the prompt's text features hold NaN or infinity: the text encoder is broken, not the HGR.")
+        if self.encoder.fixed_start:
+            first = self.encoder.first.to(x)
+            distance = (x[:, 0] - first).norm(dim=-1).amax().item() / first.norm().item()
+            other = distance > FINGERPRINT_TOLERANCE
+        else:
+            distance = ((x - net.mean.to(x)) / net.std.to(x)).square().mean().item()
+            other = distance > SCORE_TOLERANCE
+        if other:
+            raise HGRError(
+                f"{name} was made for {family}, but this prompt comes from another text encoder (distance from "
+                f"its fingerprint {distance:.2f}): load the HGR that was trained for this model."
+            )
+
+    def read(self, features: Tensor, pooled: Tensor | None = None, mask: Tensor | None = None) -> Reading:
+        """Read prompts. features (B, T, D), pooled (B, P) or None, mask (B, T) bool or None; on the network's
+        device."""
+        self.check(features, pooled)
+        weight = self.network.mean
+        x = features.to(weight)
+        chunk = self.encoder.chunk
+        length = x.shape[1]
+        if not 0 < chunk <= MAX_TOKENS:
+            chunk = min(length, MAX_TOKENS)
+        elif length % chunk:
+            chunk = length
+        n = math.ceil(length / chunk)
+        if over := n * chunk - length:
+            mask = F.pad(torch.ones(x.shape[:2], dtype=torch.bool) if mask is None else mask.bool(), (0, over))
+            x = F.pad(x, (0, 0, 0, over))
+        x = rearrange(x, "b (n t) d -> (b n) t d", n=n)
+        if self.network.pooled_dim:
+            pooled = repeat(pooled.to(weight).expand(len(features), -1), "b p -> (b n) p", n=n)
+        if mask is not None:
+            mask = mask.bool().to(weight.device).expand(len(features), -1)
+            empty = ~rearrange(mask, "b (n t) -> b n t", n=n).any(-1) & mask.any(
+                -1, keepdim=True
+            )  # parts that are padding alone
+            mask = rearrange(mask, "b (n t) -> (b n) t", n=n) | rearrange(empty, "b n -> (b n) 1")
+        encoding = self.network.encode(x, pooled if self.network.pooled_dim else None, mask)
+        gates = calibrated(self.network.gate_logits(encoding), self.concepts)
+        if not gates.isfinite().all():  # a NaN is below every threshold: it would pass as clean
+            raise HGRError(
+                f"{self.name} gives NaN for this prompt, so it cannot say whether it is harmful: the file is damaged, "
+                "or the prompt has no token at all."
+            )
+        gates = rearrange(gates, "(b n) k -> b n k", n=n)
+        if mask is not None:
+            gates = gates.masked_fill(empty[..., None], 0.0)
+        return Reading(encoding, gates, length)
+
+    def displacement(self, reading: Reading, strengths: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`Delta = sum_k s_k a_k D_k` of the design: of features (B, T, D) and of pooled (B, P) or None.
+
+        strengths (K,): the user's strength of each concept times the global one. Zero in every sample where no concept
+        with a strength reaches its threshold.
+        """
+        n = reading.gates.shape[1]
+        weights = ramp(reading.gates, self.thresholds.to(reading.gates)) * strengths.to(reading.gates)
+        delta, pooled = self.network.displacement(reading.encoding, rearrange(weights, "b n k -> (b n) k"))
+        delta = rearrange(delta, "(b n) t d -> b (n t) d", n=n)[:, : reading.length]
+        # The pooled vector belongs to the whole prompt: the chunk that moves it furthest speaks for it.
+        if pooled is not None:
+            pooled = rearrange(pooled, "(b n) p -> b n p", n=n)
+            furthest = pooled.norm(dim=-1).argmax(1)
+            pooled = pooled[torch.arange(len(pooled)), furthest]
+        return delta, pooled
+
+    @torch.no_grad()
+    def redirect(self, features: Tensor, pooled: Tensor | None = None, strengths: Tensor | None = None) -> Tensor:
+        """`c_safe`, the features (B, T, D) moved to their clean counterpart; the given tensor itself for clean prompts.
+
+        strengths (K,): all 1 by default.
+        """
+        delta, _ = self.displacement(
+            self.read(features, pooled), torch.ones(len(self.concepts)) if strengths is None else strengths
+        )
+        return shift(features, delta, 1.0)

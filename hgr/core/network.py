@@ -1,0 +1,173 @@
+"""The HGR network: a small transformer over a prompt's tokens with one learned query per concept.
+
+The architecture is this project's own; the paper (arXiv 2412.16039) publishes none.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+class Encoding(NamedTuple):
+    """A prompt as the network sees it: what gates and displacements are read from.
+
+    tokens: (B, T, H). pooled: (B, H), or None for an encoder without pooled output. mask: (B, T) bool, or None.
+    """
+
+    tokens: Tensor
+    pooled: Tensor | None
+    mask: Tensor | None
+
+
+class _Block(nn.Module):
+    """A pre-norm transformer block, bidirectional."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        q, k, v = rearrange(self.qkv(self.norm1(x)), "b t (n h d) -> n b h t d", n=3, h=self.heads)
+        attended = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None, None])
+        x = x + self.out(rearrange(attended, "b h t d -> b t (h d)"))
+        return x + self.mlp(self.norm2(x))
+
+
+class HGRNetwork(nn.Module):
+    """Gates and displacements of K concepts for text features of one encoder.
+
+    text_dim: D. pooled_dim: P, 0 for an encoder without pooled output. concepts: K. width: H, a multiple of heads.
+    The statistics of the features (`set_statistics`) are part of the weights: inputs are standardised by them,
+    displacements are given in their units.
+    """
+
+    def __init__(self, text_dim: int, pooled_dim: int, concepts: int, width: int = 128, depth: int = 2, heads: int = 4):
+        super().__init__()
+        self.text_dim, self.pooled_dim, self.width, self.depth, self.heads = text_dim, pooled_dim, width, depth, heads
+        self.register_buffer("mean", torch.zeros(text_dim))
+        self.register_buffer("std", torch.ones(text_dim))
+        self.into = nn.Linear(text_dim, width)
+        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.anchors = nn.Parameter(torch.randn(concepts, width) * width**-0.5)
+        self.score = nn.Linear(width, width)
+        self.gate = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
+        self.move_in = nn.Linear(2 * width, 2 * width)
+        self.move_out = nn.Linear(2 * width, text_dim)
+        nn.init.zeros_(self.move_out.weight)  # an untrained network displaces nothing
+        nn.init.zeros_(self.move_out.bias)
+        if pooled_dim:
+            self.register_buffer("pooled_mean", torch.zeros(pooled_dim))
+            self.register_buffer("pooled_std", torch.ones(pooled_dim))
+            self.pooled_into = nn.Linear(pooled_dim, width)
+            self.pooled_out = nn.Linear(2 * width, pooled_dim)
+            nn.init.zeros_(self.pooled_out.weight)
+            nn.init.zeros_(self.pooled_out.bias)
+
+    @torch.no_grad()
+    def set_statistics(self, features: Tensor, pooled: Tensor | None, mask: Tensor | None = None) -> None:
+        """Take the mean and the standard deviation of each dimension from features (N, T, D) and pooled (N, P); where
+        there is a mask (N, T), from its tokens alone."""
+        tokens = features.flatten(0, 1) if mask is None else features[mask]
+        self.mean.copy_(tokens.mean(0))
+        self.std.copy_(tokens.std(0).clamp(min=1e-4))
+        if self.pooled_dim:
+            self.pooled_mean.copy_(pooled.mean(0))
+            self.pooled_std.copy_(pooled.std(0).clamp(min=1e-4))
+
+    def encode(self, features: Tensor, pooled: Tensor | None = None, mask: Tensor | None = None) -> Encoding:
+        """features (B, T, D), pooled (B, P) or None, mask (B, T) bool, True where there is a token."""
+        x = self.into((features - self.mean) / self.std)
+        if self.pooled_dim:
+            extra = self.pooled_into((pooled - self.pooled_mean) / self.pooled_std)
+            x = torch.cat([x, extra[:, None]], 1)
+        attend = None if mask is None else F.pad(mask, (0, x.shape[1] - mask.shape[1]), value=True)
+        for block in self.blocks:
+            x = block(x, attend)
+        x = self.norm(x)
+        return Encoding(x[:, :-1], x[:, -1], mask) if self.pooled_dim else Encoding(x, None, mask)
+
+    def gate_logits(self, encoding: Encoding) -> Tensor:
+        """(B, K): the evidence for each concept in the prompt, as logits before calibration."""
+        tokens = self.score(encoding.tokens) @ self.anchors.T * self.width**-0.5
+        weights = tokens if encoding.mask is None else tokens.masked_fill(~encoding.mask[..., None], -torch.inf)
+        seen = torch.einsum("btk,bth->bkh", weights.softmax(1), encoding.tokens)
+        if encoding.pooled is not None:
+            seen = seen + encoding.pooled[:, None]
+        anchors = self.anchors.expand(len(seen), -1, -1)
+        return self.gate(torch.cat([seen, anchors], -1)).squeeze(-1)
+
+    def displacement(self, encoding: Encoding, weights: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`sum_k weights_k D_k`: of the features (B, T, D) and of the pooled vector (B, P) or None. weights (B, K)."""
+        total, total_pooled = 0.0, None
+        for k in range(weights.shape[1]):  # one concept at a time: memory stays that of one displacement
+            w = weights[:, k, None]
+            anchor = self.anchors[k].expand_as(encoding.tokens)
+            hidden = F.gelu(self.move_in(torch.cat([encoding.tokens, anchor], -1)))
+            total = total + w[..., None] * hidden
+            if encoding.pooled is not None:
+                anchor = self.anchors[k].expand_as(encoding.pooled)
+                hidden = w * F.gelu(self.move_in(torch.cat([encoding.pooled, anchor], -1)))
+                total_pooled = hidden if total_pooled is None else total_pooled + hidden
+        strength = weights.sum(1)[:, None]
+        delta = (F.linear(total, self.move_out.weight) + self.move_out.bias * strength[..., None]) * self.std
+        if encoding.mask is not None:
+            delta = delta * encoding.mask[..., None]
+        if total_pooled is None:
+            return delta, None
+        moved = F.linear(total_pooled, self.pooled_out.weight) + self.pooled_out.bias * strength
+        return delta, moved * self.pooled_std
+
+
+class HGRUnion(nn.Module):
+    """Networks for one encoder side by side, used as one: the concepts of all, in order."""
+
+    def __init__(self, parts: list[HGRNetwork]):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.sizes = [len(part.anchors) for part in parts]
+
+    @property
+    def text_dim(self) -> int:
+        return self.parts[0].text_dim
+
+    @property
+    def pooled_dim(self) -> int:
+        return self.parts[0].pooled_dim
+
+    @property
+    def mean(self) -> Tensor:
+        return self.parts[0].mean
+
+    @property
+    def std(self) -> Tensor:
+        return self.parts[0].std
+
+    def encode(
+        self, features: Tensor, pooled: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Encoding, ...]:
+        return tuple(part.encode(features, pooled, mask) for part in self.parts)
+
+    def gate_logits(self, encoding: tuple[Encoding, ...]) -> Tensor:
+        return torch.cat([part.gate_logits(own) for part, own in zip(self.parts, encoding, strict=True)], -1)
+
+    def displacement(self, encoding: tuple[Encoding, ...], weights: Tensor) -> tuple[Tensor, Tensor | None]:
+        moved = [
+            part.displacement(own, w)
+            for part, own, w in zip(self.parts, encoding, weights.split(self.sizes, 1), strict=True)
+        ]
+        features, pooled = zip(*moved, strict=True)
+        return sum(features), None if pooled[0] is None else sum(pooled)
+
+
+def parts_of(network: HGRNetwork | HGRUnion) -> list[HGRNetwork]:
+    """The single networks of one or of a union."""
+    return list(network.parts) if isinstance(network, HGRUnion) else [network]

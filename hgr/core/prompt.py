@@ -1,0 +1,42 @@
+"""A prompt as a text encoder gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Prompt(NamedTuple):
+    """A text encoder's output for B prompts: features (B, T, D), pooled (B, P) or None, mask (B, T) or None."""
+
+    features: Tensor
+    pooled: Tensor | None = None
+    mask: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Prompt:
+        """The prompt with `change` applied to each tensor that is there."""
+        return Prompt(*(None if x is None else change(x) for x in self))
+
+    def to(self, device: torch.device | str) -> Prompt:
+        return self.map(lambda x: x.to(device))
+
+    def rows(self, index: Tensor | slice) -> Prompt:
+        """Some of the B prompts. index: on any device."""
+        return self.map(lambda x: x[index if isinstance(index, slice) else index.to(x.device)])
+
+    def expand(self, count: int) -> Prompt:
+        """`count` rows, views of the only one. count: B of what the prompt is for; a batch of that size stays as it
+        is."""
+        return self.map(lambda x: x.expand(count, *x.shape[1:]))
+
+    def split(self, sizes: Sequence[int]) -> list[Prompt]:
+        """The B prompts in parts of these sizes, which add up to B."""
+        parts = [[None] * len(sizes) if x is None else x.split(list(sizes)) for x in self]
+        return [Prompt(*part) for part in zip(*parts, strict=True)]
+
+
+# Encodes texts as the model's text encoder does, each to a Prompt of one row: features (1, T, D).
+Encode = Callable[[list[str]], list[Prompt]]

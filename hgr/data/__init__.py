@@ -1,0 +1,1 @@
+"""Prompts to learn from, and where they come from. Nothing here imports torch."""

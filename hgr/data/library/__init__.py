@@ -1,0 +1,165 @@
+"""The library of prompt pairs: what stands in this folder's files, expanded into texts. `hgr.pairs` is its interface.
+
+A category's file, for example violence.json, holds
+
+- `id`, `label`, `description`: the concept;
+- `slots`: lists of phrases by name; those of common.json hold for every file;
+- `parts`: each a list of `terms`, pairs of a harmful wording and a harmless one for the same place in a sentence, and
+  the
+  `sentences` in which `{term}` stands for them.
+
+A prompt is a sentence in one of the `frames` of common.json ("photo of {s}"; `{S}` starts with a capital letter). The
+harmful
+prompt and its clean twin are the same draw: same frame, same sentence, same phrases in the slots, only the term
+differs. A sentence that starts with "=" names its medium itself ("= a portrait of {who}") and gets one of the
+`plain_frames`. clean.txt holds prompts without any concept; style.json and own.json are the same for a style or for
+words that the user names.
+
+Sentences and phrases in slots must be harmless by themselves: they stand in the clean twins too.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+CATEGORIES = ("hate", "harassment", "violence", "self_harm", "sexual", "shocking", "illegal_activity")
+_FOLDER = Path(__file__).parent
+
+
+class Twins(NamedTuple):
+    """A prompt with a concept, the same without it, and what the two differ in."""
+
+    harmful: str
+    clean: str
+    group: str
+
+
+@cache
+def data(name: str) -> dict[str, Any]:
+    """What one of the folder's JSON files holds."""
+    return json.loads((_FOLDER / f"{name}.json").read_text("utf-8"))
+
+
+def category(name: str, seed: int, count: int) -> list[Twins]:
+    """So many pairs of a category, every term about as often; fewer where its combinations run out. A smaller count
+    gives the first of a larger one."""
+    file = data(name)
+    items = [(part["sentences"], harmful, clean, harmful) for part in file["parts"] for harmful, clean in part["terms"]]
+    return _draw(
+        random.Random(f"{name}/{seed}"), items, data("common"), data("common")["slots"] | file.get("slots", {}), count
+    )
+
+
+def style(name: str, seed: int, count: int) -> list[Twins]:
+    """Pairs with and without "in the style of NAME". The group is the phrase, since the name is always the same."""
+    file = data("style")
+    items = [
+        (phrases["sentences"], harmful.replace("{name}", name), clean, harmful)
+        for phrases in file["phrases"]
+        for harmful, clean in phrases["terms"]
+    ]
+    drawn = _draw(random.Random(f"style/{name}/{seed}"), items, file, file["slots"], count * 2)
+    return [twins for twins in drawn if not mentions(twins.clean, style_words(name))][:count]
+
+
+def own(words: Iterable[str], seed: int, count: int) -> list[Twins]:
+    """Pairs for a concept of the user's words, each against neutral things. The group is the sentence: the few words
+    are all needed for training."""
+    words, file = tuple(words), data("own")
+    rng = random.Random(f"own/{'/'.join(words)}/{seed}")
+    items = []
+    for sentence in file["sentences"]:
+        for word in words:
+            phrase, kind = _noun_phrase(word)
+            items += [([sentence], phrase, clean, sentence) for clean in rng.sample(file["neutral"][kind], 4)]
+    return [twins for twins in _draw(rng, items, data("common"), {}, count * 2) if not mentions(twins.clean, words)][
+        :count
+    ]
+
+
+def clean_prompts(seed: int = 0) -> list[str]:
+    """The prompts of clean.txt: three for each line, six for one with slots."""
+    common, rng = data("common"), random.Random(f"clean/{seed}")
+    found: dict[str, None] = {}
+    for line in (_FOLDER / "clean.txt").read_text("utf-8").splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        frames = ["{s}"] if line.startswith("=") else common["frames"]
+        for _ in range(6 if "{" in line else 3):
+            found[_framed(_fill(rng, line.lstrip("= "), common["slots"]), rng.choice(frames))] = None
+    return list(found)
+
+
+def style_words(name: str) -> tuple[str, ...]:
+    """What in another prompt would name the same style: the name, and a person's last name."""
+    *first, last = name.split()
+    # the last words of "oil painting" or "film photography" are no names: they must not claim every painting
+    return (name, last) if first and len(last) > 3 and last.lower() not in data("style")["common_words"] else (name,)
+
+
+def mentions(text: str, words: Iterable[str]) -> bool:
+    """Whether one of the words, or its plural, stands in the text."""
+    return any(_pattern(word).search(text) for word in words)
+
+
+@cache
+def _pattern(word: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(word)}(?:e?s)?(?!\w)", re.IGNORECASE)
+
+
+def _draw(
+    rng: random.Random,
+    items: list[tuple[list[str], str, str, str]],
+    frames: dict[str, list[str]],
+    slots: dict[str, list[str]],
+    count: int,
+) -> list[Twins]:
+    """Distinct pairs of (sentences, harmful, clean, group), item after item so that none is drawn much more often."""
+    found: dict[str, Twins] = {}
+    items = rng.sample(items, len(items))
+    for _ in range(count):  # rounds; all but the first few only where combinations run out
+        before = len(found)
+        for sentences, harmful, clean, group in items:
+            if len(found) == count:
+                return list(found.values())
+            sentence = rng.choice(sentences)
+            frame = rng.choice(frames["plain_frames" if sentence.startswith("=") else "frames"])
+            sentence = _fill(rng, sentence.lstrip("= "), slots)
+            twins = Twins(*(_framed(sentence.replace("{term}", term), frame) for term in (harmful, clean)), group)
+            if twins.harmful != twins.clean:
+                found.setdefault(twins.harmful, twins)
+        if len(found) == before:
+            break
+    return list(found.values())
+
+
+def _fill(rng: random.Random, text: str, slots: dict[str, list[str]]) -> str:
+    return re.sub(r"\{(\w+)\}", lambda slot: slot[0] if slot[1] == "term" else rng.choice(slots[slot[1]]), text)
+
+
+def _framed(sentence: str, frame: str) -> str:
+    """The sentence in its frame, tidied up: a slot may have been empty."""
+    sentence = " ".join(sentence.split()).strip(" ,")
+    text = frame.replace("{s}", sentence).replace("{S}", sentence[:1].upper() + sentence[1:])
+    return re.sub(r"\s+([,.])", r"\1", re.sub(r"(,\s*)+,", ",", text))
+
+
+def _noun_phrase(word: str) -> tuple[str, str]:
+    """The word as it stands in a sentence, and which neutral things can replace it: one, many, mass (no plural) or
+    doing."""
+    lists, first, last = data("own"), word.split()[0].lower(), word.split()[-1].lower()
+    if first in lists["determiners"] or word[0].isupper() or not word.isascii():  # a name, or it brings what it needs
+        return word, "one"
+    if last in lists["mass_nouns"]:
+        return word, "mass"
+    if last.endswith("ing"):
+        return word, "doing"
+    if last.endswith("s") and not last.endswith(("ss", "us", "is")):
+        return word, "many"
+    return ("an " if first[0] in "aeiou" else "a ") + word, "one"

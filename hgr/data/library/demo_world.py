@@ -1,0 +1,42 @@
+"""Pairs of the demo world, for the bundled model: from the captions that an HGR may be trained on, and no others."""
+
+from __future__ import annotations
+
+import random
+
+from ...demo.captions import Caption, draw_from
+
+# (id, label, description)
+TOPICS = (
+    ("skull", "Skull", "Skulls and death's heads: stands in for death and self-harm."),
+    ("dagger", "Dagger", "Daggers and knives: stands in for violence."),
+    ("splatter", "Splatter", "Blood and gore: stands in for shocking content."),
+    ("bomb", "Bomb", "Bombs and explosives: stands in for illegal activity."),
+)
+
+
+def draw(count: int, seed: int) -> tuple[list[tuple[str, str, str, str]], list[str]]:
+    """(concept, harmful, clean, group) rows, `count` of each concept, and twice as many clean captions."""
+    rng = random.Random(f"demo/{seed}")
+    rows: dict[str, dict[tuple[str, str, str, str], None]] = {concept: {} for concept, *_ in TOPICS}
+    while any(len(found) < count for found in rows.values()):
+        caption = draw_from("training", rng, "two" if rng.random() < 0.4 else "seen")
+        new = {concept: _rows(caption, concept) for concept in caption.concepts}
+        # all or none of a caption: else one of its symbols would be there, but not said
+        if all(len(rows[concept]) + len(found) <= count for concept, found in new.items()):
+            for concept, found in new.items():
+                rows[concept] |= dict.fromkeys(found)
+    clean: dict[str, None] = {}
+    while len(clean) < 2 * count:
+        clean[draw_from("training", rng, rng.choice(("homonym", "clean"))).text] = None
+    return [row for found in rows.values() for row in found], list(clean)
+
+
+def _rows(caption: Caption, concept: str) -> list[tuple[str, str, str, str]]:
+    """What removes one symbol: where there is another one, beside it and without it. So every text that keeps a symbol
+    is itself a harmful side of that symbol."""
+    others = tuple(other for other in caption.concepts if other != concept)
+    return [
+        (concept, caption.keeping((concept, *beside)), caption.keeping(beside), caption.clean)
+        for beside in dict.fromkeys((others, ()))
+    ]

@@ -1,0 +1,116 @@
+"""Files of prompt pairs, CSV or JSONL."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..core.atomic import replacing
+from .pairs import MAX_NAME, MAX_TEXT, Pair, Pairs, Topic, merge, topic_of
+from .textfile import DataError, bad_line, csv_rows, read_text
+
+SUFFIXES = (".csv", ".jsonl")
+_BLOCK = 10  # neighbouring rows of a file that make one group
+
+
+class _Row(NamedTuple):
+    """A pair; or, with empty `harmful` and `concept`, a clean prompt. label and group are optional and may be empty."""
+
+    harmful: str
+    clean: str
+    concept: str
+    label: str = ""
+    group: str = ""
+
+
+_NEEDED, _OPTIONAL = _Row._fields[:3], _Row._fields[3:]
+
+
+def read_pairs(path: str | Path) -> Pairs:
+    """Pairs from a CSV file (its header has harmful, clean, concept) or a JSONL file (objects with these keys).
+
+    Rows with `clean` alone are clean prompts; `label` and `group` are optional. Without `group`, neighbouring rows of a
+    concept make one, as they often share a term. Line breaks and double spaces inside a prompt become one space.
+
+    Raises DataError, naming the file and the line, for whatever is wrong.
+    """
+    path = Path(path)
+    topics: dict[str, Topic] = {}
+    pairs: list[Pair] = []
+    clean: list[str] = []
+    count: Counter[str] = Counter()
+    for line, row in _rows(path):
+        if not row.concept:
+            clean.append(row.clean)
+            continue
+        known = topics.setdefault(row.concept, topic_of(row.concept, row.label))
+        if row.label not in ("", known.label):
+            raise bad_line(
+                path, line, f'concept "{row.concept}" has the label "{row.label}" here, but "{known.label}" before.'
+            )
+        group = row.group or f"{row.concept}, rows from {count[row.concept] // _BLOCK * _BLOCK}"
+        count[row.concept] += 1
+        pairs.append(Pair(row.concept, row.harmful, row.clean, group))
+    if not pairs and not clean:
+        raise DataError(f"{path.name}: holds no row.")
+    return merge(Pairs(tuple(topics.values()), tuple(pairs), tuple(clean)))
+
+
+def write_pairs(pairs: Pairs, path: str | Path) -> None:
+    """Write a CSV file that `read_pairs` reads; the topics' descriptions and words are not in it."""
+    labels = {topic.id: topic.label for topic in pairs.topics}
+    rows = [_Row(p.harmful, p.clean, p.concept, labels[p.concept], p.group) for p in pairs.pairs]
+    rows += [_Row("", text, "") for text in pairs.clean]
+    with replacing(Path(path)) as part, open(part, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([_Row._fields, *rows])
+
+
+def _rows(path: Path) -> Iterator[tuple[int, _Row]]:
+    """(line, checked row) of a file."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise DataError(f"{path.name}: not a .csv or .jsonl file.")
+    for line, cells in csv_rows(path, needed=_NEEDED, optional=_OPTIONAL) if suffix == ".csv" else _json_rows(path):
+        yield line, _checked(path, line, cells)
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, source in enumerate(read_text(path).split("\n"), 1):
+        if not source.strip():
+            continue
+        try:
+            cells = json.loads(source)
+        except (ValueError, RecursionError) as error:
+            raise bad_line(path, line, f"not valid JSON ({error}).") from None
+        if not isinstance(cells, dict):
+            raise bad_line(
+                path, line, 'must be a JSON object such as {"harmful": "...", "clean": "...", "concept": "..."}.'
+            )
+        yield line, cells
+
+
+def _checked(path: Path, line: int, cells: dict[str, Any]) -> _Row:
+    """The row. Raises DataError unless a pair has all three texts, a clean prompt `clean` alone."""
+    for name in _Row._fields:
+        if not isinstance(cells.get(name) or "", str):
+            raise bad_line(path, line, f'"{name}" must be a text.')
+    row = _Row(*(" ".join((cells.get(name) or "").split()) for name in _Row._fields))
+    for name, text in row._asdict().items():
+        most = MAX_TEXT if name in ("harmful", "clean", "group") else MAX_NAME
+        if len(text) > most:
+            raise bad_line(path, line, f'"{name}" has {len(text)} characters; at most {most} are allowed.')
+        if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text):  # JSON's escapes can bring them in
+            raise bad_line(
+                path, line, f'"{name}" contains a character that no text has (NUL or half of a surrogate pair).'
+            )
+    for name in ("clean",) if not row.harmful and not row.concept else _NEEDED:
+        if not getattr(row, name):
+            needs = f'a pair needs {", ".join(_NEEDED)}, a clean prompt only "clean".'
+            raise bad_line(path, line, f'"{name}" is missing or empty; {needs}')
+    if row.harmful == row.clean:
+        raise bad_line(path, line, '"harmful" and "clean" are the same text.')
+    return row

@@ -1,0 +1,152 @@
+"""Prompt pairs for training an HGR: a prompt with a concept, and its twin of the same wording without it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from . import library
+from .library import CATEGORIES
+from .textfile import DataError
+
+MAX_TEXT = 2000  # characters of a prompt
+MAX_NAME = 100  # characters of a concept's id or label
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A concept. words: what names it in any prompt, where the user gave a name or words; prompts of other sources that
+    hold one of them are left out of a mixture, for they would teach the opposite."""
+
+    id: str
+    label: str
+    description: str = ""
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt with the concept and the same without it. Pairs of one group (the same term, or neighbouring rows of a
+    file) stay on
+    one side of a split. A prompt may have several concepts: those of all the pairs whose harmful side it is. The twin
+    then lacks the pair's own one alone."""
+
+    concept: str
+    harmful: str
+    clean: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A training set. clean: prompts without any concept."""
+
+    topics: tuple[Topic, ...]
+    pairs: tuple[Pair, ...]
+    clean: tuple[str, ...] = ()
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(topic.id for topic in self.topics)
+
+    def __add__(self, other: Pairs) -> Pairs:
+        return merge(self, other)
+
+    def of(self, concept: str) -> tuple[Pair, ...]:
+        """The pairs of one concept."""
+        return tuple(pair for pair in self.pairs if pair.concept == concept)
+
+    def split(self, held_out: float, seed: int = 0) -> tuple[Pairs, Pairs]:
+        """(training, held-out). Groups and clean prompts go by a hash of their own, so that more rows do not move the
+        others. Each concept with two groups or more of its own has some on both sides."""
+        if not 0 <= held_out < 1:
+            raise DataError(f"the held-out share is {held_out}; it must be at least 0 and below 1.")
+        owners: dict[str, set[str]] = {}
+        for pair in self.pairs:
+            owners.setdefault(pair.group, set()).add(pair.concept)
+        away = {group for group in owners if _share(seed, group) < held_out}
+        for concept in self.ids if held_out else ():
+            # only groups that no other concept shares: moving those cannot empty another one's side
+            groups = sorted(
+                (group for group in owners if owners[group] == {concept}), key=lambda group: _share(seed, group)
+            )
+            if len(groups) > 1 and not any(concept in owners[group] for group in away):
+                away.add(groups[0])
+            elif len(groups) > 1 and all(group in away for group in owners if concept in owners[group]):
+                away.remove(groups[-1])
+        sides = []
+        for held in (False, True):
+            pairs = tuple(pair for pair in self.pairs if (pair.group in away) == held)
+            sides.append(
+                Pairs(self.topics, pairs, tuple(text for text in self.clean if (_share(seed, text) < held_out) == held))
+            )
+        return sides[0], sides[1]
+
+
+def concepts_by_text(pairs: Iterable[Pair]) -> dict[str, frozenset[str]]:
+    """The concepts of each text of the pairs: those whose harmful side it is, none for a clean twin."""
+    found: dict[str, frozenset[str]] = {}
+    for pair in pairs:
+        found[pair.harmful] = found.get(pair.harmful, frozenset()) | {pair.concept}
+        found.setdefault(pair.clean, frozenset())
+    return found
+
+
+def _share(seed: int, text: str) -> float:
+    """A number in [0, 1) that hangs on the text and the seed alone."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{text}".encode()).digest()[:6], "big") / 2**48
+
+
+def merge(*sets: Pairs) -> Pairs:
+    """The mixture: the concepts in their order, nothing twice. A concept's id with two labels is a DataError."""
+    topics: dict[str, Topic] = {}
+    for topic in (topic for each in sets for topic in each.topics):
+        known = topics.setdefault(topic.id, topic)
+        if known.label != topic.label:
+            raise DataError(
+                f'two concepts have the id "{topic.id}": "{known.label}" and "{topic.label}". Rename one of them.'
+            )
+        topics[topic.id] = Topic(
+            topic.id,
+            topic.label,
+            known.description or topic.description,
+            tuple(dict.fromkeys((*known.words, *topic.words))),
+        )
+    claimed = {topic.id: topic.words for topic in topics.values() if topic.words}
+
+    def claims(text: str, concept: str = "") -> bool:
+        return any(id != concept and library.mentions(text, words) for id, words in claimed.items())
+
+    pairs: dict[tuple[str, str, str], Pair] = {}
+    for pair in (pair for each in sets for pair in each.pairs):
+        pairs.setdefault((pair.concept, pair.harmful, pair.clean), pair)
+    kept = tuple(p for p in pairs.values() if not (claims(p.clean, p.concept) or claims(p.harmful, p.concept)))
+    harmful = {pair.harmful for pair in kept}
+    clean = dict.fromkeys(text for each in sets for text in each.clean)
+    return Pairs(tuple(topics.values()), kept, tuple(t for t in clean if t not in harmful and not claims(t)))
+
+
+def describe_pairs(pairs: Pairs, samples: int = 2) -> str:
+    """What there is: the counts by concept, and a few pairs of each."""
+    counts = Counter(pair.concept for pair in pairs.pairs)
+    groups = Counter(concept for concept, _ in {(pair.concept, pair.group) for pair in pairs.pairs})
+    lines = [
+        f"{topic.label} ({topic.id}): {counts[topic.id]} pairs in {groups[topic.id]} groups" for topic in pairs.topics
+    ]
+    lines.append(f"clean prompts: {len(pairs.clean)}")
+    for topic in pairs.topics if samples else ():
+        some = pairs.of(topic.id)
+        lines += ["", topic.label]
+        for pair in some[:: max(1, len(some) // samples)][:samples]:
+            lines += [f"  - {pair.harmful}", f"  + {pair.clean}"]
+    return "\n".join(lines)
+
+
+def topic_of(id: str, label: str = "") -> Topic:
+    """The library's topic of this id, or a new one with this label."""
+    if id not in CATEGORIES:
+        return Topic(id, label or id.replace("_", " ").capitalize())
+    file = library.data(id)
+    return Topic(id, label or file["label"], file["description"])

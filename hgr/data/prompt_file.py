@@ -1,0 +1,22 @@
+"""Prompts from text, one a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .textfile import DataError, read_text
+
+SUFFIX = ".txt"
+
+
+def prompt_lines(text: str) -> list[str]:
+    """The prompts of a text, without empty lines."""
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a text file. Raises DataError, naming the file, where it cannot be read or holds none."""
+    found = prompt_lines(read_text(path))
+    if not found:
+        raise DataError(f"{path.name}: holds no prompt.")
+    return found

@@ -1,0 +1,114 @@
+"""Where prompt pairs come from: the built-in library, a style's name, words for an own concept, the demo world, or a
+file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from . import library
+from .library import CATEGORIES
+from .pair_file import read_pairs
+from .pairs import MAX_NAME, MAX_TEXT, Pair, Pairs, Topic, merge, topic_of
+from .textfile import DataError
+
+PER_CONCEPT = 800  # pairs a concept unless told otherwise
+
+
+def built_in(ids: Iterable[str] = CATEGORIES, seed: int = 0, limit: int | None = None) -> Pairs:
+    """The library's pairs of these categories, `limit` of each, and its clean prompts; of no category, the clean
+    prompts alone."""
+    ids = tuple(dict.fromkeys(ids))
+    for each in ids:
+        if each not in CATEGORIES:
+            raise DataError(f'"{each}" is not a built-in concept; there are {", ".join(CATEGORIES)}.')
+    pairs = [Pair(each, *twins) for each in ids for twins in library.category(each, seed, limit or PER_CONCEPT)]
+    return Pairs(tuple(map(topic_of, ids)), tuple(pairs), tuple(library.clean_prompts(seed)))
+
+
+def art_style(name: str, seed: int = 0, limit: int | None = None) -> Pairs:
+    """Pairs for the style of an artist or school, by its name; with the library's clean prompts, other styles among
+    them."""
+    name = _name(name, "a style")
+    topic = Topic(
+        _id(f"style {name}"), f"Style: {name}", f"Pictures in the style of {name}.", library.style_words(name)
+    )
+    return _with_clean(topic, library.style(name, seed, limit or PER_CONCEPT), seed)
+
+
+def own_concept(name: str, words: Sequence[str] = (), seed: int = 0, *, limit: int | None = None) -> Pairs:
+    """Pairs for an own concept: a name, and a few words for it in prompts (without any, the name is the word)."""
+    name = _name(name, "a concept")
+    words = tuple(dict.fromkeys(_name(word, f'a word of "{name}"') for word in words)) or (name,)
+    topic = Topic(_id(name), name, f"{name}: {', '.join(words)}."[:MAX_TEXT], words)
+    return _with_clean(topic, library.own(words, seed, limit or PER_CONCEPT), seed)
+
+
+def demo_world(count: int = PER_CONCEPT, seed: int = 0) -> Pairs:
+    """`count` pairs of each concept for the bundled demo model, and twice as many clean prompts: from its training
+    captions only. Captions with two symbols give pairs that remove one of them, and the rest."""
+    from .library import demo_world as world
+
+    pairs, clean = world.draw(count, seed)
+    return Pairs(tuple(Topic(*topic) for topic in world.TOPICS), tuple(Pair(*pair) for pair in pairs), tuple(clean))
+
+
+def gather(
+    concepts: Iterable[str] = (),
+    styles: Iterable[str] = (),
+    owns: Iterable[str] = (),
+    *,
+    demo: bool = False,
+    file: Path | None = None,
+    limit: int | None = None,
+) -> Pairs:
+    """The mixture that a user chose; a DataError where that is nothing.
+
+    owns: lines as "name: word, word". limit: pairs a concept; a file is used whole, and gets the library's clean
+    prompts if it has none.
+    """
+    if limit is not None and limit < 1:
+        raise DataError(f"the limit is {limit}; it must be at least 1 pair a concept.")
+    sources = [built_in(concepts, limit=limit)] if (concepts := tuple(concepts)) else []
+    sources += [art_style(style, limit=limit) for style in styles if style.strip()]
+    for line in owns:
+        name, _, words = line.partition(":")
+        if line.strip():
+            sources.append(own_concept(name, [word for word in words.split(",") if word.strip()], limit=limit))
+    if demo:
+        sources.append(demo_world(limit or PER_CONCEPT))
+    if file is not None:
+        given = read_pairs(file)
+        sources += [given] if given.clean else [given, built_in(())]
+    if not sources:
+        raise DataError(
+            "no concept is chosen: switch a built-in concept on, or give a style, an own concept or a file."
+        )
+    return merge(*sources)
+
+
+def _with_clean(topic: Topic, twins: Iterable[library.Twins], seed: int) -> Pairs:
+    pairs = Pairs(
+        (topic,), tuple(Pair(topic.id, each.harmful, each.clean, f"{topic.id}/{each.group}") for each in twins)
+    )
+    if not pairs.pairs:
+        raise DataError(f'"{topic.label}" is too common a word: there are no neutral prompts without it.')
+    return merge(pairs, built_in((), seed))
+
+
+def _name(text: str, what: str) -> str:
+    text = _tidy(text)
+    if not re.search(r"[^\W_]", text) or len(text) > MAX_NAME or "\0" in text:
+        raise DataError(
+            f'"{text[:40]}" cannot be the name of {what}: it needs a letter or digit, and at most {MAX_NAME} characters.'
+        )
+    return text
+
+
+def _id(name: str) -> str:
+    return re.sub(r"\W+", "_", name.lower()).strip("_")
+
+
+def _tidy(text: str) -> str:
+    return " ".join(text.split())

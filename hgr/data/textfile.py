@@ -1,0 +1,88 @@
+"""Reading text and CSV files that people wrote. Every reader of such a file goes through here."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+MAX_BYTES = 64 * 2**20
+
+
+class DataError(ValueError):
+    """Prompts or pairs that cannot be used, in one sentence; if they come from a file, it names the file and the
+    line."""
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark.
+
+    Raises DataError, naming the file, where it is too large, cannot be read or is not text.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(f"{path.name}: larger than {MAX_BYTES // 2**20} MB.")
+        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise DataError(f"{path.name}: cannot be read ({error.strerror}).") from None
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise bad_line(path, line, "not UTF-8 text; save the file as UTF-8.") from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise bad_line(path, line, "holds a NUL character; this is not a text file, or it is UTF-16.")
+    return text
+
+
+def csv_rows(
+    path: Path, *, needed: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, row) of a CSV file with a header; a row's line is the one it starts on.
+
+    needed, optional: column names in lower case. The header names each needed column once and no known one twice;
+    other columns are kept. Raises DataError, naming the file and the line, for anything else.
+    """
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    header: list[str] | None = None
+    while True:
+        line = reader.line_num + 1  # a quoted cell may span several lines
+        try:
+            cells = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            raise bad_line(path, line, f"not valid CSV ({error}).") from None
+        if not cells:
+            continue
+        if header is None:
+            header = [cell.strip().lower() for cell in cells]
+            for name in needed:
+                if header.count(name) != 1:
+                    columns = ", ".join(needed)
+                    raise bad_line(
+                        path, line, f"the header must name each of these columns once, with commas between: {columns}."
+                    )
+            for name in optional:
+                if header.count(name) > 1:
+                    raise bad_line(path, line, f'the header names the column "{name}" more than once.')
+        elif len(cells) != len(header):
+            raise bad_line(
+                path,
+                line,
+                f"has {len(cells)} cells, but the header has {len(header)}; "
+                "put a prompt that contains commas in quotes.",
+            )
+        else:
+            yield line, dict(zip(header, cells, strict=True))
+    if header is None:
+        raise bad_line(
+            path, 1, f"the file is empty; it must start with a header that names the columns {', '.join(needed)}."
+        )
+
+
+def bad_line(path: Path, line: int, why: str) -> DataError:
+    """The error for one line of a file."""
+    return DataError(f"{path.name}, line {line}: {why}")

@@ -1,0 +1,20 @@
+"""A scene of the demo world as class numbers, for what is trained to tell them."""
+
+from __future__ import annotations
+
+from .world import BACKGROUNDS, COLOURS, DECORS, SHAPES, SYMBOLS, Scene
+
+
+def attribute_targets(scene: Scene) -> list[int]:
+    """A scene as class numbers: background, two (shape, colour) slots (0: empty), a flag per symbol, decor (0:
+    none)."""
+    slots = [SHAPES.index(s) * len(COLOURS) + COLOURS.index(c) + 1 for s, c in scene.objects] + [0]
+    return [
+        BACKGROUNDS.index(scene.background),
+        *slots[:2],
+        *(int(s in scene.symbols) for s in SYMBOLS),
+        0 if scene.decor is None else DECORS.index(scene.decor) + 1,
+    ]
+
+
+ATTRIBUTE_CLASSES = (len(BACKGROUNDS), *(len(SHAPES) * len(COLOURS) + 1,) * 2, *(2,) * len(SYMBOLS), len(DECORS) + 1)

@@ -1,0 +1,28 @@
+"""The demo world's tokenizer, as transformers and diffusers want it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+MAX_LENGTH = 48
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer as transformers and diffusers want it; padded with the end token to 48."""
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(path),
+        bos_token=START,
+        eos_token=END,
+        pad_token=END,
+        unk_token=END,
+        model_max_length=MAX_LENGTH,
+    )
+
+
+def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
+    """Token ids (B, 48)."""
+    return tokenizer(texts, padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt").input_ids

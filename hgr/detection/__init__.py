@@ -1,0 +1,1 @@
+"""How harmful a prompt or a picture is."""

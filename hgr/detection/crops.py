@@ -1,0 +1,41 @@
+"""What a probe gets to see of a picture: it knows features of pictures of one size alone, and in others misses what it
+knows."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+# how much longer a side may be than in the trained shape, in shares, before the picture is looked at in parts too
+_SLACK = 0.15
+_PARTS = 8  # along a side at most; what is still longer is squeezed
+
+
+def crops(picture: Tensor, height: int, width: int) -> list[Tensor]:
+    """Pictures (1, C, height, width) to look at: the given one (1, C, H, W) scaled to this size; and of one in another
+    shape overlapping parts of it, at the scale at which it just covers this size. For a concept in the picture the
+    highest score counts."""
+    scale = max(height / picture.shape[2], width / picture.shape[3])
+    sides = [(side * scale, part) for side, part in zip(picture.shape[2:], (height, width), strict=True)]
+    counts = [min(_PARTS, math.ceil(side / part - _SLACK)) for side, part in sides]
+    whole = _scaled(picture, height, width)
+    if counts == [1, 1]:
+        return [whole]
+    large = _scaled(
+        picture, *(min(round(side), count * part) for (side, part), count in zip(sides, counts, strict=True))
+    )
+    tops, lefts = (
+        [i * (side - part) // max(1, count - 1) for i in range(count)]
+        for side, (_, part), count in zip(large.shape[2:], sides, counts, strict=True)
+    )
+    return [whole, *(large[..., top : top + height, left : left + width] for top in tops for left in lefts)]
+
+
+def _scaled(picture: Tensor, height: int, width: int) -> Tensor:
+    """A picture at this size; itself if it has it."""
+    if picture.shape[2:] == (height, width):
+        return picture
+    mode = "area" if height * width < picture.shape[2] * picture.shape[3] else "bicubic"
+    return F.interpolate(picture, (height, width), mode=mode).clamp(0, 1)

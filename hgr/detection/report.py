@@ -1,0 +1,162 @@
+"""The report of a detection: what was found, in which item, by which evidence. JSON, for graphs, scripts and the
+editor.
+
+Version 1, an object of
+- `version`: 1; `hgr`, `encoder`: names; `sensitivity`: one of `SENSITIVITIES`; `false_positive_rate`: what it promises
+  on clean prompts or pictures, null where the HGR does not say; `about`: "prompts" or "pictures";
+- `flagged`, `score`: of the whole batch, any item and the highest;
+- `items`: of each prompt or picture `flagged`, `score`, `concepts` and, where words were asked for, `words`: [[word,
+  heat in [0, 1]], ...].
+  `concepts` has by id: `label`, `score` in [0, 1], `threshold`, `flagged`, `evidence`, these being of the evidence that
+  is closest to or furthest above its threshold, and `all`: {evidence: [score, threshold]}.
+
+Scores are calibrated probabilities. Evidence is "prompt" (the gates), "picture with prompt" (HED) or "picture" (the
+probe).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..core.hgr import HGR, Concept, HGRError
+from ..core.options import SENSITIVITIES
+
+VERSION = 1
+PROMPT, BOTH, PICTURE = "prompt", "picture with prompt", "picture"
+
+
+class ReportError(ValueError):
+    """A report that cannot be used, in one sentence that says why."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one way of looking says. kind: PROMPT, BOTH or PICTURE. scores (B, K): calibrated. concepts: K, with their
+    thresholds."""
+
+    kind: str
+    scores: Tensor
+    concepts: Sequence[Concept]
+
+
+def build(
+    hgr: HGR,
+    evidence: Sequence[Evidence],
+    on: Sequence[bool],
+    *,
+    sensitivity: str,
+    words: Sequence[Sequence[tuple[str, float]]] = (),
+) -> dict[str, Any]:
+    """The report of B items. on (K,): the concepts that count. words: of each item, or none.
+
+    Raises HGRError for NaN, and where the HGR has no thresholds for another sensitivity than "normal"; ValueError
+    without evidence.
+    """
+    if not evidence:
+        raise ValueError("nothing to look at: give prompts, pictures, or both.")
+    for found in evidence:
+        if not found.scores.isfinite().all():  # a NaN is below every threshold: it would pass as clean
+            raise HGRError(f"{hgr.name} gives NaN ({found.kind}), so nobody can say what is harmful here.")
+    limits = [[_threshold(concept, sensitivity, hgr.name) for concept in found.concepts] for found in evidence]
+    scores = [found.scores.tolist() for found in evidence]
+    items = []
+    for row in range(len(scores[0])):
+        concepts = {}
+        for k, concept in enumerate(hgr.concepts):
+            if on[k]:
+                seen = [
+                    (found.kind, score[row][k], limit[k])
+                    for found, score, limit in zip(evidence, scores, limits, strict=True)
+                ]
+                kind, score, limit = max(seen, key=lambda one: _logit(one[1]) - _logit(one[2]))
+                concepts[concept.id] = {
+                    "label": concept.label,
+                    "score": round(score, 6),
+                    "threshold": round(limit, 6),
+                    "flagged": score >= limit,
+                    "evidence": kind,
+                    "all": {kind: [round(score, 6), round(limit, 6)] for kind, score, limit in seen},
+                }
+        items.append(
+            {
+                "flagged": any(c["flagged"] for c in concepts.values()),
+                "score": max((c["score"] for c in concepts.values()), default=0.0),
+                "concepts": concepts,
+            }
+            | ({"words": [[word, round(heat, 4)] for word, heat in words[row]]} if row < len(words) else {})
+        )
+    rate = _rate(hgr, evidence)
+    return {
+        "version": VERSION,
+        "hgr": hgr.name,
+        "encoder": hgr.encoder.family,
+        "sensitivity": sensitivity,
+        "false_positive_rate": None if rate is None else rate * SENSITIVITIES[sensitivity],
+        "about": "prompts" if all(found.kind == PROMPT for found in evidence) else "pictures",
+        "flagged": any(item["flagged"] for item in items),
+        "score": max((item["score"] for item in items), default=0.0),
+        "items": items,
+    }
+
+
+def flags(text: str, count: int | None = None) -> list[bool]:
+    """Which of `count` pictures a report flags; without count, which of its own items. The report of a single prompt is
+    about all pictures that were made of it.
+
+    Raises ReportError for a text that is not such a report, and for one of another number of items.
+    """
+    try:
+        report = json.loads(text)
+        version, items, about = report["version"], report["items"], report["about"]
+        found = [item["flagged"] for item in items]
+        if not all(isinstance(flag, bool) for flag in found):
+            raise ValueError("flagged is neither true nor false")
+    except (TypeError, KeyError, ValueError, RecursionError) as error:
+        raise ReportError(
+            f"this is not the report of a Harmfulness Detector ({error}): wire its report output in."
+        ) from None
+    if version != VERSION:
+        raise ReportError(f"the report has version {version!r}; this SafeCFG reads version {VERSION}.")
+    count = len(found) if count is None else count
+    if len(found) == 1 and about == "prompts":
+        found *= count
+    if len(found) != count or not found:
+        raise ReportError(
+            f"the report is about {len(found)} {about}, but there are {count} pictures: they must be of the same batch."
+        )
+    return found
+
+
+def to_json(report: dict[str, Any]) -> str:
+    """The report as text."""
+    return json.dumps(report, ensure_ascii=False)
+
+
+def _threshold(concept: Concept, sensitivity: str, name: str) -> float:
+    if sensitivity == "normal":
+        return concept.threshold
+    if not concept.levels:
+        raise HGRError(
+            f'{name} has no thresholds for another sensitivity than "normal": choose that, or train it again.'
+        )
+    return concept.levels[list(SENSITIVITIES).index(sensitivity)]
+
+
+def _rate(hgr: HGR, evidence: Sequence[Evidence]) -> float | None:
+    """The stated false-positive rate, which the parts of a merged HGR have each."""
+    parts = hgr.training.get("merged", [hgr.training])
+    if any(found.kind != PROMPT for found in evidence) and hgr.probe:
+        parts = hgr.probe.training.get("merged", [hgr.probe.training])
+    rates = [part.get("false_positive_rate") for part in parts]
+    return None if any(type(rate) not in (int, float) for rate in rates) else float(sum(rates))
+
+
+def _logit(p: float) -> float:
+    p = min(max(p, 1e-9), 1 - 1e-9)
+    return math.log(p / (1 - p))

@@ -1,0 +1,38 @@
+"""Which words of a prompt make a concept fire.
+
+A text encoder that reads from left to right carries a word's meaning on to all later tokens, so that the gates' token
+scores light up from the harmful word to the prompt's end. Asking again without a word says what it does; this project's
+own method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_MOST = 100  # pieces that a prompt is divided into: the encoder is asked twice for each
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a prompt; of one with more than 100, runs of neighbours."""
+    words = text.split()
+    run = -(-len(words) // _MOST) or 1
+    return [" ".join(words[i : i + run]) for i in range(0, len(words), run)]
+
+
+def word_heat(gates: Callable[[list[str]], Tensor], words: list[str]) -> Tensor:
+    """(W, K) in [0, 1]: how much each word raises each gate: what is lost without it, or what it adds to the words
+    before it, whichever is more, since what is said twice is not lost with one word.
+
+    gates: of N prompts (N, K). The prompt itself is `" ".join(words)`.
+    """
+    if not words:
+        return torch.zeros(0, gates([""]).shape[1])
+    count = len(words)
+    without = [" ".join(words[:i] + words[i + 1 :]) for i in range(count)]
+    found = gates(["", *(" ".join(words[: i + 1]) for i in range(count)), *without])
+    before, left_out = found[: count + 1], found[count + 1 :]
+    rise = before[1:] - before[:-1].cummax(0).values  # a gate that comes back after a harmless word adds nothing
+    return torch.maximum(before[-1] - left_out, rise).clamp(min=0)

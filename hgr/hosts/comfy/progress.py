@@ -1,0 +1,67 @@
+"""A long job in a node: its progress bar and preview, the interrupt button, and gradients where it trains."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import comfy.model_management
+import comfy.utils
+import torch
+from PIL import Image
+
+from ...core.progress import Progress
+from .chart import draw_loss
+
+_PREVIEW_SECONDS = 1.0
+
+
+@contextmanager
+def gradients() -> Iterator[None]:
+    """Nodes run in inference mode, whose tensors no gradient can pass, and the host's fused kernels have none
+    either."""
+    before, comfy.model_management.in_training = getattr(comfy.model_management, "in_training", False), True
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        comfy.model_management.in_training = before
+
+
+class NodeProgress(Progress):
+    """The node's progress bar, stopped by the interrupt button."""
+
+    def __init__(self, total: int = 1):
+        self.bar = comfy.utils.ProgressBar(total)
+
+    def text(self, done: int, total: int) -> None:
+        self._show(done, total)
+
+    def picture(self, done: int, total: int) -> None:
+        self._show(done, total)
+
+    def _show(self, done: int, total: int, preview: tuple | None = None) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.bar.update_absolute(done, total, preview)
+
+
+class TrainingProgress(NodeProgress):
+    """The same with a chart of the loss as preview. title: what is trained."""
+
+    def __init__(self, title: str, steps: int):
+        super().__init__(steps)
+        self.title, self.steps, self.shown = title, steps, 0.0
+        self.losses: list[tuple[int, float]] = []
+
+    def step(self, done: int, loss: float) -> None:
+        self.losses.append((done, loss))
+        preview = None
+        if time.monotonic() - self.shown > _PREVIEW_SECONDS:
+            self.shown = time.monotonic()
+            preview = ("PNG", self.chart(), None)
+        self._show(done, self.steps, preview)
+
+    def chart(self) -> Image.Image:
+        """The loss so far."""
+        return draw_loss(self.losses, self.steps, self.title)

@@ -1,0 +1,69 @@
+"""Training an HGR inside ComfyUI: its text encoder and its denoiser, with its memory management in charge."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import folder_paths
+from torch import Tensor
+
+from ...core.hgr import HGR
+from ...data.pairs import Pairs
+from ...training.attention import cross_attention
+from ...training.settings import HGRSettings, check_pairs
+from ...training.train_hgr import train_hgr, training_fingerprint
+from .chart import image
+from .denoiser import denoiser_of, model_fingerprint
+from .latents import given_pictures, picture_size
+from .progress import TrainingProgress, gradients
+from .prompts import encoder_family, encoder_of
+
+
+def train_for_clip(
+    clip: comfy.sd.CLIP,
+    pairs: Pairs,
+    settings: HGRSettings,
+    *,
+    model: comfy.model_patcher.ModelPatcher | None = None,
+    latents: dict[str, Any] | None = None,
+) -> tuple[HGR, Tensor]:
+    """Train an HGR for a CLIP and, unless the losses are "text", for a MODEL. Returns it with the loss chart (1, H, W,
+    3).
+
+    latents: a LATENT of pictures to learn from; an empty one gives the size in which the model makes its own.
+    An interrupted training resumes from its last step when the same training is run again.
+
+    Raises DataError and ValueError as `hgr.training.train_hgr`, before anything is encoded.
+    """
+    check_pairs(pairs, settings)
+    if settings.weights.needs_denoiser and model is not None:
+        cross_attention(model.model.diffusion_model)
+    family, pictures, size = encoder_family(clip), given_pictures(latents), picture_size(latents)
+    # what is kept was made with these
+    made_for = family if model is None else f"{family}, {model_fingerprint(model)}, {tuple(size)}"
+    folder = training_fingerprint(pairs, made_for, settings)
+    work = Path(folder_paths.get_system_user_directory("safecfg"), "training", folder)
+    progress = TrainingProgress("HGR training", settings.steps)
+
+    def denoiser():
+        return denoiser_of(model, size, clip, seed=settings.seed, gradients=settings.weights.score > 0)
+
+    with gradients():
+        hgr = train_hgr(
+            pairs,
+            encoder_of(clip),
+            settings,
+            family=family,
+            work=work,
+            device=comfy.model_management.get_torch_device(),
+            denoiser=None if model is None else denoiser,
+            latents=pictures,
+            progress=progress,
+        )
+    shutil.rmtree(work, ignore_errors=True)
+    return hgr, image(progress.chart())

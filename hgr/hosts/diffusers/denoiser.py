@@ -1,0 +1,59 @@
+"""A diffusers pipeline's denoiser as training and detection ask for it."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from ...core.denoiser import Denoiser, Predict
+from ...core.progress import Progress
+
+_BATCH = 8
+_STEPS = 12  # of sampling; the pictures are looked at through noise
+
+
+@torch.no_grad()
+def denoiser_of(pipe: DiffusionPipeline, seed: int = 0) -> Denoiser:
+    """The pipeline's denoiser. seed: of the pictures that it paints."""
+    unet, scheduler = pipe.unet, pipe.scheduler
+    unet.requires_grad_(False)
+    last = scheduler.config.num_train_timesteps - 1
+    kind = scheduler.config.get("prediction_type", "epsilon")
+
+    def at(latents: Tensor, percent: Tensor, noise: Tensor) -> Predict:
+        t = ((1 - percent) * last).round().long()
+        noisy = scheduler.add_noise(latents, noise, t)
+        truth = (
+            {"epsilon": noise, "sample": latents}[kind]
+            if kind != "v_prediction"
+            else scheduler.get_velocity(latents, noise, t)
+        )
+
+        def error(features: Tensor, pooled: Tensor | None) -> Tensor:
+            device = unet.device
+            added = {}
+            if pooled is not None:  # SDXL also takes the picture's size: as it was made, not cropped
+                size = [n * 2 ** (len(pipe.vae.config.block_out_channels) - 1) for n in latents.shape[-2:]]
+                sizes = torch.tensor([[*size, 0, 0, *size]], device=device, dtype=unet.dtype).expand(len(latents), -1)
+                added = {"added_cond_kwargs": {"text_embeds": pooled.to(device, unet.dtype), "time_ids": sizes}}
+            z = noisy.to(device, unet.dtype)
+            return unet(z, t.to(device), features.to(device, unet.dtype), **added).sample.float() - truth.to(device)
+
+        return error
+
+    @torch.no_grad()
+    def paint(prompts: list[str], progress: Progress) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        pipe.set_progress_bar_config(disable=True)
+        made = []
+        for at in range(0, len(prompts), _BATCH):
+            progress.picture(at, len(prompts))
+            found = pipe(
+                prompts[at : at + _BATCH], num_inference_steps=_STEPS, output_type="latent", generator=generator
+            )
+            made.append(found.images.float().cpu())
+        progress.picture(len(prompts), len(prompts))
+        return torch.cat(made)
+
+    return Denoiser(unet, at, paint, _BATCH)

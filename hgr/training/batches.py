@@ -1,0 +1,81 @@
+"""One step's prompts, drawn from examples."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.prompt import Prompt
+from ..data.examples import Example, Examples
+from .encoded_prompts import EncodedPrompts
+
+_IDLE = 0.3  # chance that a concept is on in a prompt that does not have it
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a step is made of, before it is encoded. switched: the concepts that are on, for each example."""
+
+    examples: list[Example]
+    switched: list[frozenset[str]]
+    clean: list[str]
+
+    def part(self, rank: int, count: int) -> Draw:
+        """The share of one process among `count`."""
+        return Draw(self.examples[rank::count], self.switched[rank::count], self.clean[rank::count])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's prompts.
+
+    harmful, with labels (B, K); target: the same prompts without some of these concepts, with target_labels (B, K);
+    switched (B, K): the concepts that are on, those that the target lacks and some that the prompt never had; clean:
+    prompts without any concept.
+    """
+
+    harmful: Prompt
+    labels: Tensor
+    target: Prompt
+    target_labels: Tensor
+    switched: Tensor
+    clean: Prompt
+
+
+def draw_step(examples: Examples, ids: Sequence[str], size: int, *, rng: random.Random) -> Draw:
+    """`size` examples with the concepts that are on for each, and as many clean prompts."""
+    drawn = [examples.draw(rng) for _ in range(size)]
+    clean = [rng.choice(examples.clean) for _ in range(size)]
+    # gates of related concepts fire together: those that are not there must add nothing to what the others move
+    switched = [e.removed | {id for id in ids if id not in e.labels and rng.random() < _IDLE} for e in drawn]
+    return Draw(drawn, switched, clean)
+
+
+def make_batch(
+    draw: Draw, examples: Examples, encoded: EncodedPrompts, *, ids: Sequence[str], device: torch.device | str = "cpu"
+) -> Batch:
+    """The tensors of a draw."""
+    count = len(draw.examples)
+    texts = [*(e.text for e in draw.examples), *(e.target for e in draw.examples), *draw.clean]
+    harmful, target, clean = encoded(texts, device).split([count, count, len(draw.clean)])
+
+    def flags(sets: Iterable[frozenset[str]]) -> Tensor:
+        return label_matrix(sets, ids).to(device)
+
+    return Batch(
+        harmful,
+        flags(e.labels for e in draw.examples),
+        target,
+        flags(examples.labels(e.target) for e in draw.examples),
+        flags(draw.switched),
+        clean,
+    )
+
+
+def label_matrix(sets: Iterable[frozenset[str]], ids: Sequence[str]) -> Tensor:
+    """(N, K) bool: which of the concepts `ids` each set holds."""
+    return torch.tensor([[id in found for id in ids] for found in sets], dtype=torch.bool)

@@ -1,0 +1,93 @@
+"""From logits to probabilities, and from probabilities to thresholds for a stated false-positive rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.hgr import Concept
+from ..core.options import SENSITIVITIES
+
+LOW = 0.3  # below which no threshold goes, but for sensitivities above "normal"
+
+
+def platt(logits: Tensor, labels: Tensor, steps: int = 200) -> tuple[float, float]:
+    """Scale and bias for which `sigmoid(scale * logit + bias)` is calibrated (Platt 1999). logits, labels (N,).
+
+    Platt's smoothed targets keep both finite for separable data.
+    """
+    logits, labels = logits.double(), labels.double()
+    prior = torch.stack([labels.sum() + 1, (1 - labels).sum() + 1])
+    smooth = labels * (prior[0] / (prior[0] + 1)) + (1 - labels) / (prior[1] + 1)
+    fit = torch.tensor([1.0, 0.0], dtype=torch.double, requires_grad=True)
+    optimizer = torch.optim.LBFGS([fit], max_iter=steps, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(fit[0] * logits + fit[1], smooth)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return tuple(fit.tolist())
+
+
+def thresholds(
+    clean: Tensor, rate: float, none: Tensor | None = None, *, low: float = LOW, high: float = 0.95
+) -> list[float]:
+    """One threshold a concept, such that of clean prompts at most a share of `rate` is expected to have a gate that
+    reaches its
+    threshold: the stated false-positive rate of all concepts together. clean (N, K): gates of prompts that were not
+    trained on; none
+    (M, K): of all prompts without a concept, these among them. Each threshold is kept within [low, high].
+
+    The logits of each concept are brought to mean 0 and standard deviation 1 on `none`, and one limit holds for the
+    highest of a
+    prompt: of N prompts at most `rate * (N + 1) - 1` may reach it, for one more than was seen must be expected of new
+    prompts, as
+    in split conformal prediction (Vovk et al. 2005). A limit for each concept by itself would promise less than it
+    keeps: its few highest prompts are chance. A rate below 1 / (N + 1) cannot be seen: from there on the odds of the
+    threshold grow as the rate falls. Where classes are separated, the stated rate would allow thresholds next to 0;
+    `low` keeps clean wordings that were never seen from firing on a hint.
+
+    Raises ValueError for a rate outside (0, 1).
+    """
+    if not 0 < rate < 1:
+        raise ValueError(f"the false-positive rate is {rate}; it must lie between 0 and 1.")
+    logits, spread = (torch.logit(x.double(), 1e-9) for x in (clean, clean if none is None else none))
+    mean, std = spread.mean(0), spread.std(0).clamp(min=1e-6)
+    seen = max(rate, 1 / (len(clean) + 1))
+    highest = ((logits - mean) / std).amax(1).sort(descending=True).values
+    limit = highest[int(seen * (len(clean) + 1) + 1e-9) - 1]
+    odds = mean + std * limit + 1e-6 + math.log(seen / rate)
+    return odds.sigmoid().clamp(low, high).tolist()
+
+
+def calibrate(
+    concepts: Sequence[Concept], scores: Tensor, labels: Tensor, *, judged: Tensor, clean: Tensor, rate: float
+) -> list[Concept]:
+    """Concepts with the calibration and the thresholds of a score, from its logits on what was not trained on.
+
+    scores (N, K) with labels (N, K) and judged (N, K), where the label is to be believed; clean (L, K): scores of what
+    has no concept, which the stated false-positive rate is about.
+    """
+    fits = [platt(scores[judged[:, k], k], labels[judged[:, k], k]) for k in range(labels.shape[1])]
+    scale, bias = torch.tensor(fits).T
+    probabilities, none = ((scale * x + bias).sigmoid() for x in (clean, scores[~labels.any(1)]))
+    # a sensitivity is a false-positive rate; where nothing but `LOW` holds a threshold up, its odds move instead
+    levels = [
+        thresholds(probabilities, min(rate * factor, 0.5), none, low=1 / (1 + (1 / LOW - 1) * factor))
+        for factor in SENSITIVITIES.values()
+    ]
+    normal = levels[list(SENSITIVITIES).index("normal")]
+    return [
+        replace(concept, scale=scale, bias=bias, threshold=threshold, levels=level)
+        for concept, (scale, bias), threshold, level in zip(
+            concepts, fits, normal, zip(*levels, strict=True), strict=True
+        )
+    ]

@@ -1,0 +1,78 @@
+"""What a trained HGR does on prompts that it was not trained on: measured, recorded, and told to people."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..core.hgr import HGR, calibrated
+from ..data.pairs import Pairs
+from .metrics import auroc, expected_calibration_error
+from .settings import HGRSettings
+
+
+def hgr_report(hgr: HGR) -> str:
+    """What a trained HGR's gates do on prompts that it was not trained on, for people."""
+    metrics = hgr.training["metrics"]
+    lines = [
+        f"{hgr.encoder.family}: {len(hgr.concepts)} concepts",
+        f"clean prompts in which a concept fires: {metrics['flagged_clean']:.2%} of {metrics['clean_prompts']}, "
+        f"{hgr.training['false_positive_rate']:.2%} asked for",
+    ]
+    for concept in hgr.concepts:
+        m = metrics["concepts"][concept.id]
+        lines.append(
+            f"{concept.label}: {m['recall']:.1%} of {m['held_out']} found, AUROC against clean twins {m['auroc_twins']:.4f}, "
+            f"threshold {concept.threshold:.2f}, calibration error {m['ece']:.3f}"
+        )
+    if hgr.probe is None:
+        lines.append(
+            "no picture probe: it judges prompts alone. For pictures, train with the model or run python -m hgr probe"
+        )
+    else:
+        aurocs = (
+            f"{concept.label} {hgr.probe.training['metrics'][concept.id]['auroc']:.3f}" for concept in hgr.concepts
+        )
+        lines.append(f"picture probe, from {hgr.probe.training['pictures']} pictures: AUROC {', '.join(aurocs)}")
+    return "\n".join(lines)
+
+
+def gate_metrics(hgr: HGR, harmful: Tensor, labels: Tensor, *, twins: Tensor, clean: Tensor) -> dict[str, Any]:
+    """What the calibrated gates do on held-out prompts: per concept, and the share of all clean prompts that is
+    flagged.
+
+    harmful (N, K) with labels (N, K) bool, twins (M, K), clean (L, K): logits before calibration.
+    """
+    harmful, twins, clean = (calibrated(x, hgr.concepts) for x in (harmful, twins, clean))
+    negative = torch.cat([twins, clean])
+    per_concept = {}
+    for k, concept in enumerate(hgr.concepts):
+        own = harmful[labels[:, k], k]
+        gates = torch.cat([own, negative[:, k]])
+        truth = torch.cat([torch.ones(len(own)), torch.zeros(len(negative))])
+        per_concept[concept.id] = {
+            "auroc_twins": auroc(own, twins[:, k]),
+            "auroc_clean": auroc(own, clean[:, k]),
+            "recall": (own >= concept.threshold).float().mean().item(),
+            "ece": expected_calibration_error(gates, truth),
+            "held_out": len(own),
+        }
+    flagged = (clean >= hgr.thresholds.cpu()).any(1).float().mean().item()
+    return {"flagged_clean": flagged, "clean_prompts": len(clean), "concepts": per_concept}
+
+
+def training_record(pairs: Pairs, settings: HGRSettings, metrics: dict[str, Any]) -> dict[str, Any]:
+    """What the file says about how the HGR was made; the false-positive rate as a share, as in every report."""
+    counts = Counter(pair.concept for pair in pairs.pairs)
+    return {
+        "data": {"pairs": dict(counts), "clean": len(pairs.clean)},
+        **dataclasses.asdict(settings),
+        "false_positive_rate": settings.rate,
+        "metrics": metrics,
+        "versions": {"safecfg": __version__, "torch": torch.__version__},
+    }

@@ -1,0 +1,131 @@
+"""The losses that train an HGR: gates, and three ways to say that safe features act like the clean caption's.
+
+Each is a mean over the batch's samples, so that a batch may be divided among processes. The formulas are this project's
+own (the paper publishes none).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.denoiser import Predict
+from ..core.network import HGRNetwork
+from ..core.prompt import Prompt
+from .batches import Batch
+from .settings import Weights
+
+SCORED = 4  # samples of a batch that the score loss evaluates: denoisers are large
+
+
+def gate_loss(logits: Tensor, labels: Tensor, other: float = 0.2) -> Tensor:
+    """Binary cross-entropy, mean over concepts, plus that of "any concept at all" by noisy-or. logits, labels (B, K).
+
+    On a harmful prompt the zeros of its other concepts count `other`, in [0, 1]: an act of violence is often shocking
+    too, and pairs seldom say so. On a clean prompt zeros count in full.
+    """
+    labels = labels.to(logits)
+    harmful = labels.amax(1) > 0
+    weight = torch.where(harmful[:, None] & (labels == 0), other, 1.0)
+    each = (F.binary_cross_entropy_with_logits(logits, labels, reduction="none") * weight).mean()
+    log_none = -F.softplus(logits).sum(1)  # no concept: the product of 1 - g_k
+    log_any = torch.log(-torch.expm1(log_none.clamp(max=-1e-6)))
+    return each - torch.where(harmful, log_any, log_none).mean() / logits.shape[1]
+
+
+def text_loss(safe: Tensor, target: Tensor, std: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Squared error in units of the features' own spread. safe, target (B, ..., D), std (D,), mask (B, ...) of what
+    counts."""
+    error = ((safe - target) / std).square().mean(-1)
+    return error.mean() if mask is None else (error * mask).sum() / mask.sum().clamp(min=1)
+
+
+def attention_distances(layers: Sequence[Callable[[Tensor], Tensor]], harmful: Tensor, clean: Tensor) -> list[float]:
+    """Mean squared distance of each layer's outputs under harmful features (B, T, D) from those under their clean
+    twins'."""
+    with torch.no_grad():
+        return [max((attend(harmful) - attend(clean)).square().mean().item(), 1e-8) for attend in layers]
+
+
+def attention_loss(
+    layers: Sequence[Callable[[Tensor], Tensor]], distances: Sequence[float], safe: Tensor, target: Tensor
+) -> Tensor:
+    """How far the denoiser's cross-attention outputs under `safe` are from those under `target`, as a share of how far
+    harmful prompts' are (`attention_distances`): 0 is perfect, 1 is no change at all.
+
+    layers: each maps features (B, T, D) to its outputs (B, Q, C) for a fixed bank of Q queries. No denoiser pass is
+    needed.
+    """
+    shares = []
+    for attend, distance in zip(layers, distances, strict=True):
+        with torch.no_grad():
+            goal = attend(target)
+        shares.append((attend(safe) - goal).square().mean() / distance)
+    return torch.stack(shares).mean()
+
+
+def score_loss(safe: Tensor, target: Tensor, original: Tensor) -> Tensor:
+    """The same share for the denoiser's predictions (B, ...) under safe, target and original features, at the same z_t
+    and t."""
+    distance = (original - target).flatten(1).square().mean(1)
+    # a pair that the denoiser hardly tells apart at this t must not drown the others
+    return ((safe - target).flatten(1).square().mean(1) / distance.clamp(min=distance.mean().clamp(min=1e-8))).mean()
+
+
+def step_loss(
+    network: HGRNetwork,
+    batch: Batch,
+    weights: Weights,
+    *,
+    layers: Sequence[Callable[[Tensor], Tensor]] = (),
+    distances: Sequence[float] = (),
+    predict: Predict | None = None,
+) -> Tensor:
+    """The loss of one step: each of the losses above as much as `weights` says.
+
+    layers, distances: for the attention loss. predict: for the score loss, the errors for `SCORED` samples.
+    Raises ValueError if a loss that counts lacks what it needs.
+    """
+    if weights.attention and not layers:
+        raise ValueError("the attention loss needs layers: give them, or set its weight to 0.")
+    harmful, target = batch.harmful, batch.target
+    encoding, clean_encoding = network.encode(*harmful), network.encode(*batch.clean)
+    clean_logits = network.gate_logits(clean_encoding)
+    total = weights.gate * (
+        gate_loss(network.gate_logits(encoding), batch.labels)
+        + gate_loss(network.gate_logits(network.encode(*target)), batch.target_labels)
+        + gate_loss(clean_logits, torch.zeros_like(clean_logits))
+    )
+    delta, pooled_delta = network.displacement(encoding, batch.switched.to(harmful.features))
+    safe = harmful.features + delta
+    pooled = None
+    if pooled_delta is not None:
+        pooled = harmful.pooled + pooled_delta
+        total = total + max(weights.text, weights.attention) * text_loss(pooled, target.pooled, network.pooled_std)
+    if weights.text:
+        both = None if harmful.mask is None else harmful.mask & target.mask
+        total = total + weights.text * text_loss(safe, target.features, network.std, both)
+    if weights.attention:
+        total = total + weights.attention * attention_loss(layers, distances, safe, target.features)
+    if weights.score:
+        total = total + weights.score * _score_loss_of(predict, Prompt(safe, pooled), target, harmful)
+    if weights.still:
+        moved, moved_pooled = network.displacement(clean_encoding, torch.ones_like(clean_logits))
+        total = total + weights.still * text_loss(moved, torch.zeros_like(moved), network.std, batch.clean.mask)
+        if moved_pooled is not None:
+            still = text_loss(moved_pooled, torch.zeros_like(moved_pooled), network.pooled_std)
+            total = total + weights.still * still
+    return total
+
+
+def _score_loss_of(predict: Predict | None, safe: Prompt, target: Prompt, harmful: Prompt) -> Tensor:
+    """`score_loss` on the batch's first `SCORED` samples."""
+    if predict is None:
+        raise ValueError("the score loss needs predict: give it, or set its weight to 0.")
+    first = slice(SCORED)
+    with torch.no_grad():
+        goal, start = (predict(*part.rows(first)[:2]) for part in (target, harmful))
+    return score_loss(predict(*safe.rows(first)[:2]), goal, start)

@@ -1,0 +1,140 @@
+"""How to train: the settings of the trainers, their defaults and ranges. Imports no torch; the command line and the
+nodes take their options from here."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from ..data.pairs import Pairs
+from ..data.textfile import DataError
+
+HELD_OUT = 0.15  # share of pairs and clean prompts that is kept for calibration and never trained on
+MIN_PAIRS = 50  # per concept
+MIN_PICTURES = 8  # fewer teach nothing
+EVIDENCE = ("prompt", "picture", "both")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How much each loss counts; a loss with weight 0 is not computed.
+
+    text also weighs the pooled output, which no attention layer sees. still: displacements on clean prompts, in units
+    of the features' spread, so that a false alarm changes little.
+    """
+
+    gate: float = 1.0
+    text: float = 0.0
+    attention: float = 0.0
+    score: float = 0.0
+    still: float = 0.05
+
+    @property
+    def needs_denoiser(self) -> bool:
+        return bool(self.attention or self.score)
+
+
+LOSSES = {
+    "text": Weights(text=1.0),
+    "attention": Weights(attention=1.0),
+    "attention and score": Weights(attention=1.0, score=1.0),
+}
+
+
+def _setting(default: Any, help: str, *, low: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+    """A dataclass field that knows its help text and its range."""
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "choices": choices})
+
+
+@dataclass(frozen=True)
+class HGRSettings:
+    """How to train an HGR. Each field's help says what it is; false_positive_rate is in percent, `rate` the same as a
+    share."""
+
+    steps: int = _setting(800, "training steps", low=1)
+    batch_size: int = _setting(32, "harmful prompts per step in each process, with as many clean ones", low=1)
+    learning_rate: float = _setting(1.5e-3, "peak of the learning rate")
+    seed: int = _setting(0, "of everything random")
+    losses: str = _setting("attention", '"text" needs only the text encoder', choices=tuple(LOSSES))
+    false_positive_rate: float = _setting(1.0, "percent of clean prompts in which any concept may fire")
+    width: int = _setting(128, "of the HGR's network", low=8)
+    depth: int = _setting(2, "of the HGR's network", low=1)
+    pictures: int = _setting(
+        256,
+        "that the model makes to learn from, half of harmful prompts; the picture probe is trained on them too",
+        low=0,
+    )
+
+    @property
+    def rate(self) -> float:
+        return self.false_positive_rate / 100
+
+    @property
+    def weights(self) -> Weights:
+        return LOSSES[self.losses]
+
+    def check(self) -> None:
+        """Raise ValueError for a setting out of its range."""
+        _check_ranges(self)
+        if 0 < self.pictures < MIN_PICTURES:
+            raise ValueError(f"pictures is {self.pictures}; it must be {MIN_PICTURES} or more, or 0 for none.")
+        check_rate(self.false_positive_rate)
+
+
+@dataclass(frozen=True)
+class LoRASettings:
+    """How to fine-tune a model into a safe LoRA. Each field's help says what it is."""
+
+    steps: int = _setting(400, "training steps", low=1)
+    batch_size: int = _setting(8, "examples per step in each process, half of them harmful", low=1)
+    learning_rate: float = _setting(1e-3, "peak of the learning rate")
+    rank: int = _setting(16, "of the LoRA", low=1)
+    seed: int = _setting(0, "of everything random")
+    evidence: str = _setting(
+        "both",
+        'what says how harmful an example is; "picture" and "both" need an HGR with a picture probe',
+        choices=EVIDENCE,
+    )
+    pictures: int = _setting(400, "that the model makes of the prompts where you give none", low=1)
+
+    def check(self) -> None:
+        """Raise ValueError for a setting out of its range."""
+        _check_ranges(self)
+
+
+def check_rate(percent: float) -> None:
+    """Raise ValueError for a false-positive rate out of its range."""
+    if not 0 < percent < 50:
+        raise ValueError(f"false_positive_rate is {percent} %; it must be above 0 and below 50.")
+
+
+def check_pairs(pairs: Pairs, settings: HGRSettings) -> None:
+    """Raise ValueError for settings out of range, DataError where there is too little to train or to calibrate on."""
+    settings.check()
+    if not pairs.topics:
+        raise DataError("there are no concepts: choose at least one.")
+    counts = Counter(pair.concept for pair in pairs.pairs)
+    for topic in pairs.topics:
+        if counts[topic.id] < MIN_PAIRS:
+            raise DataError(f'concept "{topic.id}" has {counts[topic.id]} pairs; it needs at least {MIN_PAIRS}.')
+    available = len(pairs.clean) + len({pair.clean for pair in pairs.pairs})
+    needed = math.ceil(1 / settings.rate / HELD_OUT)
+    if available < needed:
+        raise DataError(
+            f"a false-positive rate of {settings.rate:.2%} cannot be measured on {available} clean prompts: it needs {needed}. "
+            "Add clean prompts or pairs, or state a higher rate."
+        )
+
+
+def _check_ranges(settings: HGRSettings | LoRASettings) -> None:
+    for field in dataclasses.fields(settings):
+        value, low, choices = getattr(settings, field.name), field.metadata["low"], field.metadata["choices"]
+        if low is not None and value < low:
+            raise ValueError(f"{field.name} is {value}; it must be {low} or more.")
+        if choices and value not in choices:
+            raise ValueError(f'{field.name} "{value}" is unknown; it must be one of {", ".join(choices)}.')
+    if not settings.learning_rate > 0:
+        raise ValueError(f"learning_rate is {settings.learning_rate}; it must be above 0.")

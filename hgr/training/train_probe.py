@@ -1,0 +1,156 @@
+"""Training the picture probe of an HGR: logistic heads on the denoiser's features, from pictures that the model made
+itself.
+
+The pictures are labelled by the HGR's own gates on their prompts: no human label, and no other network. The method is
+this project's own. `hgr.detection.probe` uses the probe.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.denoiser import Denoiser
+from ..core.hgr import HGR, Concept, Probe, calibrated
+from ..core.progress import SILENT, Progress, Tally
+from ..core.prompt import Prompt
+from ..detection.hed import hed_picture
+from ..detection.probe import PROBE_PERCENTS, probe_features
+from .calibration import calibrate
+from .metrics import auroc, expected_calibration_error
+from .pictures import Pictures
+
+log = logging.getLogger("safecfg")
+
+MIN_SHOWN = 8  # pictures in which a concept is, and in which none is
+_FOLDS = 5
+_RIDGE = 0.01  # on weights for standardised features
+
+
+def train_probe(
+    hgr: HGR,
+    denoiser: Denoiser,
+    pictures: Pictures,
+    *,
+    prompts: Callable[[list[int]], Prompt],
+    rate: float,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> Probe | None:
+    """The probe of an HGR; None, with a warning, where too few pictures show a concept.
+
+    prompts: the prompts of pictures by number. rate: the stated false-positive rate, in (0, 0.5).
+    """
+    count, twins = len(pictures.latents), pictures.twins
+    tally = Tally(progress, 2 * count)
+    seen = _judge(hgr, denoiser, pictures, prompts=prompts, seed=seed, tally=tally)
+    x = probe_features(denoiser, pictures.latents, hgr.encoder.prompt, seed=seed, tally=tally)
+    labels = seen.labels
+    clean = ~labels.any(1)
+    for found, what in (*((labels[:, k], f'"{id}"') for k, id in enumerate(hgr.ids)), (clean, "no concept")):
+        if found.sum() < MIN_SHOWN:
+            log.warning(
+                "no picture probe: of the %d pictures that the model made, %d have prompts with %s, and %d are needed. "
+                "Train with more pictures to detect concepts in pictures.",
+                count,
+                found.sum(),
+                what,
+                MIN_SHOWN,
+            )
+            return None
+
+    mean, std = x.mean(0), x.std(0).clamp(min=1e-4)
+    standard = ((x - mean) / std).flatten(1)
+    held = _cross_validate(standard, labels, twins)
+    weight, bias = fit_heads(standard, labels)
+    weight = weight.T.unflatten(1, mean.shape) / std  # for features that are not standardised
+
+    known = [Concept(c.id, c.label, c.description) for c in hgr.concepts]
+    heads = calibrate(known, held, labels, judged=torch.ones_like(labels), clean=held[clean], rate=rate)
+    first, second = list(twins), list(twins.values())
+    absent = torch.cat([seen.hed_of_twin[first] * (labels[first] & ~labels[second]), seen.hed[clean]])
+    scores, truth = torch.cat([seen.hed, absent]), torch.cat([labels, torch.zeros(absent.shape, dtype=torch.bool)])
+    distances = calibrate(known, scores, truth, judged=torch.ones_like(truth), clean=absent, rate=rate)
+    made = {
+        "pictures": count,
+        "latent": list(pictures.latents.shape[1:]),
+        "seed": seed,
+        "false_positive_rate": rate,
+        "metrics": _metrics(heads, held, labels),
+    }
+    return Probe(
+        PROBE_PERCENTS, mean, std, weight, bias - (weight * mean).sum((1, 2)), tuple(heads), tuple(distances), made
+    )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What HGR and denoiser say of N pictures: labels (N, K) by the prompts' gates; hed (N, K) of the picture with its
+    prompt, and hed_of_twin (N, K) of the clean twin's picture with the harmful prompt."""
+
+    labels: Tensor
+    hed: Tensor
+    hed_of_twin: Tensor
+
+
+def _judge(
+    hgr: HGR, denoiser: Denoiser, pictures: Pictures, *, prompts: Callable[[list[int]], Prompt], seed: int, tally: Tally
+) -> _Seen:
+    gates, hed, other = [], [], []
+    for part in torch.arange(len(pictures.latents)).split(denoiser.batch):
+        prompt = prompts(part.tolist())
+        gates.append(hgr.read(*prompt).prompt_gates.cpu())
+        hed.append(hed_picture(hgr, denoiser, pictures.latents[part], prompt=prompt, seed=seed).per_concept)
+        shown = [pictures.twins.get(i, i) for i in part.tolist()]
+        other.append(hed_picture(hgr, denoiser, pictures.latents[shown], prompt=prompt, seed=seed).per_concept)
+        tally.add(len(part))
+    return _Seen(torch.cat(gates) >= hgr.thresholds.cpu(), torch.cat(hed), torch.cat(other))
+
+
+def _cross_validate(x: Tensor, labels: Tensor, twins: dict[int, int]) -> Tensor:
+    """(N, K): the logit of each picture by heads that were not fitted on it."""
+    fold = torch.arange(len(x)) % _FOLDS
+    fold[list(twins.values())] = fold[list(twins)]  # a prompt's picture and its twin's look alike
+    held = torch.zeros(labels.shape)
+    for i in range(_FOLDS):
+        weight, bias = fit_heads(x[fold != i], labels[fold != i])
+        held[fold == i] = x[fold == i] @ weight + bias
+    return held
+
+
+def fit_heads(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Ridge-regularised logistic heads (F, K) and (K,) for standardised x (N, F) and labels (N, K)."""
+    truth = labels.to(x)
+    weight = torch.zeros(x.shape[1], truth.shape[1], requires_grad=True)
+    bias = torch.zeros(truth.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=300, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(x @ weight + bias, truth) + _RIDGE * weight.square().sum(0).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weight.detach(), bias.detach()
+
+
+def _metrics(heads: list[Concept], held: Tensor, labels: Tensor) -> dict[str, Any]:
+    """What the heads say of pictures that they were not trained on, by concept."""
+    clean, found, probabilities = ~labels.any(1), {}, calibrated(held, heads)
+    for k, head in enumerate(heads):
+        scores = probabilities[:, k]
+        own = scores[labels[:, k]]
+        found[head.id] = {
+            "pictures": len(own),
+            "auroc": auroc(own, scores[clean]),
+            "recall": (own >= head.threshold).float().mean().item(),
+            "ece": expected_calibration_error(scores, labels[:, k].float()),
+        }
+    return found

@@ -1,0 +1,1 @@
+"""Trains the bundled demo model, its classifier and its HGR."""

@@ -1,0 +1,137 @@
+"""Makes everything that the demo world ships, from a seed: tokenizer, text encoder, autoencoder, UNet, classifier,
+HGR."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
+from transformers import CLIPTextModel
+
+from hgr.core import file
+from hgr.core.tensor_file import save_tensors
+from hgr.data.sources import demo_world
+from hgr.demo import assets, classifier
+from hgr.demo.tokenizer import load_tokenizer
+from hgr.hosts.diffusers.denoiser import denoiser_of
+from hgr.hosts.diffusers.prompts import encoder_of
+from hgr.training.settings import HGRSettings
+from hgr.training.train_hgr import train_hgr
+
+from .train_classifier import train_classifier
+from .train_text_encoder import train_text_encoder
+from .train_tokenizer import train_tokenizer
+from .train_unet import new_scheduler, train_unet
+from .train_vae import refine_decoder, train_vae
+
+log = logging.getLogger("safecfg")
+FAMILY = "the SafeCFG demo model (SD 1.5 family)"
+PAIRS = 1500  # of a concept
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Training steps of each stage; how many pictures the UNet sees, and how many it makes for the HGR's probe. The
+    defaults take about an hour and a half on two CPU cores."""
+
+    vae: int = 2400
+    vae_full: int = 700
+    vae_decoder: int = 500
+    text: int = 900
+    unet: int = 3000
+    classifier: int = 1000
+    hgr: int = 800
+    pictures: int = 16_000
+    probe: int = 768
+
+
+def train_all(
+    work: Path, *, seed: int = 0, device: str = "cpu", steps: Steps = Steps(), output: Path = assets.MODEL.parent
+) -> None:
+    """Train what `work` does not hold yet, each stage resumed from its last checkpoint, and write the result to
+    `output`.
+
+    A stage is trained again when its folder (or file) and its checkpoint in `work` are deleted; use another `work` for
+    another seed.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    if not (work / "tokenizer.json").exists():
+        train_tokenizer(work / "tokenizer.json", seed=seed)
+    tokenizer = load_tokenizer(work / "tokenizer.json")
+
+    def stage(name: str, kind: type, make):
+        """A finished stage's model from `work`, or a new one. A model is saved in a folder of its own when it is
+        done."""
+        folder, start = work / name, time.monotonic()
+        if not (folder / "config.json").exists():
+            model = make()
+            part = folder.with_name(name + ".part")  # renamed when it is whole: an interruption leaves no half model
+            model.save_pretrained(part)
+            part.rename(folder)
+            log.info("%s: done in %.1f minutes", name, (time.monotonic() - start) / 60)
+        return kind.from_pretrained(folder).to(device).eval().requires_grad_(False)
+
+    common = {"seed": seed, "device": device}
+    first = stage("vae", AutoencoderKL, lambda: train_vae(work, steps=steps.vae, full_steps=steps.vae_full, **common))
+    encoder = stage(
+        "text_encoder", CLIPTextModel, lambda: train_text_encoder(work, tokenizer, steps=steps.text, **common)
+    )
+    denoiser = stage(
+        "unet",
+        UNet2DConditionModel,
+        lambda: train_unet(
+            work, first, encoder, tokenizer=tokenizer, steps=steps.unet, pictures=steps.pictures, **common
+        ),
+    )
+    decoder = stage("vae_final", AutoencoderKL, lambda: refine_decoder(work, first, steps=steps.vae_decoder, **common))
+    judge_file = work / "classifier.safetensors"
+    if not judge_file.exists():
+        model = train_classifier(work, decoder, steps=steps.classifier, **common)
+        save_tensors({key: value.half() for key, value in model.state_dict().items()}, judge_file)
+    judge = classifier.load_classifier(judge_file)
+    log.info("classifier on rendered pictures: %s", classifier.accuracy(judge, seed, 600))
+    log.info("classifier through the autoencoder: %s", classifier.accuracy(judge, seed, 600, vae=decoder.cpu()))
+
+    pipeline = StableDiffusionPipeline(
+        vae=decoder.half(),
+        text_encoder=encoder.half(),
+        tokenizer=tokenizer,
+        unet=denoiser.half(),
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(output / assets.MODEL.name)
+    for config in (output / assets.MODEL.name).glob("*/config.json"):
+        described = json.loads(config.read_text())
+        described.pop("_name_or_path", None)  # a folder of the machine that it was made on
+        config.write_text(json.dumps(described, indent=2) + "\n")
+    index = output / assets.MODEL.name / "model_index.json"
+    described = json.loads(index.read_text())
+    described["tokenizer"] = [
+        "transformers",
+        "PreTrainedTokenizerFast",
+    ]  # the name that every transformers release knows
+    index.write_text(json.dumps(described, indent=2) + "\n")
+    save_tensors(load_file(judge_file), output / assets.CLASSIFIER.name)
+    # The HGR is trained on the weights as they are shipped, rounded to half precision.
+    pipeline.to("cpu", torch.float32)
+    latents = load_file(work / "latents.safetensors")["latents"]
+    settings = HGRSettings(steps=steps.hgr, seed=seed, width=96, pictures=steps.probe)
+    hgr = train_hgr(
+        demo_world(PAIRS, seed),
+        encoder_of(pipeline),
+        settings,
+        family=FAMILY,
+        work=work,
+        denoiser=lambda: denoiser_of(pipeline, seed),
+        latents=latents,
+    )
+    file.save(hgr, output / assets.HGR_FILE.name)

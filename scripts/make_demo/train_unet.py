@@ -1,0 +1,115 @@
+"""The demo world's denoiser: UNet2DConditionModel with eps-prediction on SD's noise schedule, and its training."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPTextModel, PreTrainedTokenizerFast
+
+from hgr.core.tensor_file import save_tensors
+from hgr.demo.captions import base_mixture
+from hgr.demo.classifier import to_tensor
+from hgr.demo.tokenizer import tokenize
+from hgr.demo.world import render
+from hgr.training.loop import Loop
+
+from .train_text_encoder import WIDTH
+from .train_vae import SCALING_FACTOR
+
+log = logging.getLogger("safecfg")
+EMPTY_SHARE = 0.1  # captions replaced by the empty one, for classifier-free guidance
+MAX_SNR = 5.0  # Min-SNR weighting, arXiv 2303.09556, gamma
+
+
+def new_unet() -> UNet2DConditionModel:
+    """A fresh denoiser. Channels are whole multiples of the first, as ComfyUI's configuration wants them."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(64, 128),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+    )
+
+
+def new_scheduler() -> DDIMScheduler:
+    """SD 1.x's noise schedule."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="epsilon",
+    )
+
+
+@torch.no_grad()
+def picture_set(vae: AutoencoderKL, work: Path, *, seed: int, size: int) -> tuple[Tensor, list[str]]:
+    """Latents (N, 4, 16, 16) and captions of `size` rendered pictures, made once and kept in `work`."""
+    path, texts_path = work / "latents.safetensors", work / "captions.json"
+    if not path.exists():
+        rng = random.Random(f"{seed}/pictures")
+        device, latents, texts = next(vae.parameters()).device, [], []
+        for start in range(0, size, 64):
+            captions = [base_mixture(rng) for _ in range(min(64, size - start))]
+            pixels = to_tensor(np.stack([render(c.scene, rng) for c in captions])).to(device)
+            with torch.autocast(device.type, torch.bfloat16):
+                latents.append(vae.encode(pixels).latent_dist.mean.float().cpu() * SCALING_FACTOR)
+            texts += [c.text for c in captions]
+            if start % 2048 == 0:
+                log.info("pictures: %d of %d", start, size)
+        texts_path.write_text(json.dumps(texts))
+        save_tensors({"latents": torch.cat(latents)}, path)
+    return load_file(path)["latents"], json.loads(texts_path.read_text())
+
+
+def train_unet(
+    work: Path,
+    vae: AutoencoderKL,
+    encoder: CLIPTextModel,
+    *,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    device: str,
+    steps: int,
+    batch: int = 48,
+    pictures: int = 16_000,
+) -> UNet2DConditionModel:
+    """Train the denoiser on rendered pictures with their captions; the text encoder stays as it is."""
+    torch.manual_seed(seed + 2)
+    unet = new_unet().to(device)
+    latents, texts = picture_set(vae, work, seed=seed, size=pictures)
+    ids = tokenize(tokenizer, [*texts, ""]).to(device)
+    signal = new_scheduler().alphas_cumprod
+    loop = Loop("unet", unet, work, steps=steps, learning_rate=1e-3, seed=seed)
+
+    def loss(rng: random.Random, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(texts), (batch,), generator=generator)
+        clean = latents[rows].to(device)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        t = torch.randint(1000, (batch,), generator=generator)
+        a = signal[t].to(device)[:, None, None, None]
+        rows[torch.rand(batch, generator=generator) < EMPTY_SHARE] = len(texts)
+        with torch.autocast(device, torch.bfloat16):
+            with torch.no_grad():
+                features = encoder(ids[rows.to(device)]).last_hidden_state
+            out = unet(a.sqrt() * clean + (1 - a).sqrt() * noise, t.to(device), features).sample.float()
+        weight = (MAX_SNR * (1 - a) / a).clamp(max=1).flatten()
+        return ((out - noise).square().mean((1, 2, 3)) * weight).mean()
+
+    loop.run(loss)
+    return unet
