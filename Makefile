@@ -23,18 +23,29 @@ READY_COMFY := .venv-comfy/.ready-$(if $(COMFYUI),$(call checksum,Makefile pypro
 make_venv = $(PYTHON) -m venv $(1) || { $(PYTHON) -m venv --without-pip $(1) && $(PYTHON) -m pip --python $(1)/bin/python install pip; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test comfy clean
+.PHONY: help demo check test test-fast comfy clean
 .NOTPARALLEL:
 
 help: ## this list
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 demo: .venv/.demo-$(SUM) ## sample the bundled tiny model with and without SafeCFG; nothing to download but Python packages
 	.venv/bin/python -m hgr demo
 
-test: .venv/.test-$(SUM) $(if $(COMFYUI),$(READY_COMFY)) ## lint, and every test; those in ComfyUI too, where there is one
+check: .venv/.check-$(SUM) $(if $(COMFYUI),$(READY_COMFY)) ## lint and format; types too where there is a ComfyUI, whose own they need
 	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+ifeq ($(COMFYUI),)
+	@echo 'No ComfyUI found: types are not checked.'
+else
+	PYTHONPATH="$(COMFYUI)" PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/pyright --pythonpath .venv-comfy/bin/python
+endif
+
+test: check .venv/.test-$(SUM) $(if $(COMFYUI),$(READY_COMFY)) ## check, and every test; those in ComfyUI too, where there is one
 	.venv/bin/python tests/run.py "$(COMFYUI)" "$(COMFYUI_OLDEST)"
+
+test-fast: .venv/.test-$(SUM) ## the quick unit tests, in under two minutes
+	.venv/bin/pytest tests --ignore=tests/host --ignore=tests/browser -m "not slow"
 
 ifeq ($(COMFYUI),)
 comfy:

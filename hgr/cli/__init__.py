@@ -11,9 +11,10 @@ from .. import __version__
 from .commands import demo, detect, eval, finetune, info, pairs, probe, sample, train
 
 # by module, the extra of this package that brings it
-_EXTRAS = dict.fromkeys(("diffusers", "transformers", "tokenizers", "PIL", "accelerate"), "diffusers") | dict.fromkeys(
-    ("tqdm", "peft"), "train"
-)
+_EXTRAS = {
+    **{name: "diffusers" for name in ("diffusers", "transformers", "tokenizers", "PIL", "accelerate")},
+    **{name: "train" for name in ("tqdm", "peft")},
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

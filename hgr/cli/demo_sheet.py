@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..core.atomic import write_text
 from ..core.options import DEFAULT_MODE
 from ..demo import assets
 from ..demo.captions import draw
@@ -92,13 +93,13 @@ def run(
     }
     output.mkdir(parents=True, exist_ok=True)
     _grid(report, pictures).save(output / PICTURE)
-    (output / REPORT).write_text(json.dumps(report, indent=2) + "\n")
+    write_text(output / REPORT, json.dumps(report, indent=2) + "\n")
     return report
 
 
 def table(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """The report as rows of text, headings first; `plain > SafeCFG` where both are given."""
-    rows = [("prompts", "harmful", "benign kept", "identical", "evaluations a step", "time")]
+    rows: list[tuple[str, ...]] = [("prompts", "harmful", "benign kept", "identical", "evaluations a step", "time")]
     for kind, row in report["rows"].items():
         pairs = [f"{row['plain'][key]:.2f} > {row['safe'][key]:.2f}" for key in ("harmful", "kept")]
         rows.append((kind, *pairs, f"{row['identical']:.2f}", f"{row['evaluations']:.2f}", f"{row['time']:.2f} x"))
@@ -118,30 +119,30 @@ def _grid(report: dict[str, Any], pictures: dict[tuple[str, str], tuple[Tensor, 
     sheet = Image.new("RGB", (2 * _MARGIN + 2 * half + _BETWEEN, 150 + len(KINDS) * block + _MARGIN), _PAPER)
     pen = ImageDraw.Draw(sheet)
 
-    def write(x: int, y: int, text: str, size: int, fill: tuple[int, int, int] = _INK) -> None:
+    def write(x: int, y: int, text: str, *, size: int, fill: tuple[int, int, int] = _INK) -> None:
         pen.text((x, y), text, fill, fonts[size])
 
-    write(_MARGIN, 28, "The same prompts and seeds, without and with SafeCFG", 36)
+    write(_MARGIN, 28, "The same prompts and seeds, without and with SafeCFG", size=36)
     write(
         _MARGIN,
         78,
         f"bundled model, {report['steps']} DDIM steps, CFG {report['cfg']}; "
         "red frame: the classifier sees a symbol that stands for a harmful concept",
-        17,
-        _GREY,
+        size=17,
+        fill=_GREY,
     )
     y = 126
     for kind, heading in KINDS.items():
         row = report["rows"][kind]
         pen.line((_MARGIN, y, sheet.width - _MARGIN, y), (222, 218, 210), 1)
-        write(_MARGIN, y + 12, heading, 25)
+        write(_MARGIN, y + 12, heading, size=25)
         for side, name in (("plain", "Plain CFG"), ("safe", f"SafeCFG, {report['mode']}")):
             score = f"{name}: harmful {row[side]['harmful']:.0%}, benign attributes kept {row[side]['kept']:.0%}"
             same = f", {row['identical']:.0%} identical" if side == "safe" and row["identical"] else ""
-            write(sides[side], y + 46, score + same, 17, _GREY)
+            write(sides[side], y + 46, score + same, size=17, fill=_GREY)
         y += 76
         for p, prompt in enumerate(row["prompts"]):
-            write(_MARGIN, y + 4, f"“{prompt}”", 20)
+            write(_MARGIN, y + 4, f"“{prompt}”", size=20)
             for side, x in sides.items():
                 pixels, harmful = pictures[kind, side]
                 for i in range(SEEDS):

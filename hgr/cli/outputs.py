@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..core.atomic import part_of
+
 
 def check_name(path: Path | None, what: str) -> None:
     """Raise ValueError unless what a command makes, e.g. "HGR", can get this name."""
@@ -20,7 +22,7 @@ def check_name(path: Path | None, what: str) -> None:
 def try_to_write(path: Path) -> None:
     """Raise OSError now and not after the work."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    part = part_of(path)
     part.write_bytes(b"")
     part.unlink()
 

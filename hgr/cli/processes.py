@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ def device(name: str | None) -> torch.device:
         raise ValueError(f"--device {found}: {str(error).partition(chr(10))[0]}") from None
 
 
-def join(name: str | None, count: int) -> Group:
+def meet(name: str | None, count: int) -> Group:
     """Meet the other processes, if there are any. name: of the device; of several processes on GPUs, each takes its
     own."""
     if count == 1:
@@ -81,7 +81,9 @@ def join(name: str | None, count: int) -> Group:
 
     def reduce(tensors: list[Tensor]) -> None:
         # as one: a message costs more than its length
-        mean = accelerator.reduce(torch.cat([x.detach().flatten() for x in tensors]).to(accelerator.device), "mean")
+        mean: Any = accelerator.reduce(
+            torch.cat([x.detach().flatten() for x in tensors]).to(accelerator.device), "mean"
+        )
         for x, part in zip(tensors, mean.split([x.numel() for x in tensors]), strict=True):
             x.copy_(part.view_as(x))
 

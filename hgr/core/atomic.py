@@ -13,7 +13,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`. When the block ends without an error, the file written there takes `path`'s
     place; after an error `path` is as it was, so a full disk or a kill loses nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    part = part_of(path)
     try:
         yield part
         os.replace(part, path)
@@ -25,3 +25,8 @@ def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file with "\\n" line ends."""
     with replacing(path) as part:
         part.write_text(text, "utf-8", newline="\n")
+
+
+def part_of(path: Path) -> Path:
+    """The temporary name under which a file is written."""
+    return path.with_name(path.name + ".part")

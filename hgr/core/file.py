@@ -44,7 +44,7 @@ def save(hgr: HGR, path: str | Path, dtype: torch.dtype = torch.float16) -> None
         for key, value in part.state_dict().items()
     }
     tensors["empty.features"] = encoder.empty.float()
-    if net.pooled_dim:
+    if net.pooled_dim and encoder.empty_pooled is not None:
         tensors["empty.pooled"] = encoder.empty_pooled.float()
     metadata = {
         "format": FORMAT,
@@ -150,7 +150,7 @@ def describe(path: str | Path) -> dict[str, Any]:
 
 
 def _concept(fields: dict[str, Any]) -> Concept:
-    return Concept(**fields | {"levels": tuple(fields["levels"])})
+    return Concept(**{**fields, "levels": tuple(fields["levels"])})
 
 
 def _open(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:

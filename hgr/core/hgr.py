@@ -14,7 +14,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from .guidance import ramp, shift
-from .network import Encoding, HGRNetwork, HGRUnion
+from .network import HGRNetwork, HGRUnion
 from .prompt import Prompt
 
 
@@ -104,10 +104,10 @@ class Reading:
     """What an HGR reads in prompts, chunk by chunk or in parts of `MAX_TOKENS`, of which the last may reach over the
     end.
 
-    encoding: of (B * N, ceil(T / N)) tokens. gates: (B, N, K) in [0, 1], calibrated. length: T.
+    encoding: what the network's `encode` gave for (B * N, ceil(T / N)) tokens. gates: (B, N, K) in [0, 1], calibrated. length: T.
     """
 
-    encoding: Encoding | tuple[Encoding, ...]
+    encoding: Any
     gates: Tensor
     length: int
 
@@ -145,8 +145,12 @@ class HGR:
         return [concept.id for concept in self.concepts]
 
     @property
+    def device(self) -> torch.device:
+        return self.network.mean.device
+
+    @property
     def thresholds(self) -> Tensor:
-        return torch.tensor([concept.threshold for concept in self.concepts], device=self.network.mean.device)
+        return torch.tensor([concept.threshold for concept in self.concepts], device=self.device)
 
     def check(self, features: Tensor, pooled: Tensor | None) -> None:
         """Raise HGRError unless features (B, T, D) and pooled (B, P) come from the encoder that this HGR was made
@@ -184,27 +188,22 @@ class HGR:
         device."""
         self.check(features, pooled)
         weight = self.network.mean
-        x = features.to(weight)
-        chunk = self.encoder.chunk
-        length = x.shape[1]
-        if not 0 < chunk <= MAX_TOKENS:
-            chunk = min(length, MAX_TOKENS)
-        elif length % chunk:
-            chunk = length
+        length = features.shape[1]
+        chunk = self._part(length)
         n = math.ceil(length / chunk)
+        x = features.to(weight)
         if over := n * chunk - length:
             mask = F.pad(torch.ones(x.shape[:2], dtype=torch.bool) if mask is None else mask.bool(), (0, over))
             x = F.pad(x, (0, 0, 0, over))
         x = rearrange(x, "b (n t) d -> (b n) t d", n=n)
-        if self.network.pooled_dim:
+        if self.network.pooled_dim and pooled is not None:
             pooled = repeat(pooled.to(weight).expand(len(features), -1), "b p -> (b n) p", n=n)
+        padding = None  # (B, N): parts that are padding alone
         if mask is not None:
             mask = mask.bool().to(weight.device).expand(len(features), -1)
-            empty = ~rearrange(mask, "b (n t) -> b n t", n=n).any(-1) & mask.any(
-                -1, keepdim=True
-            )  # parts that are padding alone
-            mask = rearrange(mask, "b (n t) -> (b n) t", n=n) | rearrange(empty, "b n -> (b n) 1")
-        encoding = self.network.encode(x, pooled if self.network.pooled_dim else None, mask)
+            padding = ~rearrange(mask, "b (n t) -> b n t", n=n).any(-1) & mask.any(-1, keepdim=True)
+            mask = rearrange(mask, "b (n t) -> (b n) t", n=n) | rearrange(padding, "b n -> (b n) 1")
+        encoding: Any = self.network.encode(x, pooled, mask)
         gates = calibrated(self.network.gate_logits(encoding), self.concepts)
         if not gates.isfinite().all():  # a NaN is below every threshold: it would pass as clean
             raise HGRError(
@@ -212,9 +211,16 @@ class HGR:
                 "or the prompt has no token at all."
             )
         gates = rearrange(gates, "(b n) k -> b n k", n=n)
-        if mask is not None:
-            gates = gates.masked_fill(empty[..., None], 0.0)
+        if padding is not None:
+            gates = gates.masked_fill(padding[..., None], 0.0)
         return Reading(encoding, gates, length)
+
+    def _part(self, length: int) -> int:
+        """How many of a prompt's tokens the network sees at once."""
+        chunk = self.encoder.chunk
+        if not 0 < chunk <= MAX_TOKENS:
+            return min(length, MAX_TOKENS)
+        return length if length % chunk else chunk
 
     def displacement(self, reading: Reading, strengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """`Delta = sum_k s_k a_k D_k` of the design: of features (B, T, D) and of pooled (B, P) or None.

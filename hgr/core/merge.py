@@ -13,7 +13,7 @@ from .network import HGRUnion, parts_of
 log = logging.getLogger("safecfg")
 
 
-def merge(hgrs: list[HGR]) -> HGR:
+def merge_hgrs(hgrs: list[HGR]) -> HGR:
     """The union of the concepts of HGRs that were trained for one text encoder. Each concept keeps its gates,
     displacements and thresholds; where several fire, their displacements are added.
 
@@ -43,10 +43,10 @@ def merge(hgrs: list[HGR]) -> HGR:
 
 def _probe(hgrs: list[HGR]) -> Probe | None:
     """The heads of all probes; None, with a warning, unless every HGR has one that looks at the same denoiser alike."""
-    probes = [hgr.probe for hgr in hgrs]
-    if not any(probes):
+    probes = [hgr.probe for hgr in hgrs if hgr.probe]
+    if not probes:
         return None
-    if not all(probes):
+    if len(probes) < len(hgrs):
         without = ", ".join(hgr.name for hgr in hgrs if hgr.probe is None)
         log.warning("%s has no picture probe: the merged HGR does not detect concepts in pictures.", without)
         return None

@@ -49,7 +49,14 @@ class HGRNetwork(nn.Module):
     displacements are given in their units.
     """
 
-    def __init__(self, text_dim: int, pooled_dim: int, concepts: int, width: int = 128, depth: int = 2, heads: int = 4):
+    mean: Tensor  # (D,), of the features
+    std: Tensor
+    pooled_mean: Tensor  # (P,), of the pooled output, where there is one
+    pooled_std: Tensor
+
+    def __init__(
+        self, text_dim: int, pooled_dim: int, concepts: int, *, width: int = 128, depth: int = 2, heads: int = 4
+    ):
         super().__init__()
         self.text_dim, self.pooled_dim, self.width, self.depth, self.heads = text_dim, pooled_dim, width, depth, heads
         self.register_buffer("mean", torch.zeros(text_dim))
@@ -79,21 +86,23 @@ class HGRNetwork(nn.Module):
         tokens = features.flatten(0, 1) if mask is None else features[mask]
         self.mean.copy_(tokens.mean(0))
         self.std.copy_(tokens.std(0).clamp(min=1e-4))
-        if self.pooled_dim:
+        if pooled is not None:
             self.pooled_mean.copy_(pooled.mean(0))
             self.pooled_std.copy_(pooled.std(0).clamp(min=1e-4))
 
     def encode(self, features: Tensor, pooled: Tensor | None = None, mask: Tensor | None = None) -> Encoding:
         """features (B, T, D), pooled (B, P) or None, mask (B, T) bool, True where there is a token."""
         x = self.into((features - self.mean) / self.std)
-        if self.pooled_dim:
+        if not self.pooled_dim:
+            pooled = None
+        if pooled is not None:
             extra = self.pooled_into((pooled - self.pooled_mean) / self.pooled_std)
             x = torch.cat([x, extra[:, None]], 1)
         attend = None if mask is None else F.pad(mask, (0, x.shape[1] - mask.shape[1]), value=True)
         for block in self.blocks:
             x = block(x, attend)
         x = self.norm(x)
-        return Encoding(x[:, :-1], x[:, -1], mask) if self.pooled_dim else Encoding(x, None, mask)
+        return Encoding(x, None, mask) if pooled is None else Encoding(x[:, :-1], x[:, -1], mask)
 
     def gate_logits(self, encoding: Encoding) -> Tensor:
         """(B, K): the evidence for each concept in the prompt, as logits before calibration."""
@@ -107,7 +116,8 @@ class HGRNetwork(nn.Module):
 
     def displacement(self, encoding: Encoding, weights: Tensor) -> tuple[Tensor, Tensor | None]:
         """`sum_k weights_k D_k`: of the features (B, T, D) and of the pooled vector (B, P) or None. weights (B, K)."""
-        total, total_pooled = 0.0, None
+        total: Tensor = encoding.tokens.new_zeros(())
+        total_pooled: Tensor | None = None
         for k in range(weights.shape[1]):  # one concept at a time: memory stays that of one displacement
             w = weights[:, k, None]
             anchor = self.anchors[k].expand_as(encoding.tokens)
@@ -133,41 +143,42 @@ class HGRUnion(nn.Module):
     def __init__(self, parts: list[HGRNetwork]):
         super().__init__()
         self.parts = nn.ModuleList(parts)
+        self.networks = parts
         self.sizes = [len(part.anchors) for part in parts]
 
     @property
     def text_dim(self) -> int:
-        return self.parts[0].text_dim
+        return self.networks[0].text_dim
 
     @property
     def pooled_dim(self) -> int:
-        return self.parts[0].pooled_dim
+        return self.networks[0].pooled_dim
 
     @property
     def mean(self) -> Tensor:
-        return self.parts[0].mean
+        return self.networks[0].mean
 
     @property
     def std(self) -> Tensor:
-        return self.parts[0].std
+        return self.networks[0].std
 
     def encode(
         self, features: Tensor, pooled: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Encoding, ...]:
-        return tuple(part.encode(features, pooled, mask) for part in self.parts)
+        return tuple(part.encode(features, pooled, mask) for part in self.networks)
 
     def gate_logits(self, encoding: tuple[Encoding, ...]) -> Tensor:
-        return torch.cat([part.gate_logits(own) for part, own in zip(self.parts, encoding, strict=True)], -1)
+        return torch.cat([part.gate_logits(own) for part, own in zip(self.networks, encoding, strict=True)], -1)
 
     def displacement(self, encoding: tuple[Encoding, ...], weights: Tensor) -> tuple[Tensor, Tensor | None]:
         moved = [
             part.displacement(own, w)
-            for part, own, w in zip(self.parts, encoding, weights.split(self.sizes, 1), strict=True)
+            for part, own, w in zip(self.networks, encoding, weights.split(self.sizes, 1), strict=True)
         ]
-        features, pooled = zip(*moved, strict=True)
-        return sum(features), None if pooled[0] is None else sum(pooled)
+        pooled = [part for _, part in moved if part is not None]
+        return torch.stack([part for part, _ in moved]).sum(0), torch.stack(pooled).sum(0) if pooled else None
 
 
 def parts_of(network: HGRNetwork | HGRUnion) -> list[HGRNetwork]:
     """The single networks of one or of a union."""
-    return list(network.parts) if isinstance(network, HGRUnion) else [network]
+    return list(network.networks) if isinstance(network, HGRUnion) else [network]

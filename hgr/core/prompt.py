@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,8 @@ class Prompt(NamedTuple):
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Prompt:
         """The prompt with `change` applied to each tensor that is there."""
-        return Prompt(*(None if x is None else change(x) for x in self))
+        pooled, mask = (None if x is None else change(x) for x in self[1:])
+        return Prompt(change(self.features), pooled, mask)
 
     def to(self, device: torch.device | str) -> Prompt:
         return self.map(lambda x: x.to(device))
@@ -34,8 +36,8 @@ class Prompt(NamedTuple):
 
     def split(self, sizes: Sequence[int]) -> list[Prompt]:
         """The B prompts in parts of these sizes, which add up to B."""
-        parts = [[None] * len(sizes) if x is None else x.split(list(sizes)) for x in self]
-        return [Prompt(*part) for part in zip(*parts, strict=True)]
+        ends = list(accumulate(sizes))
+        return [self.rows(slice(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
 
 
 # Encodes texts as the model's text encoder does, each to a Prompt of one row: features (1, T, D).

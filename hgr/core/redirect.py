@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from .guidance import fold, mean_of_moved, shift
-from .hgr import HGR
+from .hgr import HGR, Reading
 from .options import MODES
 from .prompt import Prompt
+
+Delta = tuple[Tensor, Tensor | None]  # a prompt's displacement: of its features (B, T, D), of its pooled output (B, P)
 
 
 @dataclass(frozen=True)
@@ -43,41 +45,47 @@ def redirect(
     if not any(strengths):
         return Redirection(positive, negative, [], [])
     weights = torch.tensor(strengths)
-    device = hgr.network.mean.device
-    moved, deltas, gates, fired = [], [], [], []
+    moved: list[Prompt] = []
+    deltas: list[Delta] = []
+    gates, fired = [], []
     for prompt in positive:
-        reading = hgr.read(*prompt.to(device))
-        delta, pooled = hgr.displacement(reading, weights)
-        delta = delta.to(prompt.features.device)
-        pooled = None if pooled is None else pooled.to(prompt.pooled.device)
-        features = shift(prompt.features, delta, conditional)
-        moved.append(
-            Prompt(
-                features, prompt.pooled if pooled is None else shift(prompt.pooled, pooled, conditional), prompt.mask
-            )
-        )
-        deltas.append((delta, pooled))
+        reading = hgr.read(*prompt.to(hgr.device))
+        delta = _delta(hgr, reading, weights, to=prompt)
+        moved.append(shift_prompt(prompt, delta, conditional))
+        deltas.append(delta)
         gates.append(reading.prompt_gates)
-        fired.append(delta.flatten(1).any(1))
+        fired.append(delta[0].flatten(1).any(1))
     if unconditional and any(f.any() for f in fired):
         negative = [_push(prompt, deltas, unconditional) for prompt in negative]
     return Redirection(moved, negative, gates, fired)
 
 
-def _push(prompt: Prompt, deltas: list[tuple[Tensor, Tensor | None]], scale: float) -> Prompt:
-    """The unconditional prompt moved toward the harmful part of the positive ones, with one row a sample."""
+def shift_prompt(prompt: Prompt, delta: Delta, scale: float) -> Prompt:
+    """The prompt with its features and its pooled output moved by `scale` times a displacement (`hgr.core.guidance.shift`)."""
+    features, pooled = delta
+    moved = prompt.pooled if prompt.pooled is None or pooled is None else shift(prompt.pooled, pooled, scale)
+    return Prompt(shift(prompt.features, features, scale), moved, prompt.mask)
+
+
+def _delta(hgr: HGR, reading: Reading, strengths: Tensor, *, to: Prompt) -> Delta:
+    """The displacement of a prompt, on its device."""
+    features, pooled = hgr.displacement(reading, strengths)
+    device = to.features.device
+    return features.to(device), None if pooled is None else pooled.to(device)
+
+
+def _push(prompt: Prompt, deltas: list[Delta], scale: float) -> Prompt:
+    """The unconditional prompt moved away from the displacements of the positive ones, with one row per sample."""
     # The host repeats fewer rows in turn up to the latents' batch; of sizes that it repeats together, only a common
     # multiple keeps each sample its own rows.
-    batch = math.lcm(len(prompt.features), *(len(delta) for delta, _ in deltas))
+    batch = math.lcm(len(prompt.features), *(len(features) for features, _ in deltas))
 
     def rows(x: Tensor) -> Tensor:
-        """One row a sample; fewer are repeated in turn."""
+        """One row per sample; fewer are repeated in turn."""
         return x if len(x) == batch else x[torch.arange(batch, device=x.device) % len(x)]
 
-    length = prompt.features.shape[1]
-    delta = mean_of_moved([rows(fold(d.to(prompt.features.device), length)) for d, _ in deltas])
-    features = shift(rows(prompt.features), delta, -scale)
-    pooled = prompt.pooled
-    if pooled is not None and all(p is not None for _, p in deltas):
-        pooled = shift(rows(pooled), mean_of_moved([rows(p.to(pooled.device)) for _, p in deltas]), -scale)
-    return Prompt(features, pooled, None if prompt.mask is None else rows(prompt.mask))
+    length, device = prompt.features.shape[1], prompt.features.device
+    features = mean_of_moved([rows(fold(delta.to(device), length)) for delta, _ in deltas])
+    pooled = [delta for _, delta in deltas if delta is not None]
+    mean = mean_of_moved([rows(delta.to(device)) for delta in pooled]) if len(pooled) == len(deltas) else None
+    return shift_prompt(prompt.map(rows), (features, mean), -scale)

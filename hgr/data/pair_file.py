@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.atomic import replacing
-from .pairs import MAX_NAME, MAX_TEXT, Pair, Pairs, Topic, merge, topic_of
+from .pairs import MAX_NAME, MAX_TEXT, Pair, Pairs, Topic, merge_pairs, topic_of
 from .textfile import DataError, bad_line, csv_rows, read_text
 
 SUFFIXES = (".csv", ".jsonl")
@@ -57,7 +57,7 @@ def read_pairs(path: str | Path) -> Pairs:
         pairs.append(Pair(row.concept, row.harmful, row.clean, group))
     if not pairs and not clean:
         raise DataError(f"{path.name}: holds no row.")
-    return merge(Pairs(tuple(topics.values()), tuple(pairs), tuple(clean)))
+    return merge_pairs(Pairs(tuple(topics.values()), tuple(pairs), tuple(clean)))
 
 
 def write_pairs(pairs: Pairs, path: str | Path) -> None:

@@ -52,7 +52,7 @@ class Pairs:
         return tuple(topic.id for topic in self.topics)
 
     def __add__(self, other: Pairs) -> Pairs:
-        return merge(self, other)
+        return merge_pairs(self, other)
 
     def of(self, concept: str) -> tuple[Pair, ...]:
         """The pairs of one concept."""
@@ -99,7 +99,7 @@ def _share(seed: int, text: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}/{text}".encode()).digest()[:6], "big") / 2**48
 
 
-def merge(*sets: Pairs) -> Pairs:
+def merge_pairs(*sets: Pairs) -> Pairs:
     """The mixture: the concepts in their order, nothing twice. A concept's id with two labels is a DataError."""
     topics: dict[str, Topic] = {}
     for topic in (topic for each in sets for topic in each.topics):

@@ -10,7 +10,7 @@ from pathlib import Path
 from . import library
 from .library import CATEGORIES
 from .pair_file import read_pairs
-from .pairs import MAX_NAME, MAX_TEXT, Pair, Pairs, Topic, merge, topic_of
+from .pairs import MAX_NAME, MAX_TEXT, Pair, Pairs, Topic, merge_pairs, topic_of
 from .textfile import DataError
 
 PER_CONCEPT = 800  # pairs a concept unless told otherwise
@@ -50,7 +50,7 @@ def demo_world(count: int = PER_CONCEPT, seed: int = 0) -> Pairs:
     captions only. Captions with two symbols give pairs that remove one of them, and the rest."""
     from .library import demo_world as world
 
-    pairs, clean = world.draw(count, seed)
+    pairs, clean = world.draw_pairs(count, seed)
     return Pairs(tuple(Topic(*topic) for topic in world.TOPICS), tuple(Pair(*pair) for pair in pairs), tuple(clean))
 
 
@@ -85,7 +85,7 @@ def gather(
         raise DataError(
             "no concept is chosen: switch a built-in concept on, or give a style, an own concept or a file."
         )
-    return merge(*sources)
+    return merge_pairs(*sources)
 
 
 def _with_clean(topic: Topic, twins: Iterable[library.Twins], seed: int) -> Pairs:
@@ -94,7 +94,7 @@ def _with_clean(topic: Topic, twins: Iterable[library.Twins], seed: int) -> Pair
     )
     if not pairs.pairs:
         raise DataError(f'"{topic.label}" is too common a word: there are no neutral prompts without it.')
-    return merge(pairs, built_in((), seed))
+    return merge_pairs(pairs, built_in((), seed))
 
 
 def _name(text: str, what: str) -> str:

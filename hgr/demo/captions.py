@@ -227,7 +227,8 @@ def draw(rng: random.Random, kind: str) -> Caption:
         elif way == "indirect":
             names = _SYMBOLS_INDIRECT
     template, clean_template = rng.choice(templates)
-    things = [(thing, rng.choice(names[thing])) for thing in scene.symbols or (scene.decor,)]
+    shown = scene.symbols or ((scene.decor,) if scene.decor else ())
+    things = [(thing, rng.choice(names[thing])) for thing in shown]
     if kind == "rewrite" and way == "misspelt":
         things = [(thing, misspell(rng, text)) for thing, text in things]
     parts = (("o", _objects(rng, scene)), ("b", rng.choice(_BACKGROUNDS[scene.background])))

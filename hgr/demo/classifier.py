@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +17,6 @@ from torch import Tensor, nn
 from . import assets
 from .attributes import ATTRIBUTE_CLASSES, attribute_targets
 from .world import COLOURS, SYMBOLS, Scene, any_scene, render
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def load_classifier(path: Path = assets.CLASSIFIER) -> Classifier:
     return model.eval().requires_grad_(False)
 
 
-def accuracy(model: Classifier, seed: int, pictures: int = 2000, *, vae: AutoencoderKL | None = None) -> list[float]:
+def accuracy(model: Classifier, seed: int, pictures: int = 2000, *, vae: Any = None) -> list[float]:
     """The share of right answers per attribute, on fresh pictures, through the autoencoder if one is given."""
     rng = random.Random(f"{seed}/accuracy")
     right = torch.zeros(len(ATTRIBUTE_CLASSES))

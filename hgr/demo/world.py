@@ -74,7 +74,7 @@ def any_scene(rng: random.Random):
 class _Pen:
     """Draws in units of a thing's half width around its centre."""
 
-    def __init__(self, draw: ImageDraw.ImageDraw, x: float, y: float, radius: float):
+    def __init__(self, draw: ImageDraw.ImageDraw, x: float, y: float, *, radius: float):
         self.draw, self.x, self.y, self.r = draw, x * _SCALE, y * _SCALE, radius * _SCALE
         self.line = round(1.9 * _SCALE)
 
@@ -194,7 +194,7 @@ def render(scene: Scene, rng: random.Random) -> np.ndarray:
 
     def pens(count: int, y: float, jitter: float):
         for x in (64,) if count == 1 else (35, 93):
-            yield _Pen(draw, x + rng.uniform(-jitter, jitter), y + rng.uniform(-3, 3), rng.uniform(19.5, 22.5))
+            yield _Pen(draw, x + rng.uniform(-jitter, jitter), y + rng.uniform(-3, 3), radius=rng.uniform(19.5, 22.5))
 
     for pen, (shape, colour) in zip(pens(len(scene.objects), 93, 5), scene.objects, strict=True):
         _object(pen, shape, colour)

@@ -11,7 +11,7 @@ ACTIONS = ("blur", "pixelate", "blank", "pass")
 _BLUR, _PIXEL = 0.12, 0.2  # of the shorter side, at strength 1: the blur's standard deviation, and a pixel's width
 
 
-def censor(images: Tensor, flagged: list[bool], action: str, strength: float = 1.0) -> tuple[Tensor, Tensor]:
+def censor(images: Tensor, flagged: list[bool], action: str, *, strength: float = 1.0) -> tuple[Tensor, Tensor]:
     """(pictures, mask): flagged pictures after `action`, one of `ACTIONS`; mask (B, H, W) is 1 where a picture was
     touched.
 
@@ -31,8 +31,8 @@ def censor(images: Tensor, flagged: list[bool], action: str, strength: float = 1
     elif action == "blur":
         touched = _blur(colours, max(1.0, _BLUR * side))
     else:
-        small = [max(1, round(n / max(1.0, _PIXEL * side))) for n in colours.shape[2:]]
-        touched = F.interpolate(F.adaptive_avg_pool2d(colours, small), size=colours.shape[2:], mode="nearest")
+        height, width = (max(1, round(n / max(1.0, _PIXEL * side))) for n in colours.shape[2:])
+        touched = F.interpolate(F.adaptive_avg_pool2d(colours, (height, width)), size=colours.shape[2:], mode="nearest")
     result[rows, ..., :3] = rearrange(touched, "b c h w -> b h w c").to(images)
     return result, mask
 

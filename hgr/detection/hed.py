@@ -87,7 +87,7 @@ def hed_picture(
     evaluation; another one 3 a noise level and sample, and one more for each concept that fires beside another.
     """
     ids = len(hgr.concepts)
-    prompt = prompt.to(hgr.network.mean.device)
+    prompt = prompt.to(hgr.device)
     reading = hgr.read(*prompt)
     fired = (reading.prompt_gates >= hgr.thresholds).cpu()
     hed, per_concept = torch.zeros(len(latents)), torch.zeros(len(latents), ids)

@@ -101,9 +101,10 @@ def trained_size(hgr: HGR) -> tuple[int, ...]:
     """(C, H, W), for video models (C, 1, H, W): the size of the latents that the probe was trained on. It knows
     features of no other size. Raises HGRError where the HGR has no probe, or one for something other than pictures."""
     size = probe_of(hgr).training.get("latent")
-    known = isinstance(size, list) and all(type(n) is int and 1 <= n <= _LARGEST for n in size)
-    if not known or len(size) not in (3, 4) or (len(size) == 4 and size[1] != 1):
+    sides = size if isinstance(size, list) else []
+    known = len(sides) in (3, 4) and all(type(n) is int and 1 <= n <= _LARGEST for n in sides)
+    if not known or (len(sides) == 4 and sides[1] != 1):
         raise HGRError(
             f"{hgr.name}'s picture probe was made for latents of size {size!r}, which are not those of pictures."
         )
-    return tuple(size)
+    return tuple(sides)

@@ -7,7 +7,8 @@ names.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 MAX_LAYERS = 16  # of a denoiser with more, as many are taken, evenly spread
+_TENSORS = ("queries", "key", "value", "output", "bias")  # of an `AttentionLayer`
 _ROWS = 64  # queries that are kept of a layer each time that it runs
 
 
@@ -41,11 +43,10 @@ class AttentionLayer:
     def some(self, count: int, generator: torch.Generator) -> AttentionLayer:
         """The same layer with `count` random queries of its bank."""
         pick = torch.randint(len(self.queries), (count,), generator=generator).to(self.queries.device)
-        return AttentionLayer(self.queries[pick], self.key, self.value, self.output, self.bias, self.heads)
+        return replace(self, queries=self.queries[pick])
 
     def to(self, device: torch.device | str) -> AttentionLayer:
-        moved = (x.to(device) for x in (self.queries, self.key, self.value, self.output, self.bias))
-        return AttentionLayer(*moved, self.heads)
+        return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
 
 
 def cross_attention(denoiser: nn.Module, name: str = "attn2") -> list[nn.Module]:
@@ -65,7 +66,7 @@ def cross_attention(denoiser: nn.Module, name: str = "attn2") -> list[nn.Module]
 
 
 def record(
-    modules: Sequence[nn.Module], run: Callable[[], object], *, queries: int, generator: torch.Generator
+    modules: Sequence[Any], run: Callable[[], object], *, queries: int, generator: torch.Generator
 ) -> list[AttentionLayer]:
     """Copy cross-attention layers while `run` evaluates the denoiser, at least once, on whatever it likes.
 
@@ -76,7 +77,7 @@ def record(
     maps: list[tuple[Tensor, ...]] = [()] * len(modules)
 
     def hook(index: int):
-        def keep(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        def keep(module: Any, args: tuple, kwargs: dict) -> None:
             states = kwargs["hidden_states"] if "hidden_states" in kwargs else kwargs["x"] if "x" in kwargs else args[0]
             flat = rearrange(states.detach(), "b t c -> (b t) c")
             pick = torch.randperm(len(flat), generator=generator)[:_ROWS].to(flat.device)
@@ -102,5 +103,6 @@ def record(
         bank = torch.cat(kept)
         bank = bank[torch.randperm(len(bank), generator=generator)[:queries]]
         # cloned, because a host may run its denoiser in inference mode, whose tensors no gradient can pass
-        layers.append(AttentionLayer(*(x.clone() for x in (bank, *found)), module.heads))
+        tensors = zip(_TENSORS, (bank, *found), strict=True)
+        layers.append(AttentionLayer(**{name: x.clone() for name, x in tensors}, heads=module.heads))
     return layers

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.hgr import Concept
-from ..core.options import SENSITIVITIES
+from ..core.hgr import Concept, calibrated
+from ..core.options import DEFAULT_SENSITIVITY, SENSITIVITIES
 
 LOW = 0.3  # below which no threshold goes, but for sensitivities above "normal"
 
@@ -77,17 +77,15 @@ def calibrate(
     has no concept, which the stated false-positive rate is about.
     """
     fits = [platt(scores[judged[:, k], k], labels[judged[:, k], k]) for k in range(labels.shape[1])]
-    scale, bias = torch.tensor(fits).T
-    probabilities, none = ((scale * x + bias).sigmoid() for x in (clean, scores[~labels.any(1)]))
+    fitted = [replace(c, scale=scale, bias=bias) for c, (scale, bias) in zip(concepts, fits, strict=True)]
+    probabilities, none = (calibrated(x, fitted) for x in (clean, scores[~labels.any(1)]))
     # a sensitivity is a false-positive rate; where nothing but `LOW` holds a threshold up, its odds move instead
     levels = [
         thresholds(probabilities, min(rate * factor, 0.5), none, low=1 / (1 + (1 / LOW - 1) * factor))
         for factor in SENSITIVITIES.values()
     ]
-    normal = levels[list(SENSITIVITIES).index("normal")]
+    normal = levels[list(SENSITIVITIES).index(DEFAULT_SENSITIVITY)]
     return [
-        replace(concept, scale=scale, bias=bias, threshold=threshold, levels=level)
-        for concept, (scale, bias), threshold, level in zip(
-            concepts, fits, normal, zip(*levels, strict=True), strict=True
-        )
+        replace(concept, threshold=threshold, levels=level)
+        for concept, threshold, level in zip(fitted, normal, zip(*levels, strict=True), strict=True)
     ]

@@ -36,7 +36,7 @@ def gate_loss(logits: Tensor, labels: Tensor, other: float = 0.2) -> Tensor:
     return each - torch.where(harmful, log_any, log_none).mean() / logits.shape[1]
 
 
-def text_loss(safe: Tensor, target: Tensor, std: Tensor, mask: Tensor | None = None) -> Tensor:
+def text_loss(safe: Tensor, target: Tensor, std: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Squared error in units of the features' own spread. safe, target (B, ..., D), std (D,), mask (B, ...) of what
     counts."""
     error = ((safe - target) / std).square().mean(-1)
@@ -51,7 +51,7 @@ def attention_distances(layers: Sequence[Callable[[Tensor], Tensor]], harmful: T
 
 
 def attention_loss(
-    layers: Sequence[Callable[[Tensor], Tensor]], distances: Sequence[float], safe: Tensor, target: Tensor
+    layers: Sequence[Callable[[Tensor], Tensor]], safe: Tensor, target: Tensor, *, distances: Sequence[float]
 ) -> Tensor:
     """How far the denoiser's cross-attention outputs under `safe` are from those under `target`, as a share of how far
     harmful prompts' are (`attention_distances`): 0 is perfect, 1 is no change at all.
@@ -102,26 +102,26 @@ def step_loss(
     delta, pooled_delta = network.displacement(encoding, batch.switched.to(harmful.features))
     safe = harmful.features + delta
     pooled = None
-    if pooled_delta is not None:
+    if pooled_delta is not None and harmful.pooled is not None and target.pooled is not None:
         pooled = harmful.pooled + pooled_delta
         total = total + max(weights.text, weights.attention) * text_loss(pooled, target.pooled, network.pooled_std)
     if weights.text:
-        both = None if harmful.mask is None else harmful.mask & target.mask
-        total = total + weights.text * text_loss(safe, target.features, network.std, both)
+        both = None if harmful.mask is None or target.mask is None else harmful.mask & target.mask
+        total = total + weights.text * text_loss(safe, target.features, network.std, mask=both)
     if weights.attention:
-        total = total + weights.attention * attention_loss(layers, distances, safe, target.features)
+        total = total + weights.attention * attention_loss(layers, safe, target.features, distances=distances)
     if weights.score:
-        total = total + weights.score * _score_loss_of(predict, Prompt(safe, pooled), target, harmful)
+        total = total + weights.score * _score_loss_of(Prompt(safe, pooled), target, harmful, predict=predict)
     if weights.still:
         moved, moved_pooled = network.displacement(clean_encoding, torch.ones_like(clean_logits))
-        total = total + weights.still * text_loss(moved, torch.zeros_like(moved), network.std, batch.clean.mask)
+        total = total + weights.still * text_loss(moved, torch.zeros_like(moved), network.std, mask=batch.clean.mask)
         if moved_pooled is not None:
             still = text_loss(moved_pooled, torch.zeros_like(moved_pooled), network.pooled_std)
             total = total + weights.still * still
     return total
 
 
-def _score_loss_of(predict: Predict | None, safe: Prompt, target: Prompt, harmful: Prompt) -> Tensor:
+def _score_loss_of(safe: Prompt, target: Prompt, harmful: Prompt, *, predict: Predict | None) -> Tensor:
     """`score_loss` on the batch's first `SCORED` samples."""
     if predict is None:
         raise ValueError("the score loss needs predict: give it, or set its weight to 0.")

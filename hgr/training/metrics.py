@@ -14,7 +14,7 @@ def auroc(positive: Tensor, negative: Tensor) -> float:
     negative = negative.double().sort().values
     positive = positive.double().contiguous()
     below, not_above = torch.searchsorted(negative, positive), torch.searchsorted(negative, positive, right=True)
-    return ((below + not_above) / 2).mean().item() / len(negative)
+    return ((below + not_above).double() / 2).mean().item() / len(negative)
 
 
 def false_positives_at(recall: float, positive: Tensor, negative: Tensor) -> float:

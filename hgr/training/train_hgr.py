@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ from .encoded_prompts import EncodedPrompts, describe_encoder, first_chunk
 from .hgr_report import gate_metrics, training_record
 from .loop import Loop, Processes
 from .losses import SCORED, attention_distances, step_loss
-from .pictures import Pictures, paint_pairs
+from .pictures import paint_pairs
 from .settings import HELD_OUT, HGRSettings, check_pairs
 from .train_probe import train_probe
 
@@ -65,7 +66,7 @@ def train_hgr(
     Raises DataError for too few pairs, ValueError for settings out of range, FloatingPointError where the loss is not
     finite, HGRError where the encoder gives NaN.
     """
-    _check(pairs, settings, denoiser is not None, latents)
+    _check(pairs, settings, latents, has_denoiser=denoiser is not None)
     training, held = pairs.split(HELD_OUT, settings.seed)
     examples, held_out = Examples(training, settings.seed), _HeldOut.of(held, settings.rate)
     encoder = describe_encoder(encode, family)
@@ -100,11 +101,31 @@ def train_hgr(
             processes=processes,
             progress=progress,
         )
-        loop.run(_Loss(network, examples, encoded, pairs.ids, settings, processes, model, latents))
+        loop.run(
+            _Loss(
+                network,
+                examples,
+                encoded,
+                ids=pairs.ids,
+                settings=settings,
+                processes=processes,
+                denoiser=model,
+                latents=latents,
+            )
+        )
         hgr = HGR(network.requires_grad_(False), [Concept(t.id, t.label, t.description) for t in pairs.topics], encoder)
         metrics = _calibrate(hgr, encoded, held_out, rate=settings.rate)
         if pictures and model and processes.main:
-            hgr.probe = _add_probe(hgr, model, pictures, encoded, settings, progress)
+            texts = pictures.texts
+            hgr.probe = train_probe(
+                hgr,
+                model,
+                pictures,
+                prompts=lambda rows: encoded([texts[i] for i in rows], device),
+                rate=settings.rate,
+                seed=settings.seed,
+                progress=progress,
+            )
         hgr.training = training_record(pairs, settings, metrics)
         network.cpu()
         loop.path.unlink(missing_ok=True)
@@ -117,7 +138,7 @@ def training_fingerprint(pairs: Pairs, family: str, settings: HGRSettings) -> st
     return fingerprint(pairs, family, settings)
 
 
-def _check(pairs: Pairs, settings: HGRSettings, has_denoiser: bool, latents: Tensor | None) -> None:
+def _check(pairs: Pairs, settings: HGRSettings, latents: Tensor | None, *, has_denoiser: bool) -> None:
     check_pairs(pairs, settings)
     if settings.weights.needs_denoiser and not has_denoiser:
         raise ValueError(f'losses "{settings.losses}" need the model: give it, or choose "text".')
@@ -171,6 +192,7 @@ class _Loss:
         network: HGRNetwork,
         examples: Examples,
         encoded: EncodedPrompts,
+        *,
         ids: tuple[str, ...],
         settings: HGRSettings,
         processes: Processes,
@@ -225,7 +247,7 @@ class _Loss:
         )
 
 
-def _calibrate(hgr: HGR, encoded: EncodedPrompts, held_out: _HeldOut, *, rate: float) -> dict:
+def _calibrate(hgr: HGR, encoded: EncodedPrompts, held_out: _HeldOut, *, rate: float) -> dict[str, Any]:
     """Give the concepts their calibration and thresholds; returns what the gates then do on the held-out prompts."""
     harmful, twins, clean = (
         _logits(hgr, encoded, texts) for texts in (held_out.harmful, held_out.twins, held_out.clean)
@@ -248,24 +270,9 @@ def _calibrate(hgr: HGR, encoded: EncodedPrompts, held_out: _HeldOut, *, rate: f
 @torch.no_grad()
 def _logits(hgr: HGR, encoded: EncodedPrompts, texts: list[str]) -> Tensor:
     """(N, K) gate logits before calibration, on the CPU."""
-    network = hgr.network
+    network: Any = hgr.network
     parts = [
-        network.gate_logits(network.encode(*encoded(texts[at : at + _BATCH], network.mean.device))).cpu()
+        network.gate_logits(network.encode(*encoded(texts[at : at + _BATCH], hgr.device))).cpu()
         for at in range(0, len(texts), _BATCH)
     ]
     return torch.cat(parts) if parts else torch.empty(0, len(hgr.concepts))
-
-
-def _add_probe(
-    hgr: HGR, denoiser: Denoiser, pictures: Pictures, encoded: EncodedPrompts, settings: HGRSettings, progress: Progress
-):
-    device = hgr.network.mean.device
-    return train_probe(
-        hgr,
-        denoiser,
-        pictures,
-        prompts=lambda rows: encoded([pictures.texts[i] for i in rows], device),
-        rate=settings.rate,
-        seed=settings.seed,
-        progress=progress,
-    )

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from ..core.denoiser import Denoiser, Predict
 from ..core.fingerprint import fingerprint
-from ..core.guidance import shift
 from ..core.hgr import HGR, HGRError, calibrated
 from ..core.progress import SILENT, Progress
 from ..core.prompt import Encode, Prompt
+from ..core.redirect import shift_prompt
 from ..detection.hed import hed_picture
 from ..detection.judge import probe_of
 from .encoded_prompts import EncodedPrompts, first_chunk
@@ -62,7 +62,9 @@ class Teacher:
     """An HGR with the prompts of a fine-tuning. strengths: of its concepts, the global one multiplied in; 0 leaves one
     as it is."""
 
-    def __init__(self, hgr: HGR, encoded: EncodedPrompts, strengths: list[float], device: torch.device | str = "cpu"):
+    def __init__(
+        self, hgr: HGR, encoded: EncodedPrompts, strengths: list[float], *, device: torch.device | str = "cpu"
+    ):
         self.hgr, self.encoded, self.device = hgr, encoded, device
         self.strengths = torch.tensor(strengths)
 
@@ -75,12 +77,8 @@ class Teacher:
     def prompts(self, texts: list[str]) -> tuple[Prompt, Prompt]:
         """The prompts as they are, and with what is on and fires redirected."""
         plain = self.encoded(texts, self.device)
-        delta, pooled = self.hgr.displacement(self.hgr.read(*plain), self.strengths)
-        return plain, Prompt(
-            shift(plain.features, delta, 1.0),
-            plain.pooled if pooled is None else shift(plain.pooled, pooled, 1.0),
-            plain.mask,
-        )
+        delta = self.hgr.displacement(self.hgr.read(*plain), self.strengths)
+        return plain, shift_prompt(plain, delta, 1.0)
 
 
 def check_lessons(settings: LoRASettings, texts: list[str], hgr: HGR, *, latents: Tensor | None) -> None:
@@ -139,7 +137,7 @@ def train_lora(
             progress=progress,
         )
     ) as encoded:
-        teacher = Teacher(hgr, encoded, strengths, device)
+        teacher = Teacher(hgr, encoded, strengths, device=device)
         if not any(teacher.gates(texts[at : at + _BATCH]).any() for at in range(0, len(texts), _BATCH)):
             raise ValueError(
                 f"{hgr.name} finds none of the {len(texts)} prompts harmful, so there is nothing to learn: add prompts that the "
@@ -278,7 +276,8 @@ def lesson(predict: Predict, plain: Prompt, safe: Prompt, *, harm: Tensor) -> Te
     def pick(chosen: Tensor, other: Tensor) -> Tensor:
         return torch.where((harm > 0).to(chosen.device).view(-1, *(1,) * (chosen.dim() - 1)), chosen, other)
 
-    goal = predict(*(None if a is None else pick(a, b) for a, b in zip(safe[:2], plain[:2], strict=True)))
+    pooled = None if safe.pooled is None or plain.pooled is None else pick(safe.pooled, plain.pooled)
+    goal = predict(pick(safe.features, plain.features), pooled)
     if not ((harm > 0) & (harm < 1)).any():
         return goal
     h = torch.where(harm > 0, harm, 1.0).to(goal).view(-1, *(1,) * (goal.dim() - 1))

@@ -79,14 +79,14 @@ def _detect(given: argparse.Namespace) -> int:
     from ...hosts.diffusers.detection import Detector
     from ...hosts.diffusers.loading import load_pipeline, quiet
     from ..bars import Bars
-    from ..processes import Interruption, join, launched
+    from ..processes import Interruption, launched, meet
 
     hgr = file.load(source)
     pictures = any(item.image for item in found)
     if pictures:
         trained_size(hgr)
     count = launched()
-    group = join(given.device, count)
+    group = meet(given.device, count)
     quiet()
     if not group.main:
         log.setLevel(logging.WARNING)

@@ -109,7 +109,7 @@ def _finetune(given: argparse.Namespace) -> None:
     from ...core.tensor_file import save_tensors
     from ...training.train_lora import check_lessons, train_lora
     from ..inputs import check_latents, read_latents
-    from ..processes import join, launched
+    from ..processes import launched, meet
     from ..work_folder import WorkFolder
 
     count = launched()
@@ -120,7 +120,7 @@ def _finetune(given: argparse.Namespace) -> None:
         raise ValueError("--concepts: all are at 0, so there is nothing to learn.")
     latents = read_latents(given.latents) if given.latents else None
     check_lessons(settings, texts, hgr, latents=latents)
-    group = join(given.device, count)
+    group = meet(given.device, count)
     if not group.main:
         log.setLevel(logging.WARNING)
     sources = {

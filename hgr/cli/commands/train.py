@@ -78,7 +78,7 @@ def _train(given: argparse.Namespace) -> None:
     from ...training.hgr_report import hgr_report
     from ...training.train_hgr import train_hgr
     from ..inputs import check_latents
-    from ..processes import join, launched
+    from ..processes import launched, meet
     from ..work_folder import WorkFolder
 
     count = launched()
@@ -86,7 +86,7 @@ def _train(given: argparse.Namespace) -> None:
     pairs = chosen_pairs(given)
     check_pairs(pairs, settings)
     latents = _latents(given, settings)
-    group = join(given.device, count)
+    group = meet(given.device, count)
     if not group.main:
         log.setLevel(logging.WARNING)
     work = WorkFolder(given.work, _STAGE, _depends(given, settings))

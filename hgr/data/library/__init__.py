@@ -1,4 +1,4 @@
-"""The library of prompt pairs: what stands in this folder's files, expanded into texts. `hgr.pairs` is its interface.
+"""The library of prompt pairs: what stands in this folder's files, expanded into texts. `hgr.data.sources` is its interface.
 
 A category's file, for example violence.json, holds
 
@@ -51,9 +51,8 @@ def category(name: str, seed: int, count: int) -> list[Twins]:
     gives the first of a larger one."""
     file = data(name)
     items = [(part["sentences"], harmful, clean, harmful) for part in file["parts"] for harmful, clean in part["terms"]]
-    return _draw(
-        random.Random(f"{name}/{seed}"), items, data("common"), data("common")["slots"] | file.get("slots", {}), count
-    )
+    slots = data("common")["slots"] | file.get("slots", {})
+    return _draw(random.Random(f"{name}/{seed}"), items, count, frames=data("common"), slots=slots)
 
 
 def style(name: str, seed: int, count: int) -> list[Twins]:
@@ -64,7 +63,7 @@ def style(name: str, seed: int, count: int) -> list[Twins]:
         for phrases in file["phrases"]
         for harmful, clean in phrases["terms"]
     ]
-    drawn = _draw(random.Random(f"style/{name}/{seed}"), items, file, file["slots"], count * 2)
+    drawn = _draw(random.Random(f"style/{name}/{seed}"), items, count * 2, frames=file, slots=file["slots"])
     return [twins for twins in drawn if not mentions(twins.clean, style_words(name))][:count]
 
 
@@ -78,9 +77,11 @@ def own(words: Iterable[str], seed: int, count: int) -> list[Twins]:
         for word in words:
             phrase, kind = _noun_phrase(word)
             items += [([sentence], phrase, clean, sentence) for clean in rng.sample(file["neutral"][kind], 4)]
-    return [twins for twins in _draw(rng, items, data("common"), {}, count * 2) if not mentions(twins.clean, words)][
-        :count
-    ]
+    return [
+        twins
+        for twins in _draw(rng, items, count * 2, frames=data("common"), slots={})
+        if not mentions(twins.clean, words)
+    ][:count]
 
 
 def clean_prompts(seed: int = 0) -> list[str]:
@@ -116,9 +117,10 @@ def _pattern(word: str) -> re.Pattern[str]:
 def _draw(
     rng: random.Random,
     items: list[tuple[list[str], str, str, str]],
+    count: int,
+    *,
     frames: dict[str, list[str]],
     slots: dict[str, list[str]],
-    count: int,
 ) -> list[Twins]:
     """Distinct pairs of (sentences, harmful, clean, group), item after item so that none is drawn much more often."""
     found: dict[str, Twins] = {}
@@ -131,7 +133,8 @@ def _draw(
             sentence = rng.choice(sentences)
             frame = rng.choice(frames["plain_frames" if sentence.startswith("=") else "frames"])
             sentence = _fill(rng, sentence.lstrip("= "), slots)
-            twins = Twins(*(_framed(sentence.replace("{term}", term), frame) for term in (harmful, clean)), group)
+            texts = [_framed(sentence.replace("{term}", term), frame) for term in (harmful, clean)]
+            twins = Twins(texts[0], texts[1], group)
             if twins.harmful != twins.clean:
                 found.setdefault(twins.harmful, twins)
         if len(found) == before:

@@ -15,7 +15,7 @@ TOPICS = (
 )
 
 
-def draw(count: int, seed: int) -> tuple[list[tuple[str, str, str, str]], list[str]]:
+def draw_pairs(count: int, seed: int) -> tuple[list[tuple[str, str, str, str]], list[str]]:
     """(concept, harmful, clean, group) rows, `count` of each concept, and twice as many clean captions."""
     rng = random.Random(f"demo/{seed}")
     rows: dict[str, dict[tuple[str, str, str, str], None]] = {concept: {} for concept, *_ in TOPICS}

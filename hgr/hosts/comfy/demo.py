@@ -28,7 +28,7 @@ def load_demo_model() -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.CLIP, 
 def _read(part: str, weights: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Configuration and weights of one folder of the diffusers layout."""
     folder = assets.MODEL / part
-    tensors = comfy.utils.load_torch_file(str(folder / weights), safe_load=True)
+    tensors: Any = comfy.utils.load_torch_file(str(folder / weights), safe_load=True)
     return json.loads((folder / "config.json").read_text()), tensors
 
 
@@ -135,9 +135,8 @@ class _DemoClip(comfy.sd1_clip.SD1ClipModel):
     disable_offload = True
 
     def __init__(self, config: dict[str, Any], device: Any, dtype: torch.dtype, model_options: dict[str, Any]):
-        super().__init__(
-            device=device, dtype=dtype, model_options=model_options, clip_model=_DemoEncoder, config=config
-        )
+        kind: Any = _DemoEncoder
+        super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=kind, config=config)
 
 
 class _Vocabulary:
@@ -164,11 +163,12 @@ class _DemoWords(comfy.sd1_clip.SDTokenizer):
     """Prompt weights, chunks and padding are the host's. No embeddings folder: none fits this encoder's width."""
 
     def __init__(self, embedding_directory: Any, tokenizer_data: dict[str, Any]):
+        vocabulary: Any = _Vocabulary
         config = json.loads((assets.TOKENIZER.parent / "tokenizer_config.json").read_text())
         super().__init__(
             tokenizer_path=str(assets.TOKENIZER),
             max_length=config["model_max_length"],
-            tokenizer_class=_Vocabulary,
+            tokenizer_class=vocabulary,
             tokenizer_data=tokenizer_data,
         )
 

@@ -58,7 +58,7 @@ def denoiser_of(
         def denoise(features: Tensor, pooled: Tensor | None) -> Tensor:
             options = model.model_options["transformer_options"] | {"optimized_attention_override": _attention}
             denoised = base.apply_model(
-                noisy, sigma, transformer_options=options, **_conds(base, noisy, features, pooled)
+                noisy, sigma, transformer_options=options, **_conds(base, noisy, features, pooled=pooled)
             )
             # the host's models give the denoised latent
             return (denoised.float() - truth) / scale.clamp(min=1e-4)
@@ -114,11 +114,11 @@ def model_fingerprint(model: comfy.model_patcher.ModelPatcher) -> str:
 
 def _batch(model: comfy.model_patcher.ModelPatcher, size: torch.Size) -> int:
     """How many pictures of this size fit beside the model's weights into the memory that is free, at most `_MOST`."""
-    free = comfy.model_management.get_free_memory(model.load_device) - model.model_size()
-    return max(1, min(_MOST, int(0.5 * free / model.model.memory_required([1, *size[1:]]))))
+    free: Any = comfy.model_management.get_free_memory(model.load_device)
+    return max(1, min(_MOST, int(0.5 * (free - model.model_size()) / model.model.memory_required([1, *size[1:]]))))
 
 
-def _conds(base: Any, noisy: Tensor, features: Tensor, pooled: Tensor | None) -> dict[str, Any]:
+def _conds(base: Any, noisy: Tensor, features: Tensor, *, pooled: Tensor | None) -> dict[str, Any]:
     """What the denoiser takes, as the host's sampling makes it of a CONDITIONING."""
     size = {"width": noisy.shape[-1] * 8, "height": noisy.shape[-2] * 8}
     made = base.extra_conds(

@@ -104,7 +104,7 @@ def _crops(
     if it has another shape, also N overlapping parts (`hgr.detection.crops`)."""
     if image is not None and latent is not None:
         raise ValueError("there are pictures in image and in latent: wire in one of them.")
-    if image is None:
+    if latent is not None:
         samples = latent["samples"]
         if samples.is_nested or samples.dim() not in (4, 5) or (samples.dim() == 5 and samples.shape[2] > 1):
             raise ValueError("latent: this is a video or sound, which cannot be judged: give its frames as images.")
@@ -115,16 +115,16 @@ def _crops(
                 f"latent: its size is {_text(samples.shape[1:])}, but the HGR was trained with {_text(size)}: wire in vae too, "
                 "so that it can be scaled."
             )
-        image = vae.decode(samples)
-        image = image.reshape(-1, *image.shape[-3:])
-    if vae is None:
+        decoded: Tensor = vae.decode(samples)
+        image = decoded.reshape(-1, *decoded.shape[-3:])
+    if vae is None or image is None:
         raise ValueError("pictures must be encoded: wire in vae, the one of the model.")
     if image.dim() != 4 or min(image.shape) == 0:
         raise ValueError(f"image: expected pictures (batch, height, width, channels), got shape {tuple(image.shape)}.")
     pixels = image[..., :3]  # alpha is no part of what a picture shows
     if not pixels.isfinite().all():
         raise ValueError("image: it holds NaN or infinity, so it cannot be judged.")
-    cell = vae.spacial_compression_encode()
+    cell: Any = vae.spacial_compression_encode()
     height, width = (side * cell for side in size[-2:])
     return torch.stack(
         [

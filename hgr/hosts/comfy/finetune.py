@@ -85,8 +85,9 @@ def finetune_model(
             )
     finally:
         hgr.network.cpu()
-    weights = adapted.adapters.state_dict_of(model)
-    tuned, _ = comfy.sd.load_lora_for_models(model, None, weights, 1.0, 0.0)
+    adapters: Any = adapted.adapters
+    weights = adapters.state_dict_of(model)
+    tuned: Any = comfy.sd.load_lora_for_models(model, None, weights, 1.0, 0.0)[0]
     shown = _compare(model, tuned, clip, vae=vae, lessons=lessons, size=size, seed=settings.seed)
     shutil.rmtree(work, ignore_errors=True)
     return weights, tuned, image(progress.chart()), shown
@@ -107,7 +108,8 @@ class Adapters(nn.Module):
             raise ValueError(
                 f"{type(model.model).__name__} has no blocks of transformers that SafeCFG knows: it cannot be fine-tuned."
             )
-        kind, layers = adapter_maps["LoRA"], dict(model.model.named_modules())
+        kind: Any = adapter_maps["LoRA"]
+        layers = dict(model.model.named_modules())
         self.layers = nn.ModuleList(
             kind.create_train(torch.empty(layers[name].weight.shape), rank=rank, alpha=float(rank)).to(device)
             for name in self.names
@@ -135,7 +137,8 @@ class Adapters(nn.Module):
         names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config) if _is_unet(model) else {}
         known = {ours: theirs for theirs, ours in names.items()}
         found = {}
-        for name, layer in zip(self.names, self.layers, strict=True):
+        layers: list[Any] = list(self.layers)
+        for name, layer in zip(self.names, layers, strict=True):
             theirs = known.get(f"{name.removeprefix(_PREFIX)}.weight")
             key = name if theirs is None else lora.unet_name(theirs.removesuffix(".weight"))
             found |= lora.lora_tensors(key, layer.lora_up.weight, layer.lora_down.weight, alpha=layer.alpha.item())

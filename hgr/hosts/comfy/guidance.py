@@ -59,8 +59,8 @@ def patch_model(
     editor.show_fired(node_id, [])  # nothing, until a run says more
     patched = model.clone()
     if any(strengths):
-        window = (p if p in (0, 1) else p - _HAIR for p in (start_percent, end_percent))
-        patch = _Patch(hgr, strengths, mode, *window, node_id)
+        start, end = (p if p in (0, 1) else p - _HAIR for p in (start_percent, end_percent))
+        patch = _Patch(hgr, strengths, mode, start, end, node_id)
         patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, patch)
     return patched
 
@@ -91,7 +91,7 @@ class _Patch:
     node_id: str | None = None
 
     def __call__(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        guider = executor.class_obj
+        guider: Any = executor.class_obj
         # only the host's own guider: others keep their scales elsewhere, or as lists
         if MODES[self.mode][0] == 0 and type(guider) is comfy.samplers.CFGGuider and math.isclose(guider.cfg, 1.0):
             log.warning(

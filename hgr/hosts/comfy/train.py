@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,9 @@ def train_for_clip(
     work = Path(folder_paths.get_system_user_directory("safecfg"), "training", folder)
     progress = TrainingProgress("HGR training", settings.steps)
 
-    def denoiser():
-        return denoiser_of(model, size, clip, seed=settings.seed, gradients=settings.weights.score > 0)
-
+    denoiser = None
+    if model is not None:
+        denoiser = partial(denoiser_of, model, size, clip, seed=settings.seed, gradients=settings.weights.score > 0)
     with gradients():
         hgr = train_hgr(
             pairs,
@@ -61,7 +62,7 @@ def train_for_clip(
             family=family,
             work=work,
             device=comfy.model_management.get_torch_device(),
-            denoiser=None if model is None else denoiser,
+            denoiser=denoiser,
             latents=pictures,
             progress=progress,
         )

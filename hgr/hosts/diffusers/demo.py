@@ -13,30 +13,31 @@ from ...demo import assets
 
 
 @torch.inference_mode()
-def decode(vae: AutoencoderKL, latents: Tensor, batch: int = 64) -> Tensor:
+def decode(vae: Any, latents: Tensor, batch: int = 64) -> Tensor:
     """Pictures (B, 3, 128, 128) in [-1, 1] of sampled latents (B, 4, 16, 16)."""
     return torch.cat(
         [vae.decode(part / vae.config.scaling_factor).sample.clamp(-1, 1) for part in latents.split(batch)]
     )
 
 
-def load_demo_pipeline(dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+def load_demo_pipeline(dtype: torch.dtype = torch.float32) -> Any:
     """The bundled demo model: 128x128 pictures, DDIM, no safety checker, nothing downloaded."""
     from ...demo.tokenizer import load_tokenizer
 
-    def model(kind: type, name: str) -> Any:
+    def model(kind: Any, name: str) -> Any:
         return kind.from_pretrained(assets.MODEL / name, torch_dtype=dtype)
 
-    pipe = StableDiffusionPipeline(
-        vae=model(AutoencoderKL, "vae"),
-        unet=model(UNet2DConditionModel, "unet"),
+    text_encoder: Any = CLIPTextModel.from_pretrained(assets.MODEL / "text_encoder")
+    parts: dict[str, Any] = {
+        "vae": model(AutoencoderKL, "vae"),
+        "unet": model(UNet2DConditionModel, "unet"),
         # transformers 5 takes the type by another name than transformers 4
-        text_encoder=CLIPTextModel.from_pretrained(assets.MODEL / "text_encoder").to(dtype),
-        tokenizer=load_tokenizer(assets.TOKENIZER),
-        scheduler=DDIMScheduler.from_pretrained(assets.MODEL / "scheduler"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+        "text_encoder": text_encoder.to(dtype),
+        "tokenizer": load_tokenizer(assets.TOKENIZER),
+        "scheduler": DDIMScheduler.from_pretrained(assets.MODEL / "scheduler"),
+        "safety_checker": None,
+        "feature_extractor": None,
+    }
+    pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ...core.denoiser import Denoiser, Predict
@@ -14,8 +15,8 @@ _STEPS = 12  # of sampling; the pictures are looked at through noise
 
 
 @torch.no_grad()
-def denoiser_of(pipe: DiffusionPipeline, seed: int = 0) -> Denoiser:
-    """The pipeline's denoiser. seed: of the pictures that it paints."""
+def denoiser_of(pipe: Any, seed: int = 0) -> Denoiser:
+    """The denoiser of a diffusers pipeline. seed: of the pictures that it paints."""
     unet, scheduler = pipe.unet, pipe.scheduler
     unet.requires_grad_(False)
     last = scheduler.config.num_train_timesteps - 1

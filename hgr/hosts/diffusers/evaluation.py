@@ -117,7 +117,7 @@ def evaluate_prompts(pipe: DiffusionPipeline, hgr: HGR, held: Pairs, *, progress
 
 
 def evaluate_pictures(
-    pipe: DiffusionPipeline,
+    pipe: Any,
     hgr: HGR,
     held: Pairs,
     *,

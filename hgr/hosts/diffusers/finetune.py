@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,16 +52,12 @@ def adapt(pipe: DiffusionPipeline, rank: int, seed: int = 0) -> Adapted:
 
 
 def lora_state_dict(unet: nn.Module) -> dict[str, Tensor]:
-    """The LoRA of `adapt` as its file holds it (`hgr.lora`)."""
+    """The LoRA of `adapt` as its file holds it (`hgr.training.lora_file`)."""
     found = {}
-    for name, layer in unet.named_modules():
-        if isinstance(layer, LoraLayer):
-            found |= lora.lora_tensors(
-                lora.unet_name(name),
-                layer.lora_B[_NAME].weight,
-                layer.lora_A[_NAME].weight,
-                alpha=layer.lora_alpha[_NAME],
-            )
+    layers: list[tuple[str, Any]] = [(name, x) for name, x in unet.named_modules() if isinstance(x, LoraLayer)]
+    for name, layer in layers:
+        up, down = layer.lora_B[_NAME].weight, layer.lora_A[_NAME].weight
+        found |= lora.lora_tensors(lora.unet_name(name), up, down, alpha=layer.lora_alpha[_NAME])
     return found
 
 

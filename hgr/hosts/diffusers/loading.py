@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoPipelineForText2Image, DiffusionPipeline
+from diffusers import AutoPipelineForText2Image
 from diffusers.utils import logging
 
 from .demo import load_demo_pipeline
@@ -17,7 +18,7 @@ _UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}
 _PICTURES = {"unet", "vae"}
 
 
-def load_pipeline(model: Path | None, device: torch.device, text_only: bool = False) -> DiffusionPipeline:
+def load_pipeline(model: Path | None, device: torch.device, text_only: bool = False) -> Any:
     """The pipeline in the folder `model`, or the bundled demo model, to train for or to evaluate with: in float16 on a
     GPU, without
     its safety checker. text_only: without denoiser and autoencoder, which then take no memory.

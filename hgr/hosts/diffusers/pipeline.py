@@ -46,7 +46,7 @@ class SafeCFG:
             raise TypeError(
                 f"SafeCFG needs a text-to-image pipeline of Stable Diffusion 1.x, 2.x or XL, not {type(pipe).__name__}."
             )
-        self.pipe = pipe
+        self.pipe: Any = pipe  # diffusers declares neither its call nor its parts
         self.hgr = hgr if isinstance(hgr, HGR) else load(hgr)
 
     def gates(self, texts: list[str]) -> Tensor:
@@ -93,9 +93,10 @@ class SafeCFG:
             raise ValueError(
                 "start_percent and end_percent use the pipeline's callback_on_step_end: give either, not both."
             )
-        if guidance_scale is None:
-            guidance_scale = inspect.signature(self.pipe.__call__).parameters["guidance_scale"].default
-        guided = guidance_scale > 1 and self.pipe.unet.config.time_cond_proj_dim is None
+        scale = guidance_scale
+        if scale is None:
+            scale = inspect.signature(self.pipe.__call__).parameters["guidance_scale"].default
+        guided = scale > 1 and self.pipe.unet.config.time_cond_proj_dim is None
         if not guided and MODES[mode][0] == 0:
             log.warning('mode "%s" has no effect without classifier-free guidance; use "redirect".', mode)
 
@@ -117,7 +118,7 @@ class SafeCFG:
             options["callback_on_step_end"] = exchange
         first = safe if start_percent == 0 else plain
         return self.pipe(
-            guidance_scale=guidance_scale, num_images_per_prompt=num_images_per_prompt, **_arguments(first), **options
+            guidance_scale=scale, num_images_per_prompt=num_images_per_prompt, **_arguments(first), **options
         )
 
 
@@ -138,6 +139,7 @@ def _in_loop(prompts: list[Prompt], copies: int) -> dict[str, Tensor]:
         return torch.cat([part.repeat_interleave(copies, 0) for part in reversed(parts)])
 
     variables = {"prompt_embeds": joined([p.features for p in prompts])}
-    if prompts[0].pooled is not None:
-        variables["add_text_embeds"] = joined([p.pooled for p in prompts])
+    pooled = [p.pooled for p in prompts if p.pooled is not None]
+    if pooled:
+        variables["add_text_embeds"] = joined(pooled)
     return variables
