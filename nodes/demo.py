@@ -15,14 +15,13 @@ class SafeCFGDemoModel(io.ComfyNode):
             node_id="SafeCFGDemoModel",
             display_name="SafeCFG Demo Model",
             category=CATEGORY,
-            description="A tiny model of the SD 1.5 family that comes with SafeCFG: 128 x 128 pictures of a small drawn "
-            "world in seconds on a CPU. A few drawn symbols stand in for harmful content. For trying SafeCFG "
-            "out, not for art.",
+            description="A tiny model of the SD 1.5 family, bundled with SafeCFG. It draws 128 x 128 pictures of a "
+            "small cartoon world in seconds on a CPU; a few drawn symbols stand in for harmful content. It is for "
+            "trying out SafeCFG, not for art.",
             outputs=[
-                io.Model.Output(tooltip="The denoiser. Give it an empty latent of 128 x 128."),
+                io.Model.Output(tooltip="The denoiser. Use it with an empty latent of 128 x 128."),
                 io.Clip.Output(
-                    tooltip="Its text encoder. Describe a picture such as "
-                    '"a red ball next to a blue house in a meadow".'
+                    tooltip='Its text encoder. Write prompts such as "a red ball next to a blue house in a meadow".'
                 ),
                 io.Vae.Output(tooltip="Its autoencoder."),
             ],

@@ -23,45 +23,50 @@ class SafeCFGFineTune(io.ComfyNode):
             node_id="SafeCFGFineTune",
             display_name="Safe Fine-Tune",
             category=CATEGORY,
-            description="Makes the model itself safe: trains a LoRA that does with plain prompts what the HGR does in sampling. The HGR "
-            "is the teacher and says which prompts are harmful; nobody labels anything. The LoRA works without this "
-            "pack. Interrupted, it goes on from its last step when you run it again.",
+            description="Makes the model itself safe: trains a LoRA that does for plain prompts what the HGR does "
+            "during sampling. The HGR is the teacher and decides which prompts are harmful; no labels are needed. "
+            "The LoRA works without this pack. If training is interrupted, run the graph again and it resumes from "
+            "its last step.",
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The model to align. It is left as it is; a copy with the LoRA comes out."
+                    "model", tooltip="The model to align. It is not changed; the output is a copy with the LoRA."
                 ),
                 io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint. It is not trained."),
                 HGRType.Input(
-                    "hgr", tooltip="The teacher, from HGR Loader or Train HGR; trained for this model's text encoder."
+                    "hgr",
+                    tooltip="The teacher, from HGR Loader or Train HGR. It must have been trained for this "
+                    "model's text encoder.",
                 ),
                 io.String.Input(
                     "prompts",
                     default="",
                     multiline=True,
-                    tooltip="What people ask of the model, one prompt a line, harmful and clean ones as they come, unlabelled. "
-                    "200 or more are good; at least a third should be clean, so that the rest stays as it is. With "
-                    "pictures in latents: one line for each picture, or one for all.",
+                    tooltip="Prompts that people might give the model, one per line, harmful and clean ones mixed, "
+                    "without labels. 200 or more work well. At least a third should be clean, so that everything "
+                    "else stays as it is. With pictures in latents: one line per picture, or one for all.",
                 ),
                 io.String.Input(
                     "concepts",
                     default="",
                     multiline=True,
-                    tooltip="Strength of each concept from 0 (off) to 2 as JSON, for example "
-                    '{"violence": 1.0, "shocking": 0}. Concepts left out count as 1; empty means all on.',
+                    tooltip='Strength of each concept from 0 (off) to 2, as JSON, for example {"violence": 1.0, '
+                    '"shocking": 0}. Concepts not listed count as 1. Leave empty to switch all on.',
                 ),
                 io.Combo.Input(
                     "evidence",
                     options=list(EVIDENCE),
                     default=_DEFAULTS.evidence,
-                    tooltip="What says how harmful an example is. prompt: the HGR's gates on the prompt. picture: whether the "
-                    "picture shows it; needs an HGR with a picture probe. both: the mean of the two.",
+                    tooltip="What decides how harmful an example is. prompt: the HGR's gates on the prompt. picture: "
+                    "whether the picture shows the harm. both: the mean of the two. picture and both need an HGR "
+                    "with a picture probe.",
                 ),
                 io.Int.Input(
                     "rank",
                     default=_DEFAULTS.rank,
                     min=1,
                     max=256,
-                    tooltip="Rank of the LoRA, 1 to 256. 8 to 32 are usual; more learns more and makes a larger file.",
+                    tooltip="Rank of the LoRA, 1 to 256. 8 to 32 is usual. A higher rank learns more and makes a "
+                    "larger file.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -69,14 +74,15 @@ class SafeCFGFineTune(io.ComfyNode):
                     min=1,
                     max=100_000,
                     step=10,
-                    tooltip="Training steps, 1 to 100,000. 400 to 1,500 are usual.",
+                    tooltip="Number of training steps, 1 to 100,000. 400 to 1,500 is usual.",
                 ),
                 io.Int.Input(
                     "batch_size",
                     default=_DEFAULTS.batch_size,
                     min=1,
                     max=64,
-                    tooltip="Examples a step, 1 to 64, half of them harmful. 8 is a good start; less saves memory.",
+                    tooltip="Examples per step, 1 to 64; half of them are harmful. Start with 8; a smaller batch "
+                    "saves memory.",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -85,7 +91,7 @@ class SafeCFGFineTune(io.ComfyNode):
                     max=0.1,
                     step=1e-5,
                     round=1e-6,
-                    tooltip="Peak of the learning rate. 0.0003 to 0.002 are usual; lower it where the loss jumps.",
+                    tooltip="Peak learning rate. 0.0003 to 0.002 is usual. Lower it if the loss jumps.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -101,42 +107,46 @@ class SafeCFGFineTune(io.ComfyNode):
                     min=8,
                     max=4096,
                     step=8,
-                    tooltip="Pictures that the model makes of the prompts, to learn from, 8 to 4096. Not used where latents holds "
-                    "pictures.",
+                    tooltip="Number of pictures that the model generates from the prompts to learn from, 8 to 4096. "
+                    "Ignored if latents holds pictures.",
                 ),
                 io.Boolean.Input(
-                    "gradient_checkpointing", default=True, tooltip="Needs much less memory, and more time."
+                    "gradient_checkpointing", default=True, tooltip="Needs much less memory but takes longer."
                 ),
                 io.Combo.Input(
                     "file",
                     options=[NO_FILE, *_FILES.names()],
-                    tooltip="A .txt file in ComfyUI's input folder with more prompts, one a line. Press R after adding a file.",
+                    tooltip="A .txt file in ComfyUI's input folder with more prompts, one per line. Press R after "
+                    "adding a file.",
                 ),
                 io.Vae.Input(
                     "vae",
                     optional=True,
-                    tooltip="Decodes the pictures before and after. Without it they are rough previews.",
+                    tooltip="Decodes the before-and-after pictures. Without it they are rough previews.",
                 ),
                 io.Latent.Input(
                     "latents",
                     optional=True,
-                    tooltip="Pictures of the prompts, encoded by the VAE; or an empty latent of the size that you paint at, in "
-                    "which the model makes its own. Without it: its own at 512 x 512.",
+                    tooltip="Pictures that match the prompts, encoded by the VAE; or an empty latent of the size "
+                    "that you generate at, and the model generates its own pictures at that size. Without it, it "
+                    "generates them at 512 x 512.",
                 ),
             ],
             outputs=[
                 io.LoraModel.Output(
                     display_name="LoRA",
-                    tooltip="For Save LoRA, which writes a file for every LoRA loader, and for diffusers.",
+                    tooltip="For Save LoRA Weights, which writes a file for every LoRA loader and for diffusers.",
                 ),
-                io.Model.Output(display_name="model", tooltip="The model with the LoRA, to sample with at once."),
+                io.Model.Output(display_name="model", tooltip="The model with the LoRA, ready to sample with."),
                 io.Image.Output(
                     display_name="loss chart",
-                    tooltip="1: harmful examples are as they were. 0: all is as the HGR would make it.",
+                    tooltip="The loss over the training steps. 1: harmful examples are as they were. 0: everything "
+                    "is as the HGR would make it.",
                 ),
                 io.Image.Output(
                     display_name="before and after",
-                    tooltip="Above without the LoRA, below with it: the most harmful prompts, and at the right a clean one.",
+                    tooltip="Top row without the LoRA, bottom row with it: the most harmful prompts, and a clean one "
+                    "at the right.",
                 ),
             ],
         )
@@ -152,6 +162,7 @@ class SafeCFGFineTune(io.ComfyNode):
     @classmethod
     def execute(
         cls,
+        *,
         model: Any,
         clip: Any,
         hgr: Any,

@@ -14,8 +14,8 @@ from .types import CATEGORY, HGRType
 def _hgr_input() -> io.Input:
     return HGRType.Input(
         "hgr",
-        tooltip="The redirector, from HGR Loader. It must have been trained for this model's text "
-        "encoder; another one stops with an error.",
+        tooltip="The redirector, from HGR Loader. It must have been trained for this model's text encoder; with any "
+        "other, sampling stops with an error.",
     )
 
 
@@ -28,23 +28,24 @@ def _settings() -> list[io.Input]:
             min=0.0,
             max=2.0,
             step=0.05,
-            tooltip="How strongly harmful directions are redirected, 0 to 2. 1 is what the HGR was trained for; 0 "
-            "switches SafeCFG off. Above 1 moves further, at the price of more change to the picture.",
+            tooltip="How strongly harmful directions are redirected, 0 to 2. The HGR was trained for 1; 0 switches "
+            "SafeCFG off. Values above 1 redirect further, at the cost of larger changes to the picture.",
         ),
         io.Combo.Input(
             "mode",
             options=list(MODES),
             default=DEFAULT_MODE,
-            tooltip="redirect: replaces the harmful direction by the clean one; the most thorough, and works at every cfg, 1 "
-            "included. dynamic: pushes away from it through the negative prompt; leaves much of the harm where a model "
-            "follows its prompt closely, and needs cfg above 1. balanced: half of the first and all of the second.",
+            tooltip="redirect: replaces the harmful direction with the clean one. It is the most thorough and works "
+            "at every cfg, including 1. dynamic: pushes away from the harmful direction through the negative prompt. "
+            "It needs a cfg above 1, and leaves much of the harm in models that follow their prompt closely. "
+            "balanced: half of redirect and all of dynamic.",
         ),
         io.String.Input(
             "concepts",
             default="",
             multiline=True,
-            tooltip="Strength of each concept from 0 (off) to 2 as JSON, for example "
-            '{"violence": 1.0, "shocking": 0}. Concepts left out count as 1; empty means all on.',
+            tooltip='Strength of each concept from 0 (off) to 2, as JSON, for example {"violence": 1.0, "shocking": '
+            "0}. Concepts not listed count as 1. Leave empty to switch all on.",
         ),
         io.Float.Input(
             "start_percent",
@@ -52,7 +53,8 @@ def _settings() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.001,
-            tooltip="Where in sampling safe guidance starts, 0 to 1. Keep 0: layout and content are decided early.",
+            tooltip="Point in sampling at which safe guidance starts, 0 to 1. Keep it at 0: layout and content are "
+            "decided early.",
         ),
         io.Float.Input(
             "end_percent",
@@ -60,8 +62,8 @@ def _settings() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.001,
-            tooltip="Where in sampling safe guidance ends, 0 to 1; above start_percent. 1 is safest; 0.6 leaves fine "
-            "detail to the prompt as written.",
+            tooltip="Point in sampling at which safe guidance ends, 0 to 1; must be above start_percent. 1 is "
+            "safest; 0.6 leaves fine detail to the prompt as written.",
         ),
     ]
 
@@ -78,14 +80,14 @@ class SafeCFGGuider(io.ComfyNode):
             node_id="SafeCFGGuider",
             display_name="SafeCFG Guider",
             category=CATEGORY,
-            description="Classifier-free guidance that redirects harmful directions, for SamplerCustomAdvanced. On a prompt "
-            "in which the HGR finds nothing, the picture is exactly CFG Guider's.",
+            description="Classifier-free guidance that redirects harmful directions, for SamplerCustomAdvanced. If "
+            "the HGR finds nothing in the prompt, the picture is exactly the one from CFG Guider.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to sample with."),
                 io.Conditioning.Input(
-                    "positive", tooltip="The prompt. Combined, area, masked and scheduled conditionings work."
+                    "positive", tooltip="The prompt. Combined, area, masked and scheduled conditionings are supported."
                 ),
-                io.Conditioning.Input("negative", tooltip="The negative prompt, or an empty one. It works as always."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt, or an empty one. It works as usual."),
                 _hgr_input(),
                 io.Float.Input(
                     "cfg",
@@ -94,8 +96,8 @@ class SafeCFGGuider(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Scale of classifier-free guidance, 0 to 100. 5 to 8 suits SD 1.5 and SDXL; 1 is for "
-                    "distilled models and leaves the negative prompt out.",
+                    tooltip="Scale of classifier-free guidance, 0 to 100. 5 to 8 suits SD 1.5 and SDXL. 1 is for "
+                    "distilled models and leaves out the negative prompt.",
                 ),
                 *_settings(),
             ],
@@ -104,7 +106,7 @@ class SafeCFGGuider(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, positive: Any, negative: Any, cfg: float, **settings: Any) -> io.NodeOutput:
+    def execute(cls, *, model: Any, positive: Any, negative: Any, cfg: float, **settings: Any) -> io.NodeOutput:
         patched = guidance.patch_model(model, **settings, node_id=_node_id(cls))
         return io.NodeOutput(guidance.make_guider(patched, positive, negative, cfg=cfg))
 
@@ -116,21 +118,22 @@ class SafeCFGModel(io.ComfyNode):
             node_id="SafeCFGModel",
             display_name="SafeCFG (Model)",
             category=CATEGORY,
-            description="A model whose guidance redirects harmful directions, for KSampler and every other sampler. On a "
-            "prompt in which the HGR finds nothing, the picture is exactly the one without this node.",
+            description="A model whose guidance redirects harmful directions, for KSampler and every other sampler. "
+            "If the HGR finds nothing in the prompt, the picture is exactly the one that you get without this node.",
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The model to sample with. LoRAs and other patches may come before or after."
+                    "model",
+                    tooltip="The model to sample with. LoRAs and other patches may come before or after this node.",
                 ),
                 _hgr_input(),
                 *_settings(),
             ],
-            outputs=[io.Model.Output(tooltip="The same model with safe guidance; the given one stays as it is.")],
+            outputs=[io.Model.Output(tooltip="The same model with safe guidance. The input model is not changed.")],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, model: Any, **settings: Any) -> io.NodeOutput:
+    def execute(cls, *, model: Any, **settings: Any) -> io.NodeOutput:
         return io.NodeOutput(guidance.patch_model(model, **settings, node_id=_node_id(cls)))
 
 

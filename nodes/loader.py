@@ -15,17 +15,23 @@ class SafeCFGHGRLoader(io.ComfyNode):
             node_id="SafeCFGHGRLoader",
             display_name="HGR Loader",
             category=CATEGORY,
-            description="Loads an HGR (Harmful Guidance Redirector): what tells SafeCFG which concepts to steer away from. "
-            "An HGR belongs to one text encoder; with another model it stops with an error.",
+            description="Loads an HGR (Harmful Guidance Redirector), which tells SafeCFG which concepts to steer "
+            "away from. An HGR belongs to one text encoder; using it with another stops with an error.",
             inputs=[
                 io.Combo.Input(
                     "hgr_name",
                     options=files.hgr_names(),
-                    tooltip="A file in models/hgr, or the one bundled for the demo model. Take the HGR that was "
-                    "trained for the text encoder of your checkpoint.",
-                ),
+                    tooltip="A file in models/hgr, or the bundled one for the demo model. Choose the HGR that was "
+                    "trained for your checkpoint's text encoder.",
+                )
             ],
-            outputs=[HGRType.Output(display_name="HGR", tooltip="For SafeCFG Guider and SafeCFG (Model).")],
+            outputs=[
+                HGRType.Output(
+                    display_name="HGR",
+                    tooltip="For SafeCFG (Model), SafeCFG Guider, Harmfulness Detector, Safe Fine-Tune, Merge HGR and "
+                    "Save HGR.",
+                )
+            ],
         )
 
     @classmethod

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..hgr.core.merge import merge
+from ..hgr.core.merge import merge_hgrs
 from ..hgr.hosts.comfy import files
 from ..hgr.hosts.comfy.train import train_for_clip
 from ..hgr.training.hgr_report import hgr_report
@@ -23,23 +23,24 @@ class SafeCFGTrainHGR(io.ComfyNode):
             node_id="SafeCFGTrainHGR",
             display_name="Train HGR",
             category=CATEGORY,
-            description="Trains an HGR (Harmful Guidance Redirector) for the text encoder of your checkpoint, from prompt pairs. "
-            "The chart is drawn while it runs. Interrupted, it goes on from its last step when you run it again.",
+            description="Trains an HGR (Harmful Guidance Redirector) for your checkpoint's text encoder from prompt "
+            "pairs. The loss chart is drawn during training. If training is interrupted, run the graph again and it "
+            "resumes from its last step.",
             inputs=[
                 io.Clip.Input(
                     "clip",
-                    tooltip="The text encoder of your checkpoint. The HGR works with this encoder, and with its "
-                    "fine-tuned relatives.",
+                    tooltip="Your checkpoint's text encoder. The HGR works with this encoder and with fine-tuned "
+                    "versions of it.",
                 ),
                 PairsType.Input("pairs", tooltip="Harmful prompts with their clean twins, from Concept Pairs."),
                 io.Combo.Input(
                     "losses",
                     options=list(LOSSES),
                     default=_DEFAULTS.losses,
-                    tooltip="What safe features should match. attention: what the model's cross-attention makes of them; the "
-                    "best for SD 1.x, SD 2.x and SDXL; needs the model. attention and score: also the model's "
-                    "prediction; several times slower. text: the features alone; needs no model, and is the one for "
-                    "models without cross-attention (SD 3, Flux, Qwen-Image) and for Wan.",
+                    tooltip="What the safe features should match. attention: the output of the model's "
+                    "cross-attention; best for SD 1.x, SD 2.x and SDXL; needs the model. attention and score: also "
+                    "the model's prediction; several times slower. text: only the text features; needs no model. Use "
+                    "text for models without cross-attention (SD 3, Flux, Qwen-Image) and for Wan.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -47,15 +48,16 @@ class SafeCFGTrainHGR(io.ComfyNode):
                     min=20,
                     max=100_000,
                     step=10,
-                    tooltip="Training steps, 20 to 100,000. 600 to 2,000 are usual; more concepts want more.",
+                    tooltip="Number of training steps, 20 to 100,000. 600 to 2,000 is usual; more concepts need more "
+                    "steps.",
                 ),
                 io.Int.Input(
                     "batch_size",
                     default=_DEFAULTS.batch_size,
                     min=4,
                     max=512,
-                    tooltip="Harmful prompts in a step, 4 to 512, with as many twins and clean prompts. 32 is a good start; "
-                    "less saves memory.",
+                    tooltip="Harmful prompts per step, 4 to 512, plus as many clean twins and as many clean prompts. "
+                    "Start with 32; a smaller batch saves memory.",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -64,7 +66,7 @@ class SafeCFGTrainHGR(io.ComfyNode):
                     max=0.1,
                     step=1e-5,
                     round=1e-6,
-                    tooltip="Peak of the learning rate, about 0.0005 to 0.003. Lower it where the loss jumps.",
+                    tooltip="Peak learning rate. 0.0005 to 0.003 is usual. Lower it if the loss jumps.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -80,20 +82,22 @@ class SafeCFGTrainHGR(io.ComfyNode):
                     min=0.1,
                     max=20.0,
                     step=0.1,
-                    tooltip="Percent of clean prompts in which some concept may fire, 0.1 to 20. Lower touches fewer clean "
-                    "prompts and misses more harmful ones. 1 needs about 670 clean prompts and twins.",
+                    tooltip="Percentage of clean prompts on which any concept may fire, 0.1 to 20. A lower rate "
+                    "affects fewer clean prompts but misses more harmful ones. A rate of 1 needs about 670 clean "
+                    "prompts and twins.",
                 ),
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The model of the same checkpoint, for the attention losses and the picture probe of Harmfulness "
-                    'Detector. Not needed for "text", which then gives no probe.',
+                    tooltip="The model of the same checkpoint, for the attention losses and for the picture probe of "
+                    'Harmfulness Detector. Losses "text" work without it, but the HGR then has no probe.',
                 ),
                 io.Latent.Input(
                     "latents",
                     optional=True,
-                    tooltip="Pictures for the model to look at, encoded by its VAE; or an empty latent of the size that you "
-                    "paint at, in which it makes its own. Without it: its own at 512 x 512.",
+                    tooltip="Pictures to train with, encoded by the model's VAE; or an empty latent of the size that "
+                    "you generate at, and the model generates its own pictures at that size. Without it, it "
+                    "generates them at 512 x 512.",
                 ),
                 io.Int.Input(
                     "pictures",
@@ -102,24 +106,25 @@ class SafeCFGTrainHGR(io.ComfyNode):
                     max=4096,
                     step=8,
                     optional=True,
-                    tooltip="Pictures that the model makes to look at, 0 to 4096, half of them of harmful prompts. Harmfulness "
-                    "Detector's picture probe is trained on them: it needs 16 a concept, and is better with 64. 16 in all "
-                    'are enough for the attention losses alone; 0 needs latents, or losses "text", and gives no probe.',
+                    tooltip="Number of pictures that the model generates for training, 0 to 4096, half of them from "
+                    "harmful prompts. They also train Harmfulness Detector's picture probe, which needs 16 per "
+                    "concept and is better with 64. For the attention losses alone, 16 in all are enough. 0 requires "
+                    'latents or losses "text", and gives no probe.',
                 ),
             ],
             outputs=[
-                HGRType.Output(
-                    display_name="HGR", tooltip="The trained HGR: use it at once, and keep it with Save HGR."
-                ),
-                io.Image.Output(display_name="loss chart", tooltip="Loss of every step, and its running mean."),
+                HGRType.Output(display_name="HGR", tooltip="The trained HGR, ready to use. Keep it with Save HGR."),
+                io.Image.Output(display_name="loss chart", tooltip="The loss of every step and its running mean."),
                 io.String.Output(
-                    display_name="report", tooltip="What the gates do on prompts that were not trained on."
+                    display_name="report", tooltip="How the gates perform on prompts that were held out from training."
                 ),
             ],
         )
 
     @classmethod
-    def execute(cls, clip: Any, pairs: Any, model: Any = None, latents: Any = None, **settings: Any) -> io.NodeOutput:
+    def execute(
+        cls, *, clip: Any, pairs: Any, model: Any = None, latents: Any = None, **settings: Any
+    ) -> io.NodeOutput:
         hgr, chart = train_for_clip(clip, pairs, HGRSettings(**settings), model=model, latents=latents)
         return io.NodeOutput(hgr, chart, hgr_report(hgr))
 
@@ -131,14 +136,14 @@ class SafeCFGSaveHGR(io.ComfyNode):
             node_id="SafeCFGSaveHGR",
             display_name="Save HGR",
             category=CATEGORY,
-            description="Saves an HGR under models/hgr, where HGR Loader finds it (refresh the editor's lists with R).",
+            description="Saves an HGR in models/hgr, where HGR Loader finds it. Press R to refresh the editor's lists.",
             inputs=[
                 HGRType.Input("hgr", tooltip="From Train HGR or Merge HGR."),
                 io.String.Input(
                     "name",
                     default="my_hgr",
-                    tooltip="File name without ending; letters, digits, space, point, - and _. A file of this name is "
-                    "kept: a number is added.",
+                    tooltip="File name without extension: letters, digits, spaces, points, - and _. An existing file "
+                    "of that name is kept; the new one gets a number.",
                 ),
             ],
             is_output_node=True,
@@ -149,7 +154,7 @@ class SafeCFGSaveHGR(io.ComfyNode):
         return name is None or files.is_name(name) or f'"{name}" cannot be a file name: {files.NAME_RULE}.'
 
     @classmethod
-    def execute(cls, hgr: Any, name: str) -> io.NodeOutput:
+    def execute(cls, *, hgr: Any, name: str) -> io.NodeOutput:
         return io.NodeOutput(ui=ui.PreviewText(f"Saved as models/hgr/{files.save_hgr(hgr, name)}"))
 
 
@@ -157,24 +162,34 @@ class SafeCFGMergeHGR(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         more = [
-            HGRType.Input(f"hgr_{i}", optional=True, tooltip="Another HGR of the same encoder.") for i in range(3, 7)
+            HGRType.Input(f"hgr_{i}", optional=True, tooltip="Another HGR for the same text encoder.")
+            for i in range(3, 7)
         ]
         return io.Schema(
             node_id="SafeCFGMergeHGR",
             display_name="Merge HGR",
             category=CATEGORY,
-            description="One HGR with the concepts of several that were trained for the same text encoder.",
+            description="Combines several HGRs into one that has all their concepts. They must have been trained for "
+            "the same text encoder.",
             inputs=[
-                HGRType.Input("hgr_1", tooltip="The first; its concepts come first."),
-                HGRType.Input("hgr_2", tooltip="The second. A concept id that both have is an error."),
+                HGRType.Input("hgr_1", tooltip="The first HGR. Its concepts come first."),
+                HGRType.Input(
+                    "hgr_2",
+                    tooltip="The second HGR. If two HGRs have the same concept id, merging stops with an error.",
+                ),
                 *more,
             ],
-            outputs=[HGRType.Output(display_name="HGR", tooltip="For SafeCFG Guider, SafeCFG (Model) and Save HGR.")],
+            outputs=[
+                HGRType.Output(
+                    display_name="HGR",
+                    tooltip="For SafeCFG (Model), SafeCFG Guider, Harmfulness Detector, Safe Fine-Tune and Save HGR.",
+                )
+            ],
         )
 
     @classmethod
     def execute(cls, **given: Any) -> io.NodeOutput:
-        return io.NodeOutput(merge([hgr for _, hgr in sorted(given.items()) if hgr is not None]))
+        return io.NodeOutput(merge_hgrs([hgr for _, hgr in sorted(given.items()) if hgr is not None]))
 
 
 NODES = [SafeCFGTrainHGR, SafeCFGSaveHGR, SafeCFGMergeHGR]

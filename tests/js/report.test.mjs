@@ -19,14 +19,14 @@ test("the terms: the evidence where it is one, the sensitivity, and what it prom
   const terms = (given, ...concepts) => summary({ ...report(item(...concepts)), ...given }).terms;
   assert.equal(terms({}, concept(0.9)), "by prompt, sensitivity normal, 1 % false alarms");
   assert.equal(terms({ sensitivity: "lowest", false_positive_rate: 0.0025 }, concept(0.9, "picture")),
-               "by picture alone, sensitivity lowest, 0.25 % false alarms");
+               "by picture only, sensitivity lowest, 0.25 % false alarms");
   assert.equal(terms({ false_positive_rate: null }, concept(0.9, "picture"), concept(0.9, "picture with prompt")), "sensitivity normal");
 });
 
 test("a bar names what decided, and every evidence on hover", () => {
   const drawn = bar(concept(0.6, "picture", { "picture with prompt": [0, 0.5], picture: [0.6, 0.3] }));
-  assert.deepEqual([drawn.number, drawn.evidence, drawn.flagged], ["0.60", "picture alone", true]);
-  assert.equal(drawn.hint, "picture with prompt 0.00, flagged from 0.50; picture alone 0.60, flagged from 0.30");
+  assert.deepEqual([drawn.number, drawn.evidence, drawn.flagged], ["0.60", "picture only", true]);
+  assert.equal(drawn.hint, "picture with prompt 0.00, flagged from 0.50; picture only 0.60, flagged from 0.30");
 });
 
 test("words that matter show their number, the others on hover", () => {

@@ -25,6 +25,6 @@ test("a card says what the file says, and no more", () => {
   assert.equal(said({ data: { pairs: { a: 10, b: 20 }, clean: 5 }, steps: 7 })["trained on"], "30 pairs, 5 clean prompts, 7 steps");
   assert.equal(said({ merged: [{}, {}] })["trained on"], "2 HGRs, merged");
   for (const training of [null, {}, [], "x", { data: 3 }, { data: { pairs: "many" }, steps: "x" }]) {
-    assert.equal(said(training)["trained on"], "not said");
+    assert.equal(said(training)["trained on"], "unknown");
   }
 });

@@ -11,7 +11,7 @@ export function facts({ concepts, encoder, training, probe, date }) {
     ["for", encoder],
     ["trained on", trainedOn(training)],
     ["detects", probe ? "in prompts and in pictures" : "in prompts"],
-    ["file of", new Date(date).toLocaleDateString(undefined, { dateStyle: "medium" })],
+    ["file date", new Date(date).toLocaleDateString(undefined, { dateStyle: "medium" })],
   ];
 }
 
@@ -24,7 +24,7 @@ function trainedOn(training) {
     Number.isFinite(training?.data?.clean) && `${training.data.clean} clean prompts`,
     Number.isFinite(training?.steps) && `${training.steps} steps`,
   ].filter(Boolean);
-  return parts.join(", ") || "not said";
+  return parts.join(", ") || "unknown";
 }
 
 export function makeCard() {

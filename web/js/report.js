@@ -6,7 +6,7 @@ import { element } from "./dom.js";
 const EMPTY = 34;
 const FULL = 190; // more is scrolled to
 const LOUD = 0.1; // words from here on show their number
-const EVIDENCE = { picture: "picture alone" };
+const EVIDENCE = { picture: "picture only" };
 
 const number = (x) => x.toFixed(2);
 const evidenceName = (kind) => EVIDENCE[kind] ?? kind;

@@ -82,7 +82,7 @@ export class Rows {
   }
 
   #drawNote() {
-    const bad = !parse(this.#text) && "What is stored is not a JSON object of strengths from 0 to 2; the first change replaces it.";
+    const bad = !parse(this.#text) && "The stored text is not a JSON object of strengths from 0 to 2. The first change replaces it.";
     this.noteBox.textContent = bad || this.#note;
     this.noteBox.hidden = !this.noteBox.textContent;
     this.#fit();

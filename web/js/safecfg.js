@@ -27,7 +27,7 @@ const key = (node) => `${node.graph?.id} ${node.id}`;
 function about(name) {
   if (!abouts.has(name)) {
     abouts.set(name, api.fetchApi(`/safecfg/hgr/${encodeURIComponent(name)}`).then((answer) => answer.json())
-      .catch((error) => ({ error: `The server cannot be asked about HGR "${name}" (${error.message}).` })));
+      .catch((error) => ({ error: `Could not get HGR "${name}" from the server (${error.message}).` })));
   }
   return abouts.get(name);
 }
@@ -67,10 +67,10 @@ function conceptsWidget(node, name, [, options]) {
     const errors = answers.flatMap(({ error }) => error ?? []);
     const concepts = answers.flatMap(({ concepts }) => concepts ?? []);
     let note = "";
-    if (locked) note = "The node that is wired into concepts says which.";
+    if (locked) note = "The node wired into concepts sets them.";
     else if (errors.length) note = `${errors.join(" ")} Stored strengths are kept.`;
     else if (!wired || (known && !names.length)) note = "Wire in an HGR to see its concepts. Stored strengths are kept.";
-    else if (!known) note = "Not known before the graph has run: it makes this HGR. Stored strengths are kept.";
+    else if (!known) note = "Not known before the graph runs, since it makes this HGR. Stored strengths are kept.";
     const ids = new Set(concepts.map(({ id }) => id));
     const kept = note ? stored(rows.text).filter(({ id }) => !ids.has(id)) : [];
     rows.show([...concepts, ...kept], note, locked);
@@ -96,7 +96,7 @@ function addCard(node) {
     const state = JSON.stringify([name, generation]);
     if (state === seen) return;
     seen = state;
-    if (name === undefined) return card.say("The node that is wired in says which HGR.");
+    if (name === undefined) return card.say("The node wired into hgr_name chooses the HGR.");
     const answer = await about(name);
     if (state !== seen) return;
     if (answer.error) card.say(answer.error);
