@@ -2,10 +2,10 @@
 
     python benchmarks/demo_world.py                          the tables of docs/benchmarks.md and of the README
     python benchmarks/demo_world.py --validation             the same on other prompts and noise, to choose constants
-    with python benchmarks/demo_world.py --rows plain redirect --kinds seen --pictures 64 --parts table
+    python benchmarks/demo_world.py --rows plain redirect --kinds seen --pictures 64 --parts table   a quick look
 
 Every finished cell (one method on one kind of prompt) is kept under --runs, in a folder for these settings, weights
-and versions; a run that is started again goes on from there. All methods of a column share prompts and noise.
+and versions; the same command resumes from there. All methods of a column share prompts and noise.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from torch import Tensor
 from hgr.core import file
 from hgr.core.options import MODES
 from hgr.core.redirect import redirect
+from hgr.core.tensor_file import save_tensors
 from hgr.demo import assets
 from hgr.demo.captions import CLEAN_KINDS, KINDS, Caption, draw_from
 from hgr.demo.classifier import kept, load_classifier
@@ -72,20 +73,25 @@ ROWS = {
 HARMFUL_KINDS = tuple(kind for kind in KINDS if kind not in CLEAN_KINDS)
 PARTS = ("table", "toggles", "detection", "cost")
 TOGGLE_MODE = "redirect"
-DETECTION_PROMPTS = 2000  # of each kind
-COST_BATCH, COST_ROUNDS = 16, 5
+COST_BATCH = 16  # at most
 COST_ROWS = ("plain", "negative", "sld_medium", *MODES)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a cell's numbers depend on, besides the weights. split: the prompts' stream, "report" or "validation"."""
+    """What the numbers depend on, besides the weights.
+
+    pictures: per cell. prompts: per kind, for what is measured on prompts without pictures. rounds: of timing. split:
+    the prompts' stream, "report" or "validation".
+    """
 
     pictures: int = 300
+    prompts: int = 2000
     steps: int = 16
     cfg: float = 7.5
     strength: float = 1.0
-    batch: int = 64
+    batch_size: int = 64
+    rounds: int = 5
     seed: int = 0
     split: str = "report"
     device: str = "cpu"
@@ -94,7 +100,11 @@ class Settings:
 def environment(settings: Settings) -> dict[str, Any]:
     """Settings, versions and weights: what a number came from."""
     digest = hashlib.sha256()
-    names = ("guidance.py", "network.py", "redirector.py", "safecfg.py", "demo/captions.py", "demo/world.py")
+    names = (
+        *(f"core/{name}.py" for name in ("guidance", "hgr", "network", "redirect")),
+        "demo/captions.py",
+        "demo/world.py",
+    )
     code = [ROOT / "hgr" / name for name in names]
     for path in (*sorted(assets.MODEL.parent.rglob("*.safetensors")), *sorted(assets.MODEL.rglob("*.json")), *code):
         digest.update(path.read_bytes())
@@ -109,7 +119,7 @@ def environment(settings: Settings) -> dict[str, Any]:
 
 @torch.inference_mode()
 def ddim(
-    pipe: StableDiffusionPipeline, positive: Tensor, negative: Tensor, noise: Tensor, steps: int, cfg: float
+    pipe: StableDiffusionPipeline, positive: Tensor, negative: Tensor, *, noise: Tensor, steps: int, cfg: float
 ) -> Tensor:
     """Latents (B, 4, 16, 16) by the pipeline's scheduler and classifier-free guidance, without its overhead.
 
@@ -158,7 +168,7 @@ class Bench:
         seed = random.Random(f"{self.settings.split}/{self.settings.seed}/{kind}/noise/{stream}").getrandbits(63)
         return torch.randn(count, 4, 16, 16, generator=torch.Generator().manual_seed(seed)).to(self.settings.device)
 
-    def sample(self, row: str, texts: list[str], noise: Tensor, off: str | None = None) -> Tensor:
+    def sample(self, row: str, texts: list[str], noise: Tensor, *, off: str | None = None) -> Tensor:
         """Latents of one batch by the method of this row; `off` is a concept that SafeCFG is told to leave alone."""
         settings, pipe = self.settings, self.pipe
         if row in SLD:
@@ -176,23 +186,26 @@ class Bench:
         negative = encode(pipe, [WORDS if row == "negative" else ""] * len(texts))
         if row in MODES:
             strengths = [0.0 if name == off else settings.strength for name in self.hgr.ids]
-            moved = redirect(self.hgr, [positive], [negative], strengths, row)
+            moved = redirect(self.hgr, [positive], [negative], strengths=strengths, mode=row)
             (positive,), (negative,) = moved.positive, moved.negative
-        return ddim(pipe, positive.features, negative.features, noise, settings.steps, settings.cfg)
+        return ddim(pipe, positive.features, negative.features, noise=noise, steps=settings.steps, cfg=settings.cfg)
 
     def cell(self, row: str, kind: str, off: str | None = None) -> dict[str, Tensor]:
         """A cell, sampled unless it is done. `off` as for `sample`."""
-        path = self._path(row, kind, off)
+        path = self.path(row, kind, off)
         if not path.exists():
-            start, batch, count = time.perf_counter(), self.settings.batch, self.settings.pictures
+            start, batch, count = time.perf_counter(), self.settings.batch_size, self.settings.pictures
             captions = self.captions(kind, count)
             texts = [caption.clean if row == "clean_caption" else caption.text for caption in captions]
             noise = self.noise(kind, count, stream=int(row == "other_seeds"))
             latents = torch.cat(
-                [self.sample(row, texts[at : at + batch], noise[at : at + batch], off) for at in range(0, count, batch)]
+                [
+                    self.sample(row, texts[at : at + batch], noise[at : at + batch], off=off)
+                    for at in range(0, count, batch)
+                ]
             )
             judged = self.judge.judge(decode(self.pipe.vae, latents))
-            file.save_safely(
+            save_tensors(
                 {
                     "latents": latents,
                     "features": judged.features,
@@ -205,9 +218,10 @@ class Bench:
         return load_file(path)
 
     def done(self, row: str, kind: str, off: str | None = None) -> bool:
-        return self._path(row, kind, off).exists()
+        return self.path(row, kind, off).exists()
 
-    def _path(self, row: str, kind: str, off: str | None) -> Path:
+    def path(self, row: str, kind: str, off: str | None = None) -> Path:
+        """The file of a cell."""
         return self.folder / ("-".join((row, kind, *([off] if off else []))) + ".safetensors")
 
     def harm(self, row: str, kind: str) -> dict[str, Any]:
@@ -258,7 +272,7 @@ class Bench:
         empty = encode(self.pipe, [""]).features
         scores, flagged = {}, {}
         for kind in KINDS:
-            texts = [caption.text for caption in self.captions(kind, DETECTION_PROMPTS)]
+            texts = [caption.text for caption in self.captions(kind, self.settings.prompts)]
             found = [
                 hed_prompt(self.hgr, encode(self.pipe, texts[at : at + 250]), empty) for at in range(0, len(texts), 250)
             ]
@@ -286,24 +300,30 @@ class Bench:
         """Denoiser evaluations a picture and step, and time over plain CFG's in the same round, text encoding
         included."""
         results: dict[str, Any] = {}
+        batch = cost_batch(self.settings.batch_size)
         for kind in ("seen", "clean"):
-            texts = [caption.text for caption in self.captions(kind, COST_BATCH)]
-            noise = self.noise(kind, COST_BATCH)
+            texts = [caption.text for caption in self.captions(kind, batch)]
+            noise = self.noise(kind, batch)
             times: dict[str, list[float]] = {row: [] for row in COST_ROWS}
-            for turn in range(COST_ROUNDS + 1):  # the first round is a warm-up
+            for turn in range(self.settings.rounds + 1):  # the first round is a warm-up
                 for row in random.Random(turn).sample(COST_ROWS, len(COST_ROWS)):
                     start = time.perf_counter()
                     with evaluations(self.pipe.unet) as count:
                         self.sample(row, texts, noise).cpu()
                     times[row].append(time.perf_counter() - start)
-                    results.setdefault(row, {})["evaluations"] = count[0] / COST_BATCH / self.settings.steps
+                    results.setdefault(row, {})["evaluations"] = count[0] / batch / self.settings.steps
             for row, spent in times.items():
                 ratios = [own / plain for own, plain in zip(spent[1:], times["plain"][1:], strict=True)]
                 results[row][kind] = {"value": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
         return {row: results[row] for row in COST_ROWS}
 
 
-def collect(bench: Bench, rows: list[str], kinds: list[str], parts: list[str]) -> dict[str, Any]:
+def cost_batch(batch_size: int) -> int:
+    """How many prompts are timed at once."""
+    return min(COST_BATCH, batch_size)
+
+
+def collect(bench: Bench, rows: list[str], kinds: list[str], *, parts: list[str]) -> dict[str, Any]:
     """Do what is asked, then gather all cells that are done: those of earlier runs with these settings too."""
     if "table" in parts:
         for kind in kinds:
@@ -335,14 +355,14 @@ def tables(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     e = results["environment"]
     text = [
-        f"{e['pictures']} pictures a cell, {e['steps']} DDIM steps, CFG {e['cfg']}, strength {e['strength']}; {e['split']} prompts, "
-        f"seed {e['seed']}; torch {e['torch']}, diffusers {e['diffusers']}, {e['device']}, {e['threads']} threads on {e['cpus']} "
-        f"CPUs; weights and code {e['weights and code']}. In brackets: 95 % intervals, Wilson's for rates; for time the range. "
-        "SLD is diffusers' pipeline; its presets' warm-up is "
-        f'scaled from {SLD_STEPS} steps. SLD and the negative prompt are given "{WORDS}".'
+        f"{e['pictures']} pictures a cell, {e['steps']} DDIM steps, CFG {e['cfg']}, strength {e['strength']}; "
+        f"{e['split']} prompts, seed {e['seed']}; torch {e['torch']}, diffusers {e['diffusers']}, {e['device']}, "
+        f"{e['threads']} threads on {e['cpus']} CPUs; weights and code {e['weights and code']}. In brackets: 95 % "
+        "intervals (Wilson's for rates); for time, the range. SLD is diffusers' pipeline, with the warm-up of its "
+        f'presets scaled from {SLD_STEPS} steps. SLD and the negative prompt are given "{WORDS}".'
     ]
 
-    def section(title: str, note: str, head: list[str], rows: list[list[str]]) -> None:
+    def section(title: str, note: str, head: list[str], *, rows: list[list[str]]) -> None:
         text.append(f"### {title}\n\n{note}\n\n{markdown(head, rows)}")
 
     harm = results["harm"]
@@ -369,7 +389,7 @@ def tables(results: dict[str, Any]) -> str:
                 title,
                 note,
                 ["method", *harm],
-                [
+                rows=[
                     [ROWS[row], *(with_interval(cells[row][key]) if row in cells else "" for cells in harm.values())]
                     for row in present
                 ],
@@ -377,9 +397,9 @@ def tables(results: dict[str, Any]) -> str:
     for kind, cells in results["drift"].items():
         section(
             f"Drift on clean prompts: {kind}",
-            "Against plain CFG with the same noise; FID in the classifier's features.",
+            "Compared with plain CFG from the same noise. FID is computed on the classifier's features.",
             ["method", "identical latents", "mean difference", "FID", "attributes kept", "harmful rate"],
-            [
+            rows=[
                 [
                     ROWS[row],
                     with_interval(cell["identical"]),
@@ -395,21 +415,22 @@ def tables(results: dict[str, Any]) -> str:
         count = min(results["toggles"]["plain CFG"][name]["n"] for name in SYMBOLS)
         section(
             "Toggles",
-            f"SafeCFG {TOGGLE_MODE} on prompts with two concepts: how often a symbol is seen among the prompts that name "
-            f"it ({count} or more). A concept that is off should stay, the others go.",
+            f"SafeCFG {TOGGLE_MODE} on prompts with two concepts: the share of pictures in which a symbol is seen, "
+            f"among the prompts that name it ({count} or more). A concept that is off should stay; the others "
+            "should go.",
             ["setting", *SYMBOLS, "attributes kept"],
-            [[name, *map(with_interval, row.values())] for name, row in results["toggles"].items()],
+            rows=[[name, *map(with_interval, row.values())] for name, row in results["toggles"].items()],
         )
     if "detection" in results:
         found = results["detection"]
         section(
             "Detection of prompts",
-            f"{DETECTION_PROMPTS} prompts of each kind; AUROC and false-positive rate at 95 % recall against "
+            f"{e['prompts']} prompts of each kind; AUROC and false-positive rate at 95 % recall against "
             f"all clean kinds. Flagged clean prompts: "
             + "; ".join(f"{kind} {with_interval(found['flagged'][kind])}" for kind in CLEAN_KINDS)
             + ".",
             ["kind", "flagged", "AUROC, gate", "AUROC, HED", "FPR at 95 %, gate", "FPR at 95 %, HED"],
-            [
+            rows=[
                 [
                     kind,
                     with_interval(found["flagged"][kind]),
@@ -421,10 +442,10 @@ def tables(results: dict[str, Any]) -> str:
     if "cost" in results:
         section(
             "Cost",
-            f"Time over plain CFG's, median and range of {COST_ROUNDS} rounds in one run, batch {COST_BATCH}, "
-            "text encoding and HGR included, decoding not.",
-            ["method", "evaluations a step", "time, harmful", "time, clean"],
-            [
+            f"Time relative to plain CFG: median and range of {e['rounds']} rounds in one run, batch "
+            f"{cost_batch(e['batch_size'])}. Text encoding and the HGR are included, decoding is not.",
+            ["method", "evaluations per step", "time, harmful", "time, clean"],
+            rows=[
                 [ROWS[row], f"{cell['evaluations']:.2f}", with_interval(cell["seen"]), with_interval(cell["clean"])]
                 for row, cell in results["cost"].items()
             ],
@@ -449,11 +470,11 @@ def summary(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    defaults = Settings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for field in ("pictures", "steps", "cfg", "strength", "batch", "seed", "device"):
-        value = getattr(defaults, field)
-        parser.add_argument(f"--{field}", type=type(value), default=value, help="default: %(default)s")
+    for field in dataclasses.fields(Settings):
+        if field.name != "split":
+            option = "--" + field.name.replace("_", "-")
+            parser.add_argument(option, type=type(field.default), default=field.default, help="default: %(default)s")
     parser.add_argument(
         "--validation", action="store_true", help="other prompts and noise; prints the tables, writes no page"
     )
@@ -471,7 +492,7 @@ def main() -> None:
     named = {field.name: getattr(given, field.name) for field in dataclasses.fields(Settings) if field.name != "split"}
     bench = Bench(Settings(**named, split="validation" if given.validation else "report"), given.runs)
     log.info("%s\n%s", bench.folder, json.dumps(bench.environment))
-    results = collect(bench, given.rows, given.kinds, given.parts)
+    results = collect(bench, given.rows, given.kinds, parts=given.parts)
     text = tables(results)
     print(text)
     if bench.settings == Settings() and given.page.exists():  # pages hold the full table of the default settings alone

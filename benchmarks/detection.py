@@ -11,7 +11,6 @@ is what the demo world's classifier sees in it, or, for rendered pictures, what 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 import random
@@ -28,7 +27,8 @@ from measure import markdown, rate, with_interval, write_between
 from torch import Tensor
 
 from hgr.core.denoiser import Denoiser
-from hgr.core.hgr import Concept
+from hgr.core.fingerprint import fingerprint
+from hgr.core.hgr import Concept, calibrated
 from hgr.core.options import SENSITIVITIES
 from hgr.core.prompt import Prompt
 from hgr.data.library.demo_world import TOPICS
@@ -36,20 +36,20 @@ from hgr.demo import world
 from hgr.demo.attributes import ATTRIBUTE_CLASSES
 from hgr.demo.captions import CLEAN_KINDS, KINDS
 from hgr.demo.world import SYMBOLS
-from hgr.detection import hed as detect
-from hgr.detection import probe
+from hgr.detection.hed import HED_PERCENTS, hed_picture, noisy
+from hgr.detection.probe import PROBE_PERCENTS, probe_features, probe_logits
 from hgr.hosts.diffusers.demo import decode
-from hgr.hosts.diffusers.denoiser import denoiser
+from hgr.hosts.diffusers.denoiser import denoiser_of
 from hgr.hosts.diffusers.prompts import encode
 from hgr.training.metrics import auroc, expected_calibration_error, false_positives_at
+from hgr.training.train_probe import fit_heads
 
 log = logging.getLogger("benchmark")
 
-PROMPTS = 2000  # of each kind
 PERCENTS = (0.04, 0.1, 0.18, 0.25, 0.4, 0.55, 0.7, 0.8, 0.94)  # of the curve
-CURVE = 100  # pictures of each side there, with prompts
+CURVE = 100  # pictures per side there, with prompts
 CLASSIFIER_PERCENTS = (0.5, 0.7, 0.8, 0.9)  # of the diffusion classifier
-PICTURES = Path("docs/images")
+CHARTS = ROOT / "docs/images"
 
 
 class Pictures:
@@ -71,8 +71,8 @@ class Detection:
 
     def __init__(self, bench: Bench):
         self.bench, self.hgr = bench, bench.hgr
-        self.model: Denoiser = denoiser(bench.pipe)
-        self.empty = probe.empty_prompt(self.hgr)
+        self.model: Denoiser = denoiser_of(bench.pipe)
+        self.empty = self.hgr.encoder.prompt
 
     def generated(self, row: str, kind: str) -> Pictures:
         cell = self.bench.cell(row, kind)
@@ -115,31 +115,31 @@ class Detection:
         concepts = mean([f"{label}. {about}".lower() for _, label, about in TOPICS])
         return torch.cat([mean(texts[at : at + 250]) for at in range(0, len(texts), 250)]) @ concepts.T
 
-    def hed(self, pictures: Pictures, texts: list[str], percents: tuple[float, ...] = detect.PERCENTS) -> Tensor:
+    def hed(self, pictures: Pictures, texts: list[str], percents: tuple[float, ...] = HED_PERCENTS) -> Tensor:
         """(N, 4)."""
         step = self.model.batch
         return torch.cat(
             [
-                detect.hed_picture(
+                hed_picture(
                     self.hgr,
                     self.model,
                     pictures.latents[at : at + step],
-                    self.prompts(texts[at : at + step]),
-                    percents,
+                    prompt=self.prompts(texts[at : at + step]),
+                    percents=percents,
                 ).per_concept
                 for at in range(0, len(texts), step)
             ]
         )
 
     @torch.inference_mode()
-    def undirected(self, pictures: Pictures, texts: list[str], percents: tuple[float, ...] = detect.PERCENTS) -> Tensor:
+    def undirected(self, pictures: Pictures, texts: list[str], percents: tuple[float, ...] = HED_PERCENTS) -> Tensor:
         """(N,): `||eps(c) - eps(c_safe)|| / ||eps(c) - eps(u)||`, which does not ask where the picture lies."""
         step, rows = self.model.batch, []
         for at in range(0, len(texts), step):
             prompt = self.prompts(texts[at : at + step])
-            safe, empty = self.hgr.redirect(prompt.features), probe.repeat_rows(self.empty, len(prompt.features))
+            safe, empty = self.hgr.redirect(prompt.features), self.empty.expand(len(prompt.features))
             found = []
-            for error in detect.noisy(self.model, pictures.latents[at : at + step], percents, 1, 0):
+            for error in noisy(self.model, pictures.latents[at : at + step], percents, samples=1, seed=0):
                 c, s, u = (error(x, None).flatten(1) for x in (prompt.features, safe, empty.features))
                 found.append((c - s).norm(dim=1) / (c - u).norm(dim=1).clamp(min=1e-6))
             rows.append(torch.stack(found).mean(0))
@@ -147,9 +147,8 @@ class Detection:
 
     def alone(self, pictures: Pictures) -> Tensor:
         """(N, 4): the probe's logits."""
-        return probe.logits(
-            self.hgr.probe, probe.features(self.model, pictures.latents, self.empty, self.hgr.probe.percents)
-        )
+        probe = self.hgr.probe
+        return probe_logits(probe, probe_features(self.model, pictures.latents, self.empty, percents=probe.percents))
 
     @torch.inference_mode()
     def diffusion_classifier(self, pictures: Pictures) -> Tensor:
@@ -158,7 +157,7 @@ class Detection:
         rows = []
         for part in pictures.latents.split(self.model.batch):
             total = torch.zeros(len(part), len(SYMBOLS))
-            for error in detect.noisy(self.model, part, CLASSIFIER_PERCENTS, 1, 0):
+            for error in noisy(self.model, part, CLASSIFIER_PERCENTS, samples=1, seed=0):
                 without = error(self.empty.features.expand(len(part), -1, -1), None).flatten(1).square().mean(1)
                 for k in range(len(SYMBOLS)):
                     total[:, k] += without - error(words[k].expand(len(part), -1, -1), None).flatten(1).square().mean(1)
@@ -173,11 +172,6 @@ class Detection:
             )
         symbols = logits.split(ATTRIBUTE_CLASSES, dim=1)[3 : 3 + len(SYMBOLS)]
         return torch.stack([x[:, 1] - x[:, 0] for x in symbols], 1)
-
-
-def calibrated(scores: Tensor, concepts: Sequence[Concept]) -> Tensor:
-    scale, bias = (torch.tensor([getattr(c, name) for c in concepts]) for name in ("scale", "bias"))
-    return (scale * scores + bias).sigmoid()
 
 
 def limits(concepts: Sequence[Concept], level: str) -> Tensor:
@@ -196,7 +190,8 @@ def per_concept(scores: Tensor, shown: Tensor) -> dict[str, float]:
 
 def measure_prompts(d: Detection) -> dict[str, Any]:
     """By kind, gates and the cosine baseline against all clean kinds; by sensitivity, what is flagged; calibration."""
-    texts = {kind: [c.text for c in d.bench.captions(kind, PROMPTS)] for kind in KINDS}
+    count = d.bench.settings.prompts
+    texts = {kind: [c.text for c in d.bench.captions(kind, count)] for kind in KINDS}
     gates = {kind: d.gates(found) for kind, found in texts.items()}
     cosine = {kind: d.cosine(found) for kind, found in texts.items()}
     clean = {
@@ -204,7 +199,7 @@ def measure_prompts(d: Detection) -> dict[str, Any]:
         for name, found in (("gate", gates), ("cosine", cosine))
     }
     named = {
-        kind: torch.tensor([[name in c.concepts for name in SYMBOLS] for c in d.bench.captions(kind, PROMPTS)])
+        kind: torch.tensor([[name in c.concepts for name in SYMBOLS] for c in d.bench.captions(kind, count)])
         for kind in KINDS
     }
     every, truth = torch.cat(list(gates.values())), torch.cat(list(named.values()))
@@ -315,7 +310,7 @@ def measure_pictures(d: Detection, count: int) -> dict[str, Any]:
         "alone": alone,
         "cost": {
             "probe": len(hgr.probe.percents),
-            "picture with prompt": 3 * len(detect.PERCENTS),
+            "picture with prompt": 3 * len(HED_PERCENTS),
             "a clean prompt": 0,
             "diffusion classifier": (1 + len(SYMBOLS)) * len(CLASSIFIER_PERCENTS),
         },
@@ -349,9 +344,9 @@ def measure_curve(d: Detection) -> list[dict[str, float]]:
     train = torch.arange(len(pictures.latents)) % 2 == 0
     rows = []
     for percent in PERCENTS:
-        x = probe.features(d.model, pictures.latents, d.empty, (percent,)).flatten(1)
+        x = probe_features(d.model, pictures.latents, d.empty, percents=(percent,)).flatten(1)
         standard = (x - x[train].mean(0)) / x[train].std(0).clamp(min=1e-4)
-        weight, bias = probe.fit(standard[train], pictures.shown[train])
+        weight, bias = fit_heads(standard[train], pictures.shown[train])
         held = standard[~train] @ weight + bias
         directed = [d.hed(p, p.texts, (percent,)).amax(1) for p in (a, s)]
         plain = [d.undirected(p, p.texts, (percent,)) for p in (a, s)]
@@ -406,10 +401,10 @@ def draw(results: dict[str, Any], folder: Path) -> None:
         axis.plot(
             [r["percent"] for r in rows], [r[key] for r in rows], marker="o", markersize=4, color=colour, label=label
         )
-    for percent in (*detect.PERCENTS, *probe.PERCENTS):
+    for percent in (*HED_PERCENTS, *PROBE_PERCENTS):
         axis.axvline(percent, color="#cccccc", linewidth=1, zorder=0)
     axis.set(
-        xlabel="where in sampling the picture is looked at (0: pure noise, 1: no noise)",
+        xlabel="where in sampling the picture is evaluated (0: pure noise, 1: no noise)",
         ylabel="AUROC",
         ylim=(0.45, 1.02),
     )
@@ -422,54 +417,54 @@ def tables(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     e, prompts, pictures = results["environment"], results["prompts"], results["pictures"]
     text = [
-        f"{PROMPTS} prompts and {e['pictures']} pictures of each kind; the bundled HGR, whose probe was trained on "
-        f"{e['probe pictures']} pictures that the demo model made; torch {e['torch']}, {e['threads']} threads on {e['cpus']} CPUs; "
-        f"weights and code {e['weights and code']}. In brackets: 95 % intervals."
+        f"{e['prompts']} prompts and {e['pictures']} pictures of each kind; the bundled HGR, whose probe was trained "
+        f"on {e['probe pictures']} pictures that the demo model made; torch {e['torch']}, {e['threads']} threads on "
+        f"{e['cpus']} CPUs; weights and code {e['weights and code']}. In brackets: 95 % intervals."
     ]
 
-    def section(title: str, note: str, head: list[str], lines: list[list[str]]) -> None:
-        text.append(f"### {title}\n\n{note}\n\n{markdown(head, lines)}")
+    def section(title: str, note: str, head: list[str], *, rows: list[list[str]]) -> None:
+        text.append(f"### {title}\n\n{note}\n\n{markdown(head, rows)}")
 
     def both(cell: dict[str, float]) -> list[str]:
         return [f"{cell['auroc']:.4f}", f"{cell['fpr95']:.3f}"]
 
     section(
         "Prompts",
-        'The highest gate against all clean kinds together, against harmless homonyms ("a skull cap") alone, and as a '
-        "baseline the highest cosine of mean text features to a concept's description (after Latent Guard).",
+        'The highest gate, against all clean kinds together and against only the harmless homonyms ("a skull cap"). '
+        "Baseline: the highest cosine between mean text features and a concept's description (after Latent Guard).",
         ["prompts", "AUROC", "FPR at 95 %", "AUROC, homonyms", "FPR, homonyms", "cosine: AUROC", "cosine: FPR"],
-        [
+        rows=[
             [kind, *both(cells["gate"]), *both(prompts["homonyms"][kind]), *both(cells["cosine"])]
             for kind, cells in prompts["ranking"].items()
         ],
     )
     section(
         "Sensitivity: prompts",
-        "Share flagged.",
+        "Share of prompts that are flagged.",
         ["sensitivity", *KINDS],
-        [[level, *(with_interval(cells[kind]) for kind in KINDS)] for level, cells in prompts["flagged"].items()],
+        rows=[[level, *(with_interval(cells[kind]) for kind in KINDS)] for level, cells in prompts["flagged"].items()],
     )
     section(
         "Pictures with their prompts",
         "Directed HED of harmful pictures against clean pictures of all clean kinds, each with its own prompt.",
         ["pictures", "AUROC", "FPR at 95 %"],
-        [[kind, *both(cell)] for kind, cell in pictures["with prompt"].items()],
+        rows=[[kind, *both(cell)] for kind, cell in pictures["with prompt"].items()],
     )
     section(
         "Pictures whose prompt does not match",
         "Harmful pictures with their prompts (seen) against clean pictures with a harmful "
         "prompt. HED without a direction only says what the prompt asks for.",
         ["clean pictures", "directed HED: AUROC", "FPR at 95 %", "HED: AUROC", "FPR at 95 %"],
-        [[name, *both(directed), *both(plain)] for name, (directed, plain) in pictures["mismatched"].items()],
+        rows=[[name, *both(directed), *both(plain)] for name, (directed, plain) in pictures["mismatched"].items()],
     )
     section(
         "Pictures alone",
-        f"AUROC of a concept's score, pictures that show it against those that show none; any: the highest. "
-        f"{pictures['cost']['probe']} evaluations of the denoiser a picture for the probe, "
-        f"{pictures['cost']['diffusion classifier']} for the diffusion classifier. The supervised CNN is the classifier that "
+        "AUROC of a concept's score: pictures that show the concept against pictures that show none; any: the highest "
+        f"score. The probe takes {pictures['cost']['probe']} denoiser evaluations per picture, the diffusion "
+        f"classifier {pictures['cost']['diffusion classifier']}. The supervised CNN is the classifier that "
         "says what generated pictures show, so it has no row there.",
         ["pictures, by", *SYMBOLS, "any", "FPR at 95 %, any"],
-        [
+        rows=[
             [f"{name}, {way}", *(f"{cell['concepts'][k]:.4f}" for k in SYMBOLS), *both(cell["any"])]
             for name, ways in pictures["alone"].items()
             for way, cell in ways.items()
@@ -477,9 +472,9 @@ def tables(results: dict[str, Any]) -> str:
     )
     section(
         "Verdicts on pictures",
-        "Share flagged at normal sensitivity: by HED, by the probe, and by either, the node's verdict.",
+        "Share flagged at sensitivity `normal`: by HED, by the probe, and by either, which is the node's verdict.",
         ["pictures", "HED", "probe", "either"],
-        [
+        rows=[
             [name, *(with_interval(cell[key]) if key in cell else "" for key in ("hed", "probe", "either"))]
             for name, cell in pictures["verdicts"].items()
         ],
@@ -488,7 +483,7 @@ def tables(results: dict[str, Any]) -> str:
         "Sensitivity: pictures alone",
         "Share of generated pictures flagged by the probe.",
         ["sensitivity", "harmful", "clean"],
-        [
+        rows=[
             [level, with_interval(cells["harmful"]), with_interval(cells["clean"])]
             for level, cells in pictures["flagged"].items()
         ],
@@ -497,35 +492,37 @@ def tables(results: dict[str, Any]) -> str:
         [name, *(f"{part['ece'][k]:.4f}" for k in SYMBOLS), f"{np.mean(list(part['ece'].values())):.4f}"]
         for name, part in (("prompts, gates", prompts), ("pictures alone, probe", pictures))
     ]
-    section("Calibration", "Expected calibration error in 15 bins over all kinds.", ["scores", *SYMBOLS, "mean"], eces)
+    note = "Expected calibration error in 15 bins over all kinds."
+    section("Calibration", note, ["scores", *SYMBOLS, "mean"], rows=eces)
     text.append("![Stated probability against the share that is true](images/calibration.png)")
     text.append(
-        "### Which noise levels carry the signal\n\nThe lines mark the defaults. With prompts: harmful pictures against SafeCFG's "
-        "pictures of the same prompts.\n\n![AUROC by noise level](images/detection_curve.png)"
+        "### Which noise levels carry the signal\n\nVertical lines mark the defaults. The scores with prompts compare "
+        "harmful pictures with SafeCFG's pictures of the same prompts.\n\n"
+        "![AUROC by noise level](images/detection_curve.png)"
     )
     return "\n\n".join(text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=World().pictures, help="of each kind; default: %(default)s")
+    for field in ("pictures", "prompts"):
+        default = getattr(World(), field)
+        parser.add_argument(f"--{field}", type=int, default=default, help="of each kind; default: %(default)s")
+    parser.add_argument("--steps", type=int, default=World().steps, help="of sampling; default: %(default)s")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="its folders demo_world and detection")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/detection.json")
     given = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     log.setLevel(logging.INFO)
-    logging.getLogger("benchmark").setLevel(logging.INFO)
 
-    settings = World(pictures=given.pictures)
+    settings = World(pictures=given.pictures, prompts=given.prompts, steps=given.steps)
     bench = Bench(settings, given.runs / "demo_world")
     found = Detection(bench)
-    code = hashlib.sha256(
-        b"".join((ROOT / "hgr" / name).read_bytes() for name in ("detect.py", "probe.py", "denoiser.py"))
-        + Path(__file__).read_bytes()
-    ).hexdigest()[:12]
+    names = ("detection/hed.py", "detection/probe.py", "core/denoiser.py", "hosts/diffusers/denoiser.py")
+    code = fingerprint(*(ROOT / "hgr" / name for name in names), Path(__file__))
     e = bench.environment | {"probe pictures": found.hgr.probe.training["pictures"], "detection code": code}
-    folder = given.runs / "detection" / hashlib.sha256(json.dumps(e, sort_keys=True).encode()).hexdigest()[:12]
+    folder = given.runs / "detection" / fingerprint(json.dumps(e, sort_keys=True))
     folder.mkdir(parents=True, exist_ok=True)
     results = {"environment": e}
     for part, make in (
@@ -542,7 +539,7 @@ def main() -> None:
     print(text)
     if settings == World():
         write_between(given.page, "detection", text)
-        draw(results, ROOT / PICTURES)
+        draw(results, CHARTS)
         given.results.write_text(json.dumps(results, indent=1) + "\n")
 
 

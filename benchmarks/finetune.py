@@ -4,6 +4,7 @@ else was tried.
     python benchmarks/finetune.py                       the tables and the chart of docs/benchmarks.md
     python benchmarks/finetune.py --rows both labels    some rows
     python benchmarks/finetune.py --parts main dial     some parts
+    python benchmarks/finetune.py --pictures 60         a quick look; writes no page
 
 All rows learn from one unlabelled mixture of prompts and from the same pictures, which the model made. LoRAs and
 finished cells are kept under --runs. Prompts to report on, noise and the classifier are those of demo_world.py.
@@ -17,7 +18,6 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,36 +28,38 @@ from measure import frechet, markdown, mean, rate, with_interval, write_between
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hgr.core import file
+from hgr.core.fingerprint import fingerprint
+from hgr.core.progress import Progress
 from hgr.core.prompt import Prompt
+from hgr.core.tensor_file import save_tensors
 from hgr.demo.captions import CLEAN_KINDS, Caption, draw_from
 from hgr.hosts.diffusers import finetune as host
 from hgr.hosts.diffusers.demo import load_demo_pipeline
-from hgr.hosts.diffusers.prompts import encoder
-from hgr.training.encoded_prompts import Features
+from hgr.hosts.diffusers.prompts import encoder_of
+from hgr.training.encoded_prompts import EncodedPrompts
 from hgr.training.loop import Loop
 from hgr.training.pictures import paint
-from hgr.training.train_lora import Adapted, Lessons, Settings, Teacher, align, judge
+from hgr.training.settings import LoRASettings
+from hgr.training.train_lora import Adapted, Lessons, Teacher, align, harm_of
 
 log = logging.getLogger("benchmark")
 
 HARMFUL_SHARE = 0.4
-MIXTURE = Settings().pictures  # prompts
 ROWS = {
     "both": "h from prompt and picture (the default)",
     "prompt": "h from the prompt",
     "picture": "h from the picture",
     "hard": "h from both, rounded to 0 or 1",
-    "harmful_only": "harmful examples alone, nothing preserved",
-    "preserved": "the same number of clean examples added",
+    "harmful_only": "only harmful examples, nothing preserved",
+    "preserved": "with the same number of clean examples added",
     **{f"wrong_{share}": f"h shuffled in {share} % of the examples" for share in (5, 10, 20)},
     "labels": "true labels, true clean captions (the upper bound)",
     "esd": "ESD-style: away from the concepts' names",
 }
 ABLATION_KINDS = ("seen", "held_out", "clean")
-ABLATION_PICTURES, ABLATION_STEPS = 100, 200
+ABLATION_PICTURES, ABLATION_STEPS = 100, 200  # at most
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25)
-DIAL_KINDS, DIAL_PICTURES = ("seen", "clean"), 100
+DIAL_KINDS, DIAL_PICTURES = ("seen", "clean"), 100  # at most
 PARTS = ("main", "ablation", "dial")
 CHART = ROOT / "docs/images/finetune_strength.png"
 
@@ -81,21 +83,22 @@ class Labelled(Teacher):
         self.clean = {caption.text: caption.clean for caption in captions} | {"": ""}
 
     def prompts(self, texts: list[str]) -> tuple[Prompt, Prompt]:
-        return self.features(texts, self.device), self.features([self.clean[text] for text in texts], self.device)
+        return self.encoded(texts, self.device), self.encoded([self.clean[text] for text in texts], self.device)
 
 
 class Tuning:
-    """The lessons that all rows share, and the LoRA of each row."""
+    """The lessons that all rows share, and the LoRA of each row, in a folder for these settings. As many prompts as the
+    settings have pictures."""
 
-    def __init__(self, bench: Bench, folder: Path, settings: Settings):
-        self.bench, self.folder, self.settings = bench, folder, settings
-        self.captions = mixture(settings.seed, MIXTURE)
-        self.extra = mixture(settings.seed + 1, MIXTURE, 0.0)
+    def __init__(self, bench: Bench, home: Path, settings: LoRASettings):
+        self.bench, self.settings = bench, settings
+        self.folder = folder = home / f"loras-{fingerprint(settings)}"
+        self.captions = mixture(settings.seed, settings.pictures)
+        self.extra = mixture(settings.seed + 1, settings.pictures, 0.0)
         every = [*self.captions, *self.extra]
         texts = list(dict.fromkeys([""] + [t for c in every for t in (c.text, c.clean)] + WORDS.split(", ")))
         folder.mkdir(parents=True, exist_ok=True)
-        self.features = Features(texts, encoder(bench.pipe), folder / f"features-{random.random()}.bin")
-        self.times: dict[str, float] = {}
+        self.encoded = EncodedPrompts(texts, encoder_of(bench.pipe), folder / f"features-{random.random()}.bin")
 
     def adapted(self) -> tuple[Any, Adapted]:
         torch.manual_seed(self.settings.seed)
@@ -110,15 +113,15 @@ class Tuning:
         latents = paint(adapted.denoiser, texts, kept)
         path = self.folder / f"{name}-{evidence}.safetensors"
         if not path.exists():
-            file.save_safely(
-                {"harm": judge(self.teacher, adapted.denoiser, latents, texts, evidence, self.settings.seed)}, path
-            )
+            seed = self.settings.seed
+            harm = harm_of(self.teacher, adapted.denoiser, latents, texts=texts, evidence=evidence, seed=seed)
+            save_tensors({"harm": harm}, path)
             log.info("%s, %s: painted and judged in %.0f s", name, evidence, time.perf_counter() - start)
         return Lessons(latents, texts, load_file(path)["harm"])
 
     @property
     def teacher(self) -> Teacher:
-        return Teacher(self.bench.hgr, self.features, [1.0] * len(self.bench.hgr.ids), "cpu")
+        return Teacher(self.bench.hgr, self.encoded, [1.0] * len(self.bench.hgr.ids))
 
     def lora(self, row: str) -> Path:
         """The LoRA file of a row, trained unless it is done."""
@@ -138,9 +141,8 @@ class Tuning:
             if row == "hard":
                 harm = harm.round()
             elif row == "labels":
-                teacher = Labelled(
-                    self.bench.hgr, self.features, [1.0] * len(self.bench.hgr.ids), "cpu", captions=self.captions
-                )
+                strengths = [1.0] * len(self.bench.hgr.ids)
+                teacher = Labelled(self.bench.hgr, self.encoded, strengths, captions=self.captions)
                 harm = truth
             elif row.startswith("wrong_"):
                 harm = shuffled(harm, int(row.removeprefix("wrong_")) / 100, self.settings.seed)
@@ -156,9 +158,9 @@ class Tuning:
                 )
             else:
                 lessons = dataclasses.replace(lessons, harm=harm)
-            align(teacher, adapted, lessons, self.settings, work, on_step=_log(row))
+            align(teacher, adapted, lessons, settings=self.settings, work=work, progress=StepLog(row))
         spent = time.perf_counter() - start
-        file.save_safely(host.state_dict(pipe.unet), path, {"seconds": f"{spent:.0f}"})
+        save_tensors(host.lora_state_dict(pipe.unet), path, {"seconds": f"{spent:.0f}"})
         log.info("%s: trained in %.0f s", row, spent)
         return path
 
@@ -167,27 +169,31 @@ class Tuning:
         with its negative guidance 1 (Gandikota et al., arXiv 2303.07345, equation 6), on the same layers as the other
         rows."""
         settings, words = self.settings, WORDS.split(", ")
-        texts = [words[i % len(words)] for i in range(48)]
+        texts = [words[i % len(words)] for i in range(min(48, settings.pictures))]
         latents = paint(adapted.denoiser, texts, self.folder / "esd-pictures.safetensors")
 
         def loss(rng: random.Random, generator: torch.Generator) -> Tensor:
-            rows = [rng.randrange(len(texts)) for _ in range(settings.batch)]
+            rows = [rng.randrange(len(texts)) for _ in range(settings.batch_size)]
             clear = latents[rows]
             error = adapted.denoiser.at(
                 clear,
                 torch.rand(len(rows), generator=generator).clamp(0.01, 0.99),
                 torch.randn(clear.shape, generator=generator),
             )
-            named, empty = (
-                self.features([texts[row] for row in rows]).features,
-                self.features([""] * len(rows)).features,
-            )
+            named, empty = (self.encoded(part).features for part in ([texts[row] for row in rows], [""] * len(rows)))
             with torch.no_grad(), adapted.frozen():
                 u, c = error(empty, None), error(named, None)
             return (error(named, None) - (2 * u - c)).square().mean()
 
         Loop(
-            "esd", adapted.adapters, settings.steps, settings.lr, work, settings.seed, average=0.99, on_step=_log("esd")
+            "esd",
+            adapted.adapters,
+            work,
+            steps=settings.steps,
+            learning_rate=settings.learning_rate,
+            seed=settings.seed,
+            average=0.99,
+            progress=StepLog("esd"),
         ).run(loss)
 
 
@@ -200,35 +206,35 @@ def shuffled(harm: Tensor, share: float, seed: int) -> Tensor:
     return result
 
 
-def _log(row: str) -> Callable[[int, float], None]:
-    losses: list[float] = []
+class StepLog(Progress):
+    """Logs the mean loss of every 50 steps."""
 
-    def step(done: int, loss: float) -> None:
-        losses.append(loss)
+    def __init__(self, row: str):
+        self.row, self.losses = row, []
+
+    def step(self, done: int, loss: float) -> None:
+        self.losses.append(loss)
         if done % 50 == 0:
-            log.info("%s: step %d, loss %.3f", row, done, sum(losses[-50:]) / 50)
-
-    return step
+            log.info("%s: step %d, loss %.3f", self.row, done, sum(self.losses[-50:]) / 50)
 
 
 def measured(
-    bench: Bench,
+    tuning: Tuning,
     home: Path,
-    path: Path,
     row: str,
-    strength: float,
+    *,
     kinds: tuple[str, ...],
     pictures: int,
+    strength: float = 1.0,
     method: str = "plain",
 ) -> dict[str, Any]:
-    """What the model with the LoRA in `path` draws, by kind; clean kinds beside plain CFG's pictures of the model
-    without it."""
-    bench.settings = dataclasses.replace(World(), pictures=pictures)
+    """What the model with a row's LoRA draws, by kind; clean kinds beside plain CFG's pictures of the model without
+    it, which lie in `home`."""
+    bench, path = tuning.bench, tuning.lora(row)
+    bench.settings = dataclasses.replace(bench.settings, pictures=pictures)
     bench.folder = home / "plain"
-    plain = {
-        kind: {key: x[:pictures] for key, x in load_file(bench._path("plain", kind, None)).items()} for kind in kinds
-    }
-    bench.folder = home / f"{row}-{strength}-{pictures}"
+    plain = {kind: {key: x[:pictures] for key, x in load_file(bench.path("plain", kind)).items()} for kind in kinds}
+    bench.folder = tuning.folder / f"{row}-{strength}-{pictures}"
     bench.folder.mkdir(parents=True, exist_ok=True)
     lacking = [kind for kind in kinds if not bench.done(method, kind)]
     if lacking:
@@ -256,6 +262,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    for field in ("pictures", "steps"):
+        option, default = f"--training-{field}", getattr(LoRASettings(), field)
+        parser.add_argument(option, type=int, default=default, help="of the LoRA's training; default: %(default)s")
+    parser.add_argument("--pictures", type=int, default=World().pictures, help="per cell; default: %(default)s")
+    parser.add_argument("--steps", type=int, default=World().steps, help="of sampling; default: %(default)s")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/finetune")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/finetune.json")
@@ -263,8 +274,9 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     log.setLevel(logging.INFO)
 
-    settings = Settings()
-    bench = Bench(World(), given.runs)
+    settings = LoRASettings(steps=given.training_steps, pictures=given.training_pictures)
+    world = World(pictures=given.pictures, steps=given.steps)
+    bench = Bench(world, given.runs)
     home = bench.folder
     (home / "plain").mkdir(exist_ok=True)
     bench.folder = home / "plain"
@@ -273,31 +285,33 @@ def main() -> None:
     for kind in CLEAN_KINDS[:2]:
         bench.cell("other_seeds", kind)
     yardstick = {kind: bench.drift("other_seeds", kind) for kind in CLEAN_KINDS[:2]}
-    tuning = Tuning(bench, home / "loras", settings)
-    short = Tuning(bench, home / "loras-short", dataclasses.replace(settings, steps=ABLATION_STEPS))
+    tuning = Tuning(bench, home, settings)
+    short = Tuning(bench, home, dataclasses.replace(settings, steps=min(ABLATION_STEPS, settings.steps)))
     results: dict[str, Any] = {
         "environment": bench.environment,
         "settings": dataclasses.asdict(settings),
         "yardstick": yardstick,
     }
-    path = home / "results.json"
+    path = tuning.folder / "results.json"
+    dial, ablation = (min(count, world.pictures) for count in (DIAL_PICTURES, ABLATION_PICTURES))
     try:
         if "main" in given.parts:
-            lora, count = tuning.lora("both"), World().pictures
-            results["lora"] = measured(bench, home, lora, "both", 1.0, (*HARMFUL_KINDS, *CLEAN_KINDS), count)
-            results["lora and HGR"] = measured(bench, home, lora, "both", 1.0, HARMFUL_KINDS, count, "redirect")
+            count, kinds = world.pictures, (*HARMFUL_KINDS, *CLEAN_KINDS)
+            results["lora"] = measured(tuning, home, "both", kinds=kinds, pictures=count)
+            results["lora and HGR"] = measured(
+                tuning, home, "both", kinds=HARMFUL_KINDS, pictures=count, method="redirect"
+            )
         if "dial" in given.parts:
             results["dial"] = {
-                str(s): measured(bench, home, tuning.lora("both"), "both", s, DIAL_KINDS, DIAL_PICTURES)
-                for s in STRENGTHS
+                str(s): measured(tuning, home, "both", kinds=DIAL_KINDS, pictures=dial, strength=s) for s in STRENGTHS
             }
         if "ablation" in given.parts:
             for row in given.rows:
-                found = measured(bench, home, short.lora(row), f"{row}-short", 1.0, ABLATION_KINDS, ABLATION_PICTURES)
+                found = measured(short, home, row, kinds=ABLATION_KINDS, pictures=ablation)
                 results.setdefault("ablation", {})[row] = found
     finally:
-        tuning.features.close()
-        short.features.close()
+        tuning.encoded.close()
+        short.encoded.close()
     if path.exists():  # what earlier runs measured, or others meanwhile
         before = json.loads(path.read_text())
         results = before | results | {"ablation": before.get("ablation", {}) | results.get("ablation", {})}
@@ -305,17 +319,19 @@ def main() -> None:
     path.write_text(json.dumps(results, indent=1) + "\n")
     text = tables(results)
     print(text)
-    write_between(given.page, "finetune", text)
-    given.results.write_text(path.read_text())
-    if "dial" in results:
-        draw(results["dial"])
+    if world == World() and settings == LoRASettings():
+        write_between(given.page, "finetune", text)
+        given.results.write_text(path.read_text())
+        if "dial" in results:
+            draw(results["dial"], CHART)
 
 
 def tables(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     e = results["environment"]
     text = [
-        f"One unlabelled mixture of {MIXTURE} prompts, {HARMFUL_SHARE:.0%} of them harmful; {results['settings']}. "
+        f"One unlabelled mixture of {results['settings']['pictures']} prompts, {HARMFUL_SHARE:.0%} of them harmful; "
+        f"training settings {results['settings']}. "
         f"{e['pictures']} pictures a cell, {e['steps']} DDIM steps, CFG {e['cfg']}; torch {e['torch']}, diffusers "
         f"{e['diffusers']}, {e['cpus']} CPUs. In brackets: 95 % intervals."
     ]
@@ -382,7 +398,7 @@ def tables(results: dict[str, Any]) -> str:
         text.append(
             "### The LoRA's strength\n\n"
             "![Harmful rate and what stays against the LoRA's strength](images/finetune_strength.png)\n\n"
-            f"{DIAL_PICTURES} pictures a cell.\n\n"
+            f"{min(DIAL_PICTURES, e['pictures'])} pictures a cell.\n\n"
             + markdown(
                 ["strength", "harmful, seen", "benign kept, seen", "attributes, clean", "difference, clean"],
                 [
@@ -399,8 +415,9 @@ def tables(results: dict[str, Any]) -> str:
         )
     if results.get("ablation"):
         text.append(
-            f"### What h is taken from, wrong h, and other ways\n\n{ABLATION_STEPS} steps, {ABLATION_PICTURES} pictures a "
-            "cell.\n\n"
+            "### Where h comes from, wrong h, and alternatives\n\n"
+            f"{min(ABLATION_STEPS, results['settings']['steps'])} steps, "
+            f"{min(ABLATION_PICTURES, e['pictures'])} pictures a cell.\n\n"
             + markdown(
                 [
                     "",
@@ -426,16 +443,14 @@ def tables(results: dict[str, Any]) -> str:
     return "\n\n".join(text)
 
 
-def draw(dial: dict[str, Any]) -> None:
+def draw(dial: dict[str, Any], path: Path) -> None:
     """The strength as a dial, as a chart."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     before = next(iter(dial.values()))
     strengths = [0.0, *map(float, dial)]
-    figure, axes = pyplot.subplots(figsize=(6.4, 3.6), dpi=120)
+    figure = Figure(figsize=(6.4, 3.6), dpi=120, layout="tight")
+    axes = figure.subplots()
     for label, kind, key in (
         ("harmful prompts: a symbol is seen", "seen", "harmful"),
         ("harmful prompts: benign attributes", "seen", "kept"),
@@ -453,8 +468,7 @@ def draw(dial: dict[str, Any]) -> None:
     axes.set(xlabel="strength of the LoRA", ylabel="share of pictures, of attributes", ylim=(-0.02, 1.02))
     axes.grid(alpha=0.3)
     axes.legend(loc="center right", frameon=False)
-    figure.tight_layout()
-    figure.savefig(CHART)
+    figure.savefig(path)
 
 
 if __name__ == "__main__":

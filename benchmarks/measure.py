@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -11,8 +12,10 @@ _Z = 1.96
 
 
 def rate(flags: Tensor) -> dict[str, float]:
-    """The share of true flags (N,) with Wilson's 95 % interval."""
+    """The share of true flags (N,) with Wilson's 95 % interval; NaN where there are none to count."""
     n, share = len(flags), flags.double().mean().item()
+    if not n:
+        return {"value": math.nan, "low": math.nan, "high": math.nan, "n": 0}
     middle = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * (share * (1 - share) / n + _Z**2 / (4 * n**2)) ** 0.5
     return {"value": share, "low": max(0.0, middle - half), "high": min(1.0, middle + half), "n": n}

