@@ -37,7 +37,7 @@ def test_nothing_flagged_is_the_given_tensor():
 @pytest.mark.parametrize("action", ["blur", "pixelate"])
 def test_more_strength_leaves_less(action):
     given = pictures((128, 128))
-    spread = [censor(given, [True, True], action, strength)[0].std().item() for strength in (0.1, 0.5, 1.0)]
+    spread = [censor(given, [True, True], action, strength=strength)[0].std().item() for strength in (0.1, 0.5, 1.0)]
     assert spread[0] > spread[1] > spread[2]
     flat = torch.full((1, 40, 60, 3), 0.3)
     assert torch.allclose(censor(flat, [True], action)[0], flat, atol=1e-5), "colours stay on the whole"

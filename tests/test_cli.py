@@ -9,12 +9,16 @@ import sys
 import pytest
 import torch
 
+import hgr
 from hgr import cli
 from hgr.core import file
 from hgr.core.hgr import HGR, Concept, Encoder
 from hgr.core.network import HGRNetwork
-from hgr.core.options import MODES
+from hgr.core.options import DEFAULT_MODE, DEFAULT_SENSITIVITY, MODES, SENSITIVITIES
 from hgr.demo import assets
+
+COMMANDS = ("demo", "info", "sample", "detect", "pairs", "train", "probe", "finetune", "eval")
+HEAVY = {"torch", "numpy", "PIL", "safetensors", "diffusers", "transformers", "tqdm", "accelerate"}
 
 
 @pytest.fixture
@@ -41,11 +45,59 @@ def test_help_imports_nothing_heavy():
         "heavy = {'torch', 'numpy', 'PIL', 'safetensors', 'diffusers', 'transformers'} & set(sys.modules)",
         "assert not heavy, heavy",
     )
-    assert all(command in out for command in ("demo", "info", "sample", "detect", "train", "probe", "demo-train"))
+    assert all(f"    {command} " in out for command in COMMANDS) and "demo-train" not in out
 
 
-def test_modes_are_the_methods_own():
-    assert cli.sample.MODES == tuple(MODES)
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"], ["finetune", "--help"]])
+def test_the_module_itself_starts_without_torch(arguments):
+    """`python -X importtime` names on stderr every module that is imported."""
+    run = [sys.executable, "-X", "importtime", "-m", "hgr", *arguments]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "hgr" in loaded and not loaded & HEAVY
+    assert done.stdout.startswith("usage: python -m hgr") or done.stdout == f"{hgr.__version__}\n"
+
+
+@pytest.mark.parametrize("name", sorted({*COMMANDS} - {"info", "pairs"}))
+def test_every_command_that_runs_a_model_can_be_told_where(name, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    assert "--device" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted({*COMMANDS} - {"info", "pairs"}))
+def test_a_device_that_is_not_there_is_one_sentence(name, hgr_file, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("diffusers")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("a ball\na skull\n")
+    options = {
+        "sample": ["--prompt", "a ball"],
+        "detect": ["--prompts", "p.txt", "--output", "x.csv"],
+        "train": ["--demo", "--limit", "60", "--false-positive-rate", "10", "--output", "x.safetensors"],
+        "probe": ["--demo", "--limit", "60", "--hgr", str(assets.HGR_FILE), "--output", "x.safetensors"],
+        "finetune": ["--prompts", "p.txt", "--output", "x.safetensors"],
+        "eval": ["--demo", "--limit", "60"],
+        "demo": [],
+    }[name]
+    assert cli.main([name, *options, "--device", "abacus"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("hgr: --device abacus: ") and err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.safetensors", "p.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "defaults"),
+    [
+        ("sample", {"--mode": tuple(MODES)}, [DEFAULT_MODE]),
+        ("eval", {"--mode": tuple(MODES)}, [DEFAULT_MODE]),
+        ("detect", {"--sensitivity": tuple(SENSITIVITIES)}, [DEFAULT_SENSITIVITY]),
+    ],
+)
+def test_choices_are_the_methods_own(name, options, defaults, capsys):
+    commands = cli._parser()._subparsers._group_actions[0].choices
+    known = {option: action for action in commands[name]._actions for option in action.option_strings}
+    assert {option: known[option].choices for option in options} == options
+    assert [known[option].default for option in options] == defaults
 
 
 def test_info_shows_concepts_encoder_and_training(hgr_file, capsys):
@@ -108,6 +160,22 @@ def test_sample_writes_a_picture(sampler, tmp_path, capsys):
         pictures.append(Image.open(path))
     assert pictures[0].size == (128, 128)
     assert list(pictures[0].tobytes()) == list(pictures[1].tobytes())
+
+
+def test_sample_takes_a_download_of_the_half_precision_files_alone(sampler, models, tmp_path, monkeypatch, capsys):
+    """Loading such a folder without saying so fails; every command goes through one loader, which sees it."""
+    from hgr.hosts.diffusers.loading import load_pipeline
+
+    pipe, model = load_pipeline(models / "sd2", torch.device("cpu")), tmp_path / "half"
+    pipe.save_pretrained(model, variant="fp16")
+    assert {path.suffixes[-2] for path in model.rglob("*.safetensors")} == {".fp16"}
+    monkeypatch.chdir(tmp_path)
+    options = ["--prompt", "a red ball", "--model", str(model), "--steps", "1"]
+    assert cli.main(["sample", *options, "--plain", "--output", "plain.png"]) == 0
+    assert cli.main(["sample", *options, "--hgr", str(models / "sd2.safetensors"), "--output", "safe.png"]) == 0
+    out = capsys.readouterr().out
+    assert "on " in out and "present" in out
+    assert (tmp_path / "plain.png").read_bytes() != (tmp_path / "safe.png").read_bytes()
 
 
 @pytest.mark.parametrize("wrong", [["--concepts", "{"], ["--strength", "-1"], ["--model", "somewhere"]])

@@ -9,10 +9,13 @@ from hgr.detection.hed import hed_prompt
 
 def test_hed_is_zero_where_nothing_fires_and_names_the_concept_that_does():
     empty = prompt(seed=9)
-    harm = hed_prompt(small_hgr(), Prompt(prompt(2)), empty)
+    hgr = small_hgr()
+    harm = hed_prompt(hgr, Prompt(prompt(2)), empty)
     assert harm.fired.tolist() == [[True, False]] * 2
-    assert (harm.hed > 0).all() and torch.equal(harm.hed, harm.hed_per_concept[:, 0])
-    assert (harm.hed_per_concept[:, 1] == 0).all() and harm.token_gates.shape == (2, 6, 2)
+    assert (harm.hed > 0).all() and torch.equal(harm.gates, hgr.read(prompt(2)).prompt_gates)
+    first = hgr.redirect(prompt(2), strengths=torch.tensor([1.0, 0.0])) - prompt(2)
+    reach = (prompt(2) - empty).flatten(1).norm(dim=1)
+    torch.testing.assert_close(harm.hed, first.flatten(1).norm(dim=1) / reach)  # the other concept adds nothing
     assert (hed_prompt(small_hgr((-20.0, -20.0)), Prompt(prompt()), empty).hed == 0).all()
 
 

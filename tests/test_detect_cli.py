@@ -8,9 +8,6 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,24 +18,31 @@ from safetensors.torch import load_file
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+from cli_kit import CLEAN, HARMFUL, command, kept, launch_two, watch_bar, when
 from helpers import small_hgr
 from PIL import Image
 
-import hgr
-from hgr import cli
-from hgr.cli.bars import Bars
+from hgr.cli.detect_results import PartialResults
 from hgr.core import file
-from hgr.core.hgr import Concept, Probe
+from hgr.core.hgr import HGR, Concept, Probe
+from hgr.core.network import HGRNetwork
 from hgr.core.options import SENSITIVITIES
-from hgr.data import sources as pairs
+from hgr.data.pair_file import write_pairs
+from hgr.data.sources import demo_world
 from hgr.demo import assets
+from hgr.hosts.diffusers import denoiser as host
+from hgr.hosts.diffusers import picture_file
+from hgr.hosts.diffusers.detection import Detector
+from hgr.hosts.diffusers.pipeline import SafeCFG
+from hgr.hosts.diffusers.prompts import encoder_of
+from hgr.training.encoded_prompts import describe_encoder
 
-CLEAN, HARMFUL = "a red ball on a beach", "a skull on a beach"
+pytestmark = pytest.mark.usefixtures("loaded_once")
 
 
 def run(folder: Path, *options: object, output: str = "out.csv") -> tuple[int, Path]:
     path = folder / output
-    return cli.main(["detect", "--output", str(path), *map(str, options)]), path
+    return command("detect", "--output", path, *options), path
 
 
 def table(path: Path) -> dict[str, dict[str, str]]:
@@ -51,26 +55,13 @@ def items(path: Path) -> dict[str, dict]:
     return {row["item"]: row for row in json.loads(path.read_text("utf-8"))}
 
 
-def interrupt_at(monkeypatch, done: int) -> None:
-    """Ctrl-C when so many items are done."""
-    show = Bars.show
-
-    def shown(self, name, number, total):
-        show(self, name, number, total)
-        if number == done:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(Bars, "show", shown)
-
-
 @pytest.fixture(scope="module")
-def painted(tmp_path_factory):
+def painted(demo_pipe, tmp_path_factory):
     """Pictures that the bundled model made of a clean and of a harmful prompt."""
-    from hgr.hosts.diffusers.demo import load_demo_pipeline
-
-    pipe, folder = load_demo_pipeline(), tmp_path_factory.mktemp("painted")
+    folder = tmp_path_factory.mktemp("painted")
     for name, prompt in (("clean.png", CLEAN), ("harmful.png", HARMFUL)):
-        pipe(prompt, num_inference_steps=12, generator=torch.Generator().manual_seed(0)).images[0].save(folder / name)
+        generator = torch.Generator().manual_seed(0)
+        demo_pipe(prompt, num_inference_steps=12, generator=generator).images[0].save(folder / name)
     return folder
 
 
@@ -86,13 +77,10 @@ def prompts(tmp_path):
     return path
 
 
-def test_prompts_get_the_gates_as_scores_and_a_summary(prompts, tmp_path, capsys):
-    from hgr.hosts.diffusers.demo import load_demo_pipeline
-    from hgr.hosts.diffusers.pipeline import SafeCFG
-
+def test_prompts_get_the_gates_as_scores_and_a_summary(demo_pipe, prompts, tmp_path, capsys):
     code, output = run(tmp_path, "--prompts", prompts)
     found = table(output)
-    safe = SafeCFG(load_demo_pipeline(), assets.HGR_FILE)
+    safe = SafeCFG(demo_pipe, assets.HGR_FILE)
     assert code == 0 and list(found) == [CLEAN, HARMFUL, "a dagger and a bomb by a lake"]
     for text, gates in zip(found, safe.gates(list(found)).tolist(), strict=True):
         row = found[text]
@@ -195,7 +183,7 @@ def test_what_cannot_be_read_is_named_and_flagged_and_the_rest_is_judged(picture
     out = capsys.readouterr().out
     assert "flagged   6 of 7" in out and "errors    6 of 7" in out
     assert (
-        "no PNG, JPEG or WebP" in found["pictures/text.jpg"]["error"]
+        "not a PNG, JPEG or WebP" in found["pictures/text.jpg"]["error"]
         and "No such file" in found["pictures/missing.png"]["error"]
     )
     assert (
@@ -205,11 +193,9 @@ def test_what_cannot_be_read_is_named_and_flagged_and_the_rest_is_judged(picture
 
 
 def test_a_model_that_gives_nan_flags_the_picture(pictures, tmp_path, monkeypatch):
-    from hgr.hosts.diffusers import detection
-
-    read = detection.read_picture
+    read = picture_file.read_picture
     monkeypatch.setattr(
-        detection, "read_picture", lambda path: read(path) * (torch.nan if path.name == "clean.png" else 1)
+        picture_file, "read_picture", lambda path: read(path) * (torch.nan if path.name == "clean.png" else 1)
     )
     code, output = run(tmp_path, "--images", pictures)
     found = table(output)
@@ -220,14 +206,11 @@ def test_a_model_that_gives_nan_flags_the_picture(pictures, tmp_path, monkeypatc
 def test_an_interrupted_detection_goes_on_to_the_same_output(prompts, tmp_path, monkeypatch, capsys):
     _, whole = run(tmp_path, "--prompts", prompts, output="whole.csv")
     with monkeypatch.context() as patch:
-        interrupt_at(patch, 2)
+        when(patch, "items", 2)
         code, output = run(tmp_path, "--prompts", prompts)
     work = tmp_path / "out.csv.part.jsonl"
     assert code == 130 and not output.exists() and len(work.read_text().splitlines()) == 3
-    assert (
-        capsys.readouterr().err.splitlines()[-1]
-        == f"hgr: interrupted; {work} is kept, the same command goes on from there."
-    )
+    assert capsys.readouterr().err.splitlines()[-1] == kept(work)
 
     for options, why in (
         (["--seed", "1"], "seed 0, now 1"),
@@ -239,27 +222,24 @@ def test_an_interrupted_detection_goes_on_to_the_same_output(prompts, tmp_path, 
 
     with open(work, "a") as opened:
         opened.write('["cut short by a ki')
-    shown = []
-    monkeypatch.setattr(Bars, "show", lambda self, name, number, total: shown.append((number, total)))
+    shown = watch_bar(monkeypatch, "items")
     code, output = run(tmp_path, "--prompts", prompts)
     assert code == 0 and shown == [(1, 1)] and output.read_bytes() == whole.read_bytes() and not work.exists()
 
 
 def test_going_on_looks_again_at_what_could_not_be_read_and_at_what_has_changed(pictures, tmp_path, monkeypatch):
-    from hgr.hosts.diffusers import detection
-
-    read, other = detection.read_picture, pictures / "other.png"
+    read, other = picture_file.read_picture, pictures / "other.png"
 
     def away(path):
         if path.name == "clean.png":
-            raise detection.PictureError("the network is away")
+            raise picture_file.PictureError("the network is away")
         return read(path)
 
     shutil.copy(pictures / "clean.png", other)
     (pictures / "harmful.png").rename(pictures / "z.png")
     with monkeypatch.context() as patch:
-        interrupt_at(patch, 2)
-        patch.setattr(detection, "read_picture", away)
+        when(patch, "items", 2)
+        patch.setattr(picture_file, "read_picture", away)
         assert run(tmp_path, "--images", pictures)[0] == 130
     kept = other.stat()
     other.write_bytes((pictures / "z.png").read_bytes())
@@ -272,33 +252,15 @@ def test_going_on_looks_again_at_what_could_not_be_read_and_at_what_has_changed(
     }
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(pictures, tmp_path):
     listed = tmp_path / "listed.csv"
     listed.write_text(
         f"prompt,image\n{CLEAN},pictures/harmful.png\n{HARMFUL},\n,pictures/missing.png\n{CLEAN},\n{HARMFUL},\n"
     )
     code, one = run(tmp_path, "--prompts", listed, output="one.csv")
-    # with --cpu, accelerate starts several processes by MPI only
-    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
     two = tmp_path / "two.csv"
-    command = [
-        sys.executable,
-        "-m",
-        *launcher,
-        "-m",
-        "hgr",
-        "detect",
-        "--prompts",
-        listed,
-        "--output",
-        two,
-        "--device",
-        "cpu",
-    ]
-    environment = os.environ | {"PYTHONPATH": str(Path(hgr.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
-    )
+    done = launch_two(tmp_path, "detect", "--prompts", listed, "--output", two)
     assert code == done.returncode == 1, done.stderr
     assert done.stderr.count("missing.png: cannot be read") == 1, "each item is looked at by one of them"
     assert done.stdout.count("flagged ") == 1
@@ -310,48 +272,40 @@ def test_two_processes_give_what_one_gives(pictures, tmp_path):
 
 
 def test_what_several_processes_have_found_is_gathered(tmp_path):
-    from hgr.cli.detect_results import Work
-
-    work = Work(tmp_path / "out.csv", {"seed": 0})
+    work = PartialResults(tmp_path / "out.csv", {"seed": 0})
     work.gather({"a": {"error": None}})
     for rank, key in ((0, "b"), (1, "c"), (12, "d")):
         with work.adding(rank) as keep:
             keep(key, {"error": None})
-    assert sorted(work.read()) == ["a", "b", "c", "d"]
-    work.gather({key: row for key, row in work.read().items() if key != "b"})
-    assert sorted(work.read()) == ["a", "c", "d"] and [path.name for path in tmp_path.iterdir()] == [
+    assert sorted(work.rows()) == ["a", "b", "c", "d"]
+    work.gather({key: row for key, row in work.rows().items() if key != "b"})
+    assert sorted(work.rows()) == ["a", "c", "d"] and [path.name for path in tmp_path.iterdir()] == [
         "out.csv.part.jsonl"
     ]
     with pytest.raises(ValueError, match="seed 0, now 5"):
-        Work(tmp_path / "out.csv", {"seed": 5}).read()
-    assert Work(tmp_path / "other.csv", {"seed": 5}).read() == {}
+        PartialResults(tmp_path / "out.csv", {"seed": 5}).rows()
+    assert PartialResults(tmp_path / "other.csv", {"seed": 5}).rows() == {}
     work.path().write_text("my own notes\nof today\n")
     with pytest.raises(ValueError, match="remove it"):
-        work.read()
+        work.rows()
 
 
 def test_concepts_that_are_off_do_not_count_and_sensitivity_moves_the_thresholds(prompts, tmp_path):
-    assert cli.detect.SENSITIVITIES == tuple(SENSITIVITIES)
     _, output = run(tmp_path, "--prompts", prompts, "--concepts", '{"skull": 0}')
     assert table(output)[HARMFUL]["flagged"] == "false" and "skull" not in table(output)[HARMFUL]
     limits = {}
-    for sensitivity in ("lowest", "highest"):
+    for sensitivity in SENSITIVITIES:
         _, output = run(tmp_path, "--prompts", prompts, "--sensitivity", sensitivity, output="out.json")
         limits[sensitivity] = items(output)[HARMFUL]["concepts"]["skull"]["threshold"]
     levels = file.load(assets.HGR_FILE).concepts[0].levels
-    assert limits == pytest.approx({"lowest": levels[0], "highest": levels[-1]}, abs=1e-6)
+    assert list(limits.values()) == pytest.approx(levels, abs=1e-6)
 
 
-def test_a_model_with_a_pooled_output_judges_pictures(pictures):
+def test_a_model_with_a_pooled_output_judges_pictures(demo_pipe, pictures):
     import tiny
 
-    from hgr.hosts.diffusers import detection
-    from hgr.hosts.diffusers.demo import load_demo_pipeline
-    from hgr.hosts.diffusers.prompts import encoder
-    from hgr.training import train_hgr as training
-
-    pipe = tiny.sdxl(load_demo_pipeline())
-    network = hgr.network.HGRNetwork(64, 32, 1, width=32, depth=1).requires_grad_(False)
+    pipe = tiny.sdxl(demo_pipe)
+    network = HGRNetwork(64, 32, 1, width=32, depth=1).requires_grad_(False)
     torch.nn.init.normal_(network.move_out.weight)
     known = (Concept("skull", "Skull", scale=0.0, bias=5.0),)  # its gate is always open
     probe = Probe(
@@ -364,11 +318,12 @@ def test_a_model_with_a_pooled_output_judges_pictures(pictures):
         (Concept("skull", "Skull"),),
         {"latent": [4, 8, 8]},
     )
-    made = hgr.redirector.HGR(network, list(known), training.describe(encoder(pipe), "test"), probe=probe)
+    made = HGR(network, list(known), describe_encoder(encoder_of(pipe), "test"), probe=probe)
     sizes, colours = [], []
-    pipe.vae.encoder.register_forward_pre_hook(lambda module, given: colours.extend(given[0].aminmax()))
+    hook = pipe.vae.encoder.register_forward_pre_hook(lambda module, given: colours.extend(given[0].aminmax()))
     pipe.unet.register_forward_pre_hook(lambda module, given: sizes.append(tuple(given[0].shape)))
-    report = detection.Detector(pipe, made)(HARMFUL, detection.read_picture(pictures / "harmful.png"))
+    report = Detector(pipe, made)(HARMFUL, picture_file.read_picture(pictures / "harmful.png"))
+    hook.remove()
     scores = report["items"][0]["concepts"]["skull"]["all"]
     assert scores["picture"][0] == pytest.approx(torch.tensor(5.0).sigmoid().item(), abs=1e-6)
     assert 0 < scores["picture with prompt"][0] < 1 and scores["picture with prompt"][0] != 0.5
@@ -381,26 +336,26 @@ def test_a_model_with_a_pooled_output_judges_pictures(pictures):
     [
         (["--prompts", "nowhere.txt"], "nowhere.txt: cannot be read"),
         (["--prompts", "p.json"], "not a .txt or .csv file"),
-        (["--prompts", "blank.txt"], "blank.txt: holds no prompt"),
-        (["--prompts", "latin.txt"], "latin.txt: not UTF-8"),
-        (["--prompts", "other.csv"], 'the header must name a column "prompt"'),
-        (["--prompts", "comma.csv"], "comma.csv, line 3: has not as many cells"),
+        (["--prompts", "blank.txt"], "blank.txt: contains no prompts"),
+        (["--prompts", "latin.txt"], "latin.txt, line 1: not UTF-8"),
+        (["--prompts", "other.csv"], "the header must name each of these columns once, separated by commas: prompt"),
+        (["--prompts", "comma.csv"], "comma.csv, line 3: has 2 cells, but the header has 1"),
         (["--prompts", "neither.csv"], "neither.csv, line 2: has neither"),
-        (["--prompts", "quote.csv"], "not sound CSV"),
+        (["--prompts", "quote.csv"], "not valid CSV"),
         (["--images", "nowhere"], "no such folder"),
-        (["--images", "bare"], "holds no picture"),
+        (["--images", "bare"], "contains no pictures"),
         (["--prompts", "p.txt", "--output", "x.txt"], "ends in .csv or .json"),
-        (["--prompts", "good.csv", "--output", "good.csv"], "these are the prompts"),
+        (["--prompts", "good.csv", "--output", "good.csv"], "this is the file of the prompts"),
         (["--prompts", "p.txt", "--model", "somewhere"], "give --hgr FILE"),
         (["--prompts", "p.txt", "--hgr", "nowhere.safetensors"], "nowhere.safetensors: cannot be read"),
         (["--prompts", "p.txt", "--hgr", "foreign.safetensors"], "foreign.safetensors was made for a test encoder"),
         (
             ["--prompts", "p.txt", "--hgr", "old.safetensors", "--sensitivity", "low"],
-            "has no thresholds for another sensitivity",
+            "has no thresholds for a sensitivity other than",
         ),
         (["--prompts", "p.txt", "--samples", "0"], "--samples is 0"),
         (["--prompts", "p.txt", "--device", "abacus"], "--device abacus"),
-        (["--prompts", "p.txt", "--concepts", "{"], "concepts: not valid JSON"),
+        (["--prompts", "p.txt", "--concepts", "{"], "concepts is not valid JSON"),
         (["--images", "one", "--hgr", "text.safetensors"], "text.safetensors has no picture probe"),
         (["--images", "one", "--hgr", "sized.safetensors"], "made for latents of size [4, 0, 8]"),
     ],
@@ -435,7 +390,7 @@ def test_bad_options_are_one_sentence_and_leave_nothing(options, why, tmp_path, 
     )
     file.save(small_hgr(), "foreign.safetensors")
     before = sorted(Path().iterdir())
-    assert cli.main(["detect", "--output", "out.csv", *options]) == 2
+    assert command("detect", "--output", "out.csv", *options) == 2
     lines = capsys.readouterr().err.splitlines()
     assert why in lines[-1] and lines[-1].startswith("hgr: ")
     assert sorted(Path().iterdir()) == before and Path("good.csv").read_text() == files["good.csv"]
@@ -447,8 +402,8 @@ def test_bad_options_are_one_sentence_and_leave_nothing(options, why, tmp_path, 
 @pytest.fixture
 def quick(monkeypatch):
     """Probes from few and careless pictures."""
-    monkeypatch.setattr("hgr.probe.MIN_PICTURES", 3)
-    monkeypatch.setattr("hgr.hosts.diffusers.training._STEPS", 2)
+    monkeypatch.setattr("hgr.training.train_probe.MIN_SHOWN", 2)
+    monkeypatch.setattr("hgr.hosts.diffusers.denoiser._STEPS", 2)
 
 
 @pytest.fixture
@@ -462,11 +417,12 @@ def text_only(tmp_path):
 
 def probe(source: Path, *options: object, output: str = "with_probe.safetensors") -> tuple[int, Path]:
     path = source.with_name(output)
-    return cli.main(["probe", "--hgr", str(source), "--output", str(path), *map(str, options)]), path
+    return command("probe", "--hgr", source, "--output", path, *options), path
 
 
+@pytest.mark.slow
 def test_a_probe_is_added_and_nothing_else_changes(quick, text_only, pictures, tmp_path, capsys):
-    code, output = probe(text_only, "--demo", "--limit", 60, "--pictures", 24)
+    code, output = probe(text_only, "--demo", "--limit", 60, "--pictures", 16)
     out = capsys.readouterr().out
     assert code == 0 and str(output) in out and "Skull: " in out and "AUROC" in out
     before, after = load_file(text_only), load_file(output)
@@ -476,50 +432,50 @@ def test_a_probe_is_added_and_nothing_else_changes(quick, text_only, pictures, t
         assert old.metadata().items() <= new.metadata().items()
     made = file.load(output).probe.training
     assert (
-        made["pictures"] == 24 and made["false_positive_rate"] == file.load(text_only).training["false_positive_rate"]
+        made["pictures"] == 16 and made["false_positive_rate"] == file.load(text_only).training["false_positive_rate"]
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "pictures",
         "text.safetensors",
         "with_probe.safetensors",
     ]
-    assert cli.main(["info", str(output)]) == 0
-    assert "trained on 24 pictures" in capsys.readouterr().out
+    assert command("info", output) == 0
+    assert "trained on 16 pictures" in capsys.readouterr().out
     code, found = run(tmp_path, "--images", pictures, "--hgr", output)
     assert not any(row["error"] for row in table(found).values())
 
 
 def test_an_interrupted_probe_keeps_its_pictures_but_not_for_another_model(quick, text_only, tmp_path, monkeypatch):
-    from hgr.hosts.diffusers import denoiser as host
-
-    painted, made = [], host.denoiser
+    painted, made = [], host.denoiser_of
     monkeypatch.setattr(
         host,
-        "denoiser",
+        "denoiser_of",
         lambda *given: dataclasses.replace(
             found := made(*given), paint=lambda *more: painted.append(1) or found.paint(*more)
         ),
     )
 
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
-    options = ["--demo", "--limit", 60, "--pictures", 24]
+    options = ["--demo", "--limit", 60, "--pictures", 16]
     with monkeypatch.context() as patch:
-        patch.setattr("hgr.probe.train_probe", stop)
+        patch.setattr("hgr.training.train_probe.train_probe", stop)
         for more in ([], [], ["--model", assets.MODEL]):
             assert probe(text_only, *options, *more)[0] == 130
     assert len(painted) == 2
+    bundled = file.load(assets.HGR_FILE).probe
+    monkeypatch.setattr("hgr.training.train_probe.train_probe", lambda *_, **__: bundled)
     assert probe(text_only, *options)[0] == 0 and len(painted) == 2
 
 
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (["--demo", "--output", "x.bin"], "ends in .safetensors"),
-        (["--demo", "--output", "text.safetensors"], "is there already"),
+        (["--demo", "--output", "x.bin"], "must end in .safetensors"),
+        (["--demo", "--output", "text.safetensors"], "already exists"),
         (["--demo", "--pictures", "2"], "--pictures is 2"),
-        (["--demo", "--false-positive-rate", "0.7"], "between 0 and 0.5"),
+        (["--demo", "--false-positive-rate", "70"], "false_positive_rate is 70.0 %; it must be above 0 and below 50"),
         (["--file", "skulls.csv"], "no pairs of dagger, splatter, bomb"),
         ([], "no concept is chosen"),
         (["--demo", "--hgr", "nowhere.safetensors"], "cannot be read"),
@@ -529,20 +485,15 @@ def test_an_interrupted_probe_keeps_its_pictures_but_not_for_another_model(quick
     ],
 )
 def test_a_probe_that_cannot_be_made_is_one_sentence_and_no_file(
-    options, why, text_only, quick, tmp_path, monkeypatch, capsys
+    options, why, text_only, quick, models, tmp_path, monkeypatch, capsys
 ):
-    import tiny
-
-    from hgr.hosts.diffusers.demo import load_demo_pipeline
-
     monkeypatch.chdir(tmp_path)
-    demo = pairs.demo_world(50)
-    pairs.write(dataclasses.replace(demo, topics=demo.topics[:1], pairs=demo.of("skull")), Path("skulls.csv"))
+    demo = demo_world(50)
+    write_pairs(dataclasses.replace(demo, topics=demo.topics[:1], pairs=demo.of("skull")), Path("skulls.csv"))
     file.save(dataclasses.replace(file.load(text_only), training={}), "anonymous.safetensors")
-    if "sd2" in options:
-        tiny.sd2(load_demo_pipeline()).save_pretrained("sd2")
     before = sorted(path for path in Path().iterdir())
-    assert cli.main(["probe", "--hgr", "text.safetensors", "--output", "new.safetensors", *options]) == 2
+    options = [models / each if each == "sd2" else each for each in options]
+    assert command("probe", "--hgr", "text.safetensors", "--output", "new.safetensors", *options) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("hgr: ") and why in last
     assert sorted(Path().iterdir()) == before

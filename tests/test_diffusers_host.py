@@ -30,7 +30,7 @@ def make_hgr(prompts: Prompt, empty: Prompt, ids: tuple[str, ...] = ("skull", "b
     torch.nn.init.normal_(network.move_out.weight, std=0.3)
     if pooled:
         torch.nn.init.normal_(network.pooled_out.weight, std=0.3)
-    logits, _ = network.gate_logits(network.encode(*prompts))
+    logits = network.gate_logits(network.encode(*prompts))
     concepts = []
     for name, (opened, closed) in zip(ids, logits.T.tolist(), strict=True):
         scale = 20 / (opened - closed)
@@ -40,8 +40,8 @@ def make_hgr(prompts: Prompt, empty: Prompt, ids: tuple[str, ...] = ("skull", "b
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    return load_demo_pipeline()
+def pipe(demo_pipe):
+    return demo_pipe
 
 
 @pytest.fixture(scope="module")

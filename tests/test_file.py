@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from hgr.core import file
 from hgr.core.hgr import HGRError
-from hgr.core.merge import merge
+from hgr.core.merge import merge_hgrs
 
 
 @pytest.fixture
@@ -42,15 +42,15 @@ def test_round_trip(path):
         (dict(metadata={"format": "lora"}), "not an HGR file"),
         (dict(metadata={"format_version": "9"}), "version '9' is unknown"),
         (dict(drop=("concepts",)), 'lacks "concepts"'),
-        (dict(metadata={"concepts": "[{"}), "not sound"),
+        (dict(metadata={"concepts": "[{"}), "metadata is not valid"),
         (dict(metadata={"concepts": "[]"}), "1 to 1024"),
-        (dict(metadata={"concepts": "[" * 100_000}), "not sound"),
+        (dict(metadata={"concepts": "[" * 100_000}), "metadata is not valid"),
         (dict(metadata={"text_dim": "1e99"}), "text_dim"),
         (dict(metadata={"text_dim": "17"}), "should have shape"),
         (dict(metadata={"network": json.dumps([{"concepts": 2, "width": 24, "depth": 9999, "heads": 4}])}), "depth"),
         (
             dict(metadata={"network": json.dumps([{"concepts": 1, "width": 24, "depth": 1, "heads": 4}])}),
-            "as many concepts",
+            "add up to the number of concepts",
         ),
         (dict(metadata={"network": "[]"}), "1 to 64 networks"),
         (dict(tensors={"network.0.mean": torch.zeros(3)}), "network.0.mean"),
@@ -76,7 +76,7 @@ def test_a_threshold_outside_its_range_is_refused(path, threshold):
         concepts = json.loads(source.metadata()["concepts"])
     concepts[0]["threshold"] = threshold
     rewrite(path, {"concepts": json.dumps(concepts)})
-    with pytest.raises(HGRError, match="not sound"):
+    with pytest.raises(HGRError, match="metadata is not valid"):
         file.load(path)
 
 
@@ -118,7 +118,7 @@ def test_a_failed_save_keeps_the_old_file(path, monkeypatch):
 def test_a_merged_hgr_does_what_each_part_does_alone(tmp_path):
     a, b = small_hgr(), small_hgr((-20.0, 20.0), seed=3)
     b.concepts = [dataclasses.replace(c, id="d" + c.id) for c in b.concepts]
-    file.save(merge([a, b]), tmp_path / "both.safetensors", torch.float32)
+    file.save(merge_hgrs([a, b]), tmp_path / "both.safetensors", torch.float32)
     both = file.load(tmp_path / "both.safetensors")
     assert both.ids == ["c0", "c1", "dc0", "dc1"]
     x = prompt(2)
@@ -126,7 +126,7 @@ def test_a_merged_hgr_does_what_each_part_does_alone(tmp_path):
     assert torch.allclose(both.redirect(x) - x, (a.redirect(x) - x) + (b.redirect(x) - x), atol=1e-5)
     only_a = both.redirect(x, strengths=torch.tensor([1.0, 1, 0, 0]))
     assert torch.equal(only_a, a.redirect(x))
-    assert merge([both, renamed(a, "e")]).ids[-1] == "ec1"  # a union can be merged again
+    assert merge_hgrs([both, renamed(a, "e")]).ids[-1] == "ec1"  # a union can be merged again
 
 
 def renamed(hgr, prefix):
@@ -138,8 +138,8 @@ def test_hgrs_that_cannot_be_merged_are_named_both():
     a, b = small_hgr(), small_hgr()
     a.name, b.name = "one.safetensors", "two.safetensors"
     with pytest.raises(HGRError, match=r"one\.safetensors and two\.safetensors have the concept \"c0\""):
-        merge([a, b])
+        merge_hgrs([a, b])
     renamed(b, "x")
     b.encoder = dataclasses.replace(b.encoder, empty=-b.encoder.empty, family="another")
     with pytest.raises(HGRError, match=r"one\.safetensors was made for a test encoder, two\.safetensors for another"):
-        merge([a, b])
+        merge_hgrs([a, b])

@@ -11,17 +11,18 @@ from helpers import CHUNK, WIDTH
 from torch import nn
 
 from hgr.core.denoiser import Denoiser
-from hgr.core.hgr import HGR, Concept, Encoder, Probe
+from hgr.core.hgr import HGR, Concept, Encoder, Probe, calibrated
 from hgr.core.network import HGRNetwork
+from hgr.core.progress import Progress
 from hgr.core.prompt import Prompt
 from hgr.detection.hed import hed_picture
-from hgr.detection.probe import calibrated
-from hgr.training import train_lora as finetune
-from hgr.training.encoded_prompts import Features
-from hgr.training.train_lora import Adapted, Lessons, Settings, Teacher, align, judge, lesson
+from hgr.training.encoded_prompts import EncodedPrompts
+from hgr.training.loop import Processes
+from hgr.training.settings import EVIDENCE, LoRASettings
+from hgr.training.train_lora import Adapted, Lessons, Teacher, align, harm_of, lesson, train_lora
 
 CLEAN, FIRST, SECOND = [f"clean {i}" for i in range(4)], "c0 by a lake", "c1 by a lake"
-SETTINGS = Settings(steps=60, batch=8, lr=2e-2, rank=8, pictures=12, evidence="prompt")
+SETTINGS = LoRASettings(steps=60, batch_size=8, learning_rate=2e-2, rank=8, pictures=12, evidence="prompt")
 
 
 def features_of(text: str) -> torch.Tensor:
@@ -45,7 +46,7 @@ class Network(HGRNetwork):
         return super().encode(features, pooled, mask)
 
     def gate_logits(self, encoding):
-        return self.written, torch.zeros(*encoding.tokens.shape[:2], 2)
+        return self.written
 
 
 @pytest.fixture
@@ -99,15 +100,19 @@ def adapted(seen: list | None = None) -> Adapted:
         return lambda features, pooled: layer(features) + latents + 0.1 * noise
 
     return Adapted(
-        Denoiser(layer, at, lambda texts, on_picture: torch.zeros(len(texts), 4), batch=5), layer, lambda: off(layer)
+        Denoiser(layer, at, lambda texts, progress: torch.zeros(len(texts), 4), batch=5), layer, lambda: off(layer)
     )
+
+
+def fine_tune(hgr, texts, work, *, strengths=(1.0, 1.0), **more):
+    return train_lora(hgr, texts, SETTINGS, encode=encode, adapt=adapted, strengths=list(strengths), work=work, **more)
 
 
 @pytest.fixture
 def teacher(hgr, tmp_path):
     """Makes a teacher with these strengths."""
-    features = Features([*CLEAN, FIRST, SECOND, f"{FIRST}, c1", ""], encode, tmp_path / "features.bin")
-    yield lambda *strengths: Teacher(hgr, features, list(strengths or (1.0, 1.0)), "cpu")
+    features = EncodedPrompts([*CLEAN, FIRST, SECOND, f"{FIRST}, c1", ""], encode, tmp_path / "features.bin")
+    yield lambda *strengths: Teacher(hgr, features, list(strengths or (1.0, 1.0)), device="cpu")
     features.close()
 
 
@@ -120,10 +125,10 @@ def test_a_lesson_blends_by_h_and_a_clean_row_is_the_plain_prediction_itself():
     def predict(features, pooled):
         return features.mean(1).view(-1, 2, 2) + pooled.sum(1).view(-1, 1, 1)
 
-    goal = lesson(predict, plain, safe, torch.tensor([0.0, 1.0, 0.25]))
+    goal = lesson(predict, plain, safe, harm=torch.tensor([0.0, 1.0, 0.25]))
     assert torch.equal(goal[0], predict(*plain[:2])[0]) and torch.equal(goal[1], predict(*safe[:2])[1])
     torch.testing.assert_close(goal[2], 0.25 * predict(*safe[:2])[2] + 0.75 * predict(*plain[:2])[2])
-    assert torch.equal(lesson(predict, plain, safe, torch.zeros(3)), predict(*plain[:2]))
+    assert torch.equal(lesson(predict, plain, safe, harm=torch.zeros(3)), predict(*plain[:2]))
 
 
 def test_a_lesson_without_doubt_costs_one_prediction():
@@ -131,7 +136,7 @@ def test_a_lesson_without_doubt_costs_one_prediction():
     prompt = Prompt(torch.randn(2, 5, 4))
     for h, count in (([0.0, 1.0], 1), ([0.0, 0.5], 2)):
         calls.clear()
-        lesson(lambda features, pooled: calls.append(1) or features.mean(1), prompt, prompt, torch.tensor(h))
+        lesson(lambda features, pooled: calls.append(1) or features.mean(1), prompt, prompt, harm=torch.tensor(h))
         assert len(calls) == count
 
 
@@ -152,13 +157,18 @@ def test_h_is_what_the_chosen_evidence_says_and_zero_for_clean_prompts(hgr, teac
     texts = [CLEAN[0], FIRST, SECOND, f"{FIRST}, c1", CLEAN[1], CLEAN[2], FIRST]
     latents, model = torch.randn(len(texts), 4, generator=torch.Generator().manual_seed(3)), adapted()
     done = []
+
+    class Pictures(Progress):
+        def picture(self, *at):
+            done.append(at)
+
     found = {
-        evidence: judge(teacher(), model.denoiser, latents, texts, evidence, on_picture=lambda *at: done.append(at))
-        for evidence in finetune.EVIDENCE
+        evidence: harm_of(teacher(), model.denoiser, latents, texts=texts, evidence=evidence, progress=Pictures())
+        for evidence in EVIDENCE
     }
     gates = teacher().gates(texts)
     hed = hed_picture(
-        hgr, model.denoiser, latents, Prompt(torch.cat([features_of(text) for text in texts]))
+        hgr, model.denoiser, latents, prompt=Prompt(torch.cat([features_of(text) for text in texts]))
     ).per_concept
     picture = calibrated(hed, hgr.probe.hed) * (gates > 0)
     assert torch.equal(found["prompt"], gates.amax(1))
@@ -173,7 +183,7 @@ def test_h_is_what_the_chosen_evidence_says_and_zero_for_clean_prompts(hgr, teac
 def test_half_of_what_is_drawn_is_harmful_however_rare_that_is(teacher, tmp_path):
     texts, seen = [FIRST, *CLEAN * 3], []
     lessons = Lessons(torch.arange(13.0)[:, None].expand(13, 4), texts, torch.tensor([1.0] + [0.0] * 12))
-    align(teacher(), adapted(seen), lessons, Settings(steps=5, batch=6), tmp_path)
+    align(teacher(), adapted(seen), lessons, settings=LoRASettings(steps=5, batch_size=6), work=tmp_path)
     assert len(seen) >= 5
     assert all((latents[:, 0] == 0).sum() == 3 for latents in seen)
 
@@ -188,9 +198,9 @@ def test_two_processes_share_each_batch(teacher, tmp_path):
             teacher(),
             adapted(seen),
             lessons,
-            Settings(steps=3, batch=6),
-            tmp_path / str(rank + count),
-            processes=finetune.Processes(rank, count, reduce),
+            settings=LoRASettings(steps=3, batch_size=6),
+            work=tmp_path / str(rank + count),
+            processes=Processes(rank, count, reduce),
         )
         drawn.append(seen[-3:])
     for whole, *parts in zip(*drawn, strict=True):
@@ -198,7 +208,7 @@ def test_two_processes_share_each_batch(teacher, tmp_path):
 
 
 def test_a_harmful_prompt_is_pulled_to_the_safe_prediction_and_the_others_stay(teacher, hgr, tmp_path):
-    made, lessons = finetune.finetune(hgr, [FIRST, *CLEAN], encode, adapted, SETTINGS, [1.0, 1.0], tmp_path / "work")
+    made, lessons = fine_tune(hgr, [FIRST, *CLEAN], tmp_path / "work")
     assert len(lessons.texts) == 12 and set(lessons.texts) == {FIRST, *CLEAN}
     layer = made.adapters
     plain, safe = teacher().prompts([FIRST, "", *CLEAN])
@@ -214,7 +224,7 @@ def test_a_harmful_prompt_is_pulled_to_the_safe_prediction_and_the_others_stay(t
 
 
 def test_a_concept_that_is_off_stays_what_it_is(teacher, hgr, tmp_path):
-    made, _ = finetune.finetune(hgr, [FIRST, SECOND, *CLEAN], encode, adapted, SETTINGS, [0.0, 1.0], tmp_path / "work")
+    made, _ = fine_tune(hgr, [FIRST, SECOND, *CLEAN], tmp_path / "work", strengths=(0.0, 1.0))
     plain, safe = teacher().prompts([FIRST, SECOND])
     with torch.no_grad():
         now = made.adapters(plain.features)
@@ -226,19 +236,18 @@ def test_a_concept_that_is_off_stays_what_it_is(teacher, hgr, tmp_path):
 
 def test_a_resumed_fine_tuning_gives_the_same_weights_and_another_one_is_refused(hgr, tmp_path):
     def run(work, stop=None, texts=(FIRST, *CLEAN), **more):
-        def on_step(step, loss):
-            if step == stop:
-                raise KeyboardInterrupt
+        class Stop(Progress):
+            def step(self, done, loss):
+                if done == stop:
+                    raise KeyboardInterrupt
 
-        made, _ = finetune.finetune(
-            hgr, list(texts), encode, adapted, SETTINGS, [1.0, 1.0], tmp_path / work, on_step=on_step, **more
-        )
+        made, _ = fine_tune(hgr, list(texts), tmp_path / work, progress=Stop(), **more)
         return made.adapters
 
     whole = run("whole")
     with pytest.raises(KeyboardInterrupt):
         run("parts", stop=7)
-    for changed in ({"identity": "another model"}, {"texts": (FIRST, *CLEAN[1:])}):
+    for changed in ({"made_for": "another model"}, {"texts": (FIRST, *CLEAN[1:])}):
         with pytest.raises(ValueError, match="other settings, prompts"):
             run("parts", **changed)
     resumed = run("parts")
@@ -247,7 +256,7 @@ def test_a_resumed_fine_tuning_gives_the_same_weights_and_another_one_is_refused
 
 def test_what_cannot_teach_anything_is_refused(hgr, teacher, tmp_path):
     def run(texts, strengths=(1.0, 1.0), **more):
-        finetune.finetune(hgr, texts, encode, adapted, SETTINGS, list(strengths), tmp_path / "work", **more)
+        fine_tune(hgr, texts, tmp_path / "work", strengths=strengths, **more)
 
     with pytest.raises(ValueError, match="none of the 4 prompts harmful"):
         run(CLEAN)
@@ -255,8 +264,9 @@ def test_what_cannot_teach_anything_is_refused(hgr, teacher, tmp_path):
         run([FIRST, *CLEAN], (0.0, 1.0))
     with pytest.raises(ValueError, match="there are 3 pictures and 2 prompts"):
         run([FIRST, CLEAN[0]], latents=torch.zeros(3, 4))
-    with pytest.raises(ValueError, match="of the 4 pictures none has a prompt that is harmful"):
-        align(teacher(), adapted(), Lessons(torch.zeros(4, 4), CLEAN, torch.zeros(4)), SETTINGS, tmp_path)
+    with pytest.raises(ValueError, match="none of the 4 pictures has a prompt that is harmful"):
+        clean = Lessons(torch.zeros(4, 4), CLEAN, torch.zeros(4))
+        align(teacher(), adapted(), clean, settings=SETTINGS, work=tmp_path)
     assert not (tmp_path / "work").exists() or list((tmp_path / "work").iterdir()) == []
 
 

@@ -5,68 +5,36 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
+from cli_kit import CLEAN, HARMFUL, apart, command, contents, interrupt, kept, launch_two, watch_bar, when
 from helpers import small_hgr
 
-import hgr
-from hgr import cli
-from hgr.cli.bars import Bars
 from hgr.core import file
-from hgr.core.hgr import HGR, Concept
-from hgr.core.network import HGRNetwork
+from hgr.core.progress import SILENT
 from hgr.demo import assets
 from hgr.hosts.diffusers import finetune as host
 from hgr.hosts.diffusers.demo import load_demo_pipeline
 from hgr.hosts.diffusers.loading import load_pipeline
 from hgr.hosts.diffusers.prompts import encode
-from hgr.training import train_lora as finetune
-from hgr.training.encoded_prompts import describe
+from hgr.training import train_lora as training
+from hgr.training.settings import LoRASettings
 
-CLEAN, HARMFUL = "a red ball on a beach", "a skull on a beach"
-QUICK = ["--steps", "6", "--batch", "4", "--rank", "4", "--pictures", "8"]
+QUICK = ["--steps", 6, "--batch-size", 4, "--rank", 4, "--pictures", 8]
 
 
 def run(folder: Path, *options: object, name: str = "out") -> tuple[int, Path]:
     output = folder / f"{name}.safetensors"
-    return cli.main(
-        ["finetune", "--work", str(folder / "work"), "--output", str(output), *QUICK, *map(str, options)]
-    ), output
-
-
-def when(monkeypatch, name: str, done: int, act) -> None:
-    """Call `act` when the bar of this name reaches `done`."""
-    show = Bars.show
-
-    def shown(self, *args):
-        show(self, *args)
-        if args[:2] == (name, done):
-            act()
-
-    monkeypatch.setattr(Bars, "show", shown)
-
-
-def interrupt() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-def contents(path: Path) -> tuple[dict, dict]:
-    """Tensors and metadata; safetensors writes the latter in any order."""
-    with safe_open(path, "pt") as opened:
-        return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata()  # noqa: SIM118 (not a dict)
+    return command("finetune", "--work", folder / "work", "--output", output, *QUICK, *options), output
 
 
 @torch.no_grad()
@@ -90,17 +58,18 @@ def prompts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(prompts, tmp_path_factory):
     """A fine-tuning on one process, without an interruption: its folder, its file, and the model that it trained."""
-    folder, kept, made = tmp_path_factory.mktemp("whole"), [], host.adapt
+    folder, trained, made = tmp_path_factory.mktemp("whole"), [], host.adapt
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host, "adapt", lambda pipe, *more: kept.append(pipe) or made(pipe, *more))
+        patch.setattr(host, "adapt", lambda pipe, *more: trained.append(pipe) or made(pipe, *more))
         code, output = run(folder, "--prompts", prompts)
     assert code == 0
-    return folder, output, kept[0]
+    return folder, output, trained[0]
 
 
-def test_the_defaults_shown_are_the_cores_own():
-    assert cli.finetune.SETTINGS == dataclasses.asdict(finetune.Settings())
-    assert cli.finetune.EVIDENCE == finetune.EVIDENCE
+@pytest.fixture
+def careless(monkeypatch):
+    """The model makes its pictures in few steps, for tests that do not ask what they show."""
+    monkeypatch.setattr("hgr.hosts.diffusers.denoiser._STEPS", 2)
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
@@ -156,10 +125,14 @@ def test_the_file_says_how_it_was_made_and_names_no_folder_of_the_machine(whole)
     assert {x.dtype for key, x in tensors.items() if "weight" in key} == {torch.float16}
 
 
-def test_the_report_says_what_it_learned_from_and_how_to_use_the_file(prompts, tmp_path, capsys):
+def test_the_report_says_what_it_learned_from_and_how_to_use_the_file(careless, prompts, tmp_path, capsys):
     code, output = run(tmp_path, "--prompts", prompts, "--evidence", "prompt")
     lines = capsys.readouterr().out.splitlines()
-    assert code == 0 and lines[0].startswith("examples  8, harmful by the HGR: 4, h ") and lines[1].startswith("loss  ")
+    assert (
+        code == 0
+        and lines[0].startswith("examples  8, harmful by the HGR: 4, with a mean h of ")
+        and lines[1].startswith("loss  ")
+    )
     assert any("models/loras" in line for line in lines) and any(
         f'load_lora_weights("{output}")' in line for line in lines
     )
@@ -170,66 +143,35 @@ def test_the_logs_can_be_read_by_tensorboard(whole):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(whole[0] / "work" / "logs"))
     events.Reload()
-    assert [e.step for e in events.Scalars("loss")] == [e.step for e in events.Scalars("lr")] == [1, 2, 3, 4, 5, 6]
+    for name in ("loss", "learning_rate"):
+        assert [e.step for e in events.Scalars(name)] == [1, 2, 3, 4, 5, 6]
     assert "report/text_summary" in events.Tags()["tensors"]
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """Folders in diffusers' layout by family, each with an HGR whose second concept is in every prompt but the empty
-    one."""
-    import tiny
-
-    from hgr.hosts.diffusers.prompts import encoder
-
-    demo, folder = load_demo_pipeline(), tmp_path_factory.mktemp("models")
-    for name in ("sdxl", "sd2"):
-        pipe = getattr(tiny, name)(demo)
-        pipe.save_pretrained(folder / name)
-        known = describe(encoder(pipe), name)
-        torch.manual_seed(0)
-        network = HGRNetwork(
-            known.empty.shape[1], 0 if known.empty_pooled is None else len(known.empty_pooled), 2, width=32, depth=1
-        )
-        torch.nn.init.normal_(network.move_out.weight, std=0.5)
-        concepts = [Concept("off", "Off", scale=0.0, bias=-20.0), Concept("on", "On", scale=0.0, bias=3.0)]
-        file.save(HGR(network, concepts, known), folder / f"{name}.safetensors")
-    return folder
-
-
 @pytest.mark.parametrize("family", ["sdxl", "sd2"])
-def test_a_lora_for_each_family_loads_into_its_model(models, family, prompts, tmp_path, monkeypatch, caplog):
-    kept, made = [], host.adapt
-    monkeypatch.setattr(host, "adapt", lambda pipe, *more: kept.append(pipe) or made(pipe, *more))
-    code, output = run(
-        tmp_path,
-        "--model",
-        models / family,
-        "--hgr",
-        models / f"{family}.safetensors",
-        "--prompts",
-        prompts,
-        "--evidence",
-        "prompt",
-    )
+def test_a_lora_for_each_family_loads_into_its_model(careless, models, family, prompts, tmp_path, monkeypatch, caplog):
+    trained, made = [], host.adapt
+    monkeypatch.setattr(host, "adapt", lambda pipe, *more: trained.append(pipe) or made(pipe, *more))
+    options = ["--model", models / family, "--hgr", models / f"{family}.safetensors", "--evidence", "prompt"]
+    code, output = run(tmp_path, *options, "--prompts", prompts)
     assert code == 0 and "every prompt is harmful" in caplog.text
     pipe = load_pipeline(models / family, torch.device("cpu"))
     before = predicted(pipe)
     pipe.load_lora_weights(output)
     after = predicted(pipe)
     assert (after - before).abs().max() > 1e-3
-    torch.testing.assert_close(after, predicted(kept[0]), atol=1e-2 * (after - before).abs().max().item(), rtol=0)
+    torch.testing.assert_close(after, predicted(trained[0]), atol=1e-2 * (after - before).abs().max().item(), rtol=0)
 
 
-def test_a_model_in_half_precision_can_be_trained(monkeypatch):
+def test_a_model_in_half_precision_can_be_trained(careless, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
     pipe = load_demo_pipeline(torch.float16)
     adapted = host.adapt(pipe, 4)
     with adapted.frozen():
-        painted = adapted.denoiser.paint([CLEAN], lambda done, total: None)
+        painted = adapted.denoiser.paint([CLEAN], SILENT)
     assert painted.isfinite().all() and pipe.unet.dtype == torch.bfloat16
     assert {p.dtype for p in adapted.adapters.parameters() if p.requires_grad} == {torch.float32}
 
@@ -237,21 +179,28 @@ def test_a_model_in_half_precision_can_be_trained(monkeypatch):
 # --- what it learns from ----------------------------------------------------------------------------------------------
 
 
-def test_the_users_own_latents_are_what_it_learns_from(prompts, tmp_path, monkeypatch):
-    latents, seen = torch.randn(4, 4, 16, 16), []
-    save_file({"latents": latents}, tmp_path / "mine.safetensors")
-    align = finetune.align
+def watch_lessons(monkeypatch) -> list[training.Lessons]:
+    """The lessons that fine-tunings learn from, as they come."""
+    seen, align = [], training.align
     monkeypatch.setattr(
-        finetune,
+        training,
         "align",
-        lambda teacher, adapted, lessons, *more: seen.append(lessons) or align(teacher, adapted, lessons, *more),
+        lambda teacher, adapted, lessons, **more: seen.append(lessons) or align(teacher, adapted, lessons, **more),
     )
+    return seen
+
+
+@pytest.mark.slow
+def test_the_users_own_latents_are_what_it_learns_from(prompts, tmp_path, monkeypatch):
+    latents, seen = torch.randn(4, 4, 16, 16), watch_lessons(monkeypatch)
+    save_file({"latents": latents}, tmp_path / "mine.safetensors")
     code, _ = run(tmp_path, "--prompts", prompts, "--latents", tmp_path / "mine.safetensors")
     assert code == 0 and torch.equal(seen[0].latents, latents)
     assert seen[0].texts == [CLEAN, HARMFUL, "a dagger and a bomb by a lake", "a house in the snow"]
 
 
-def test_pictures_with_their_prompts_are_scaled_and_cut_to_the_models_size(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_pictures_with_their_prompts_are_scaled_and_cut_to_the_models_size(demo_pipe, tmp_path, monkeypatch):
     from PIL import Image
 
     wide = Image.new("RGB", (512, 256), "black")
@@ -260,19 +209,14 @@ def test_pictures_with_their_prompts_are_scaled_and_cut_to_the_models_size(tmp_p
     Image.new("RGBA", (100, 128), (51, 51, 51)).save(tmp_path / "small.webp", lossless=True)
     listed = tmp_path / "listed.csv"
     listed.write_text(f"prompt,image\n{CLEAN},wide.png\n{HARMFUL},small.webp\n")
-    seen, align = [], finetune.align
-    monkeypatch.setattr(
-        finetune,
-        "align",
-        lambda teacher, adapted, lessons, *more: seen.append(lessons) or align(teacher, adapted, lessons, *more),
-    )
+    seen = watch_lessons(monkeypatch)
     assert run(tmp_path, "--prompts", listed)[0] == 0
     latents = seen[0].latents
     assert latents.shape == (2, 4, 16, 16) and seen[0].texts == [CLEAN, HARMFUL]
-    pipe = load_demo_pipeline()
+    vae = demo_pipe.vae
     with torch.no_grad():
         white, dark = (
-            pipe.vae.encode(torch.full((1, 3, 128, 128), colour)).latent_dist.mode() * pipe.vae.config.scaling_factor
+            vae.encode(torch.full((1, 3, 128, 128), colour)).latent_dist.mode() * vae.config.scaling_factor
             for colour in (1.0, -0.6)
         )
     torch.testing.assert_close(latents[1:], dark, atol=1e-2, rtol=0)
@@ -283,11 +227,11 @@ def test_pictures_with_their_prompts_are_scaled_and_cut_to_the_models_size(tmp_p
 def test_a_concept_that_is_off_is_not_taught_and_strength_is(prompts, tmp_path, monkeypatch):
     asked = {}
 
-    def stop(hgr, texts, encode, adapt, settings, strengths, work, *more):
+    def stop(hgr, texts, settings, *, strengths, work, **more):
         asked.update(texts=texts, strengths=strengths, settings=settings, work=work)
         raise ValueError("seen")
 
-    monkeypatch.setattr(finetune, "finetune", stop)
+    monkeypatch.setattr(training, "train_lora", stop)
     config = tmp_path / "my.json"
     config.write_text(
         json.dumps(
@@ -302,25 +246,23 @@ def test_a_concept_that_is_off_is_not_taught_and_strength_is(prompts, tmp_path, 
             }
         )
     )
-    assert cli.main(["finetune", "--config", str(config), "--steps", "4"]) == 2
+    assert command("finetune", "--config", config, "--steps", 4) == 2
     assert asked["strengths"] == [0, 0.5, 0.5, 0.5] and asked["work"] == tmp_path / "elsewhere"
-    assert asked["settings"] == finetune.Settings(steps=4, evidence="prompt")
+    assert asked["settings"] == LoRASettings(steps=4, evidence="prompt")
     assert asked["texts"] == [CLEAN, HARMFUL, "a dagger and a bomb by a lake", "a house in the snow"]
 
 
 # --- interruptions ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_interrupted_fine_tuning_goes_on_to_the_same_file(whole, prompts, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        when(patch, "steps", 3, interrupt)
+        when(patch, "steps", 3)
         code, output = run(tmp_path, "--prompts", prompts)
     checkpoint = tmp_path / "work" / "lora.checkpoint.safetensors"
     assert code == 130 and checkpoint.exists() and not output.exists()
-    assert (
-        capsys.readouterr().err.splitlines()[-1]
-        == f"hgr: interrupted; {checkpoint} is kept, the same command goes on from there."
-    )
+    assert capsys.readouterr().err.splitlines()[-1] == kept(checkpoint)
 
     others = tmp_path / "others.txt"
     others.write_text(f"{CLEAN}\n{HARMFUL}\n")
@@ -329,17 +271,16 @@ def test_an_interrupted_fine_tuning_goes_on_to_the_same_file(whole, prompts, tmp
     file.save(another, tmp_path / assets.HGR_FILE.name)
     same_name = tmp_path / assets.HGR_FILE.name
     for options, why in (
-        (["--prompts", others], "prompts 'mixed.txt, SHA-256 "),
-        (["--prompts", prompts, "--lr", "0.5"], f"lr {cli.finetune.SETTINGS['lr']}, now 0.5"),
-        (["--prompts", prompts, "--hgr", same_name], f"hgr '{same_name.name}, SHA-256 "),
+        (["--prompts", others], "prompts 'mixed.txt ("),
+        (["--prompts", prompts, "--learning-rate", "0.5"], f"learning_rate {LoRASettings().learning_rate}, now 0.5"),
+        (["--prompts", prompts, "--hgr", same_name], f"hgr '{same_name.name} ("),
         (["--prompts", prompts, "--concepts", '{"skull": 0}'], "strengths {'skull': 1.0"),
     ):
         assert run(tmp_path, *options)[0] == 2 and checkpoint.exists()
         last = capsys.readouterr().err.splitlines()[-1]
         assert f"other settings ({why}" in last and "; " not in last, "what differs, and nothing else"
 
-    steps, painted, made = [], [], host.adapt
-    monkeypatch.setattr(Bars, "show", lambda self, name, done, *_: steps.append(done) if name == "steps" else None)
+    steps, painted, made = watch_bar(monkeypatch, "steps"), [], host.adapt
     monkeypatch.setattr(
         host,
         "adapt",
@@ -351,7 +292,7 @@ def test_an_interrupted_fine_tuning_goes_on_to_the_same_file(whole, prompts, tmp
         ),
     )
     code, output = run(tmp_path, "--prompts", prompts)
-    assert code == 0 and steps == [4, 5, 6] and not painted and not checkpoint.exists()
+    assert code == 0 and steps == [(4, 6), (5, 6), (6, 6)] and not painted and not checkpoint.exists()
     assert "from step 3 on" in capsys.readouterr().out
     (tensors, metadata), (resumed, resumed_metadata) = contents(whole[1]), contents(output)
     assert metadata == resumed_metadata and all(
@@ -359,78 +300,60 @@ def test_an_interrupted_fine_tuning_goes_on_to_the_same_file(whole, prompts, tmp
     )
 
 
-def test_an_interruption_while_it_judges_keeps_the_pictures(prompts, tmp_path, monkeypatch, capsys):
-    judge = finetune.judge
+def test_an_interruption_while_it_judges_keeps_the_pictures(careless, prompts, tmp_path, monkeypatch, capsys):
+    harm_of = training.harm_of
 
-    def interrupted(*given):
+    def interrupted(*given, **more):
         interrupt()
-        return judge(*given)
+        return harm_of(*given, **more)
 
-    monkeypatch.setattr(finetune, "judge", interrupted)
+    monkeypatch.setattr(training, "harm_of", interrupted)
     code, output = run(tmp_path, "--prompts", prompts)
     assert code == 130 and not output.exists()
     assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["pictures-0.safetensors", "training.json"]
     assert "pictures-0.safetensors is kept" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives_with_the_double_batch(whole, prompts, tmp_path):
     output = tmp_path / "two.safetensors"
-    # with --cpu, accelerate starts several processes by MPI only
-    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-    command = [
-        sys.executable,
-        "-m",
-        *launcher,
-        "-m",
-        "hgr",
-        "finetune",
-        *QUICK,
-        "--batch",
-        "2",
-        "--prompts",
-        prompts,
-        "--device",
-        "cpu",
-        "--work",
-        tmp_path / "work",
-        "--output",
-        output,
-    ]
-    environment = os.environ | {"PYTHONPATH": str(Path(hgr.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
-    )
+    options = [*QUICK, "--batch-size", 2, "--prompts", prompts, "--work", tmp_path / "work", "--output", output]
+    done = launch_two(tmp_path, "finetune", *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("harmful by the HGR") == 1, "the main process alone prints"
-    one, two = load_file(whole[1]), load_file(output)
-    apart = {key: (one[key].float() - two[key].float()).abs().max().item() for key in one}
-    assert one.keys() == two.keys() and max(apart.values()) < 1e-3, apart
+    assert apart(whole[1], output) < 1e-3
     assert len(list((tmp_path / "work" / "logs").iterdir())) == 1
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_is_one_sentence_and_the_checkpoint_stays(prompts, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("hgr.loop.CHECKPOINT_SECONDS", 0.0)
-    code, output = run(tmp_path, "--prompts", prompts, "--evidence", "prompt", "--lr", "1e30")
+def test_a_loss_that_is_not_finite_is_one_sentence_and_the_checkpoint_stays(
+    careless, prompts, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("hgr.training.loop.CHECKPOINT_SECONDS", 0.0)
+    code, output = run(tmp_path, "--prompts", prompts, "--evidence", "prompt", "--learning-rate", "1e30")
     last = capsys.readouterr().err.splitlines()[-1]
     assert code == 2 and not output.exists() and (tmp_path / "work" / "lora.checkpoint.safetensors").exists()
     assert last.startswith("hgr: the loss is ") and last.endswith(
-        "Try a lower learning rate. That needs another --work, too."
+        "Try a lower learning rate. This also needs another --work."
     )
 
 
-def test_a_full_gpu_is_one_sentence_with_advice(prompts, tmp_path, monkeypatch, capsys):
-    def full(*_):
+def test_a_full_gpu_is_one_sentence_with_advice(careless, prompts, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(finetune, "align", full)
+    monkeypatch.setattr(training, "align", full)
     assert run(tmp_path, "--prompts", prompts, "--evidence", "prompt")[0] == 2
-    assert "the GPU's memory is full: try a smaller --batch" in capsys.readouterr().err.splitlines()[-1]
+    assert (
+        "the GPU's memory is full: try a smaller --batch-size, then a smaller --rank"
+        in capsys.readouterr().err.splitlines()[-1]
+    )
 
 
-def test_a_place_that_has_gone_meanwhile_costs_no_training(prompts, tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_a_place_that_has_gone_meanwhile_costs_no_training(careless, prompts, tmp_path, monkeypatch, capsys):
     place = tmp_path / "place"
 
     def gone():
@@ -447,7 +370,7 @@ def test_a_place_that_has_gone_meanwhile_costs_no_training(prompts, tmp_path, mo
 def test_a_lora_that_is_there_is_not_replaced(prompts, tmp_path, capsys):
     (tmp_path / "out.safetensors").write_text("mine")
     assert run(tmp_path, "--prompts", prompts)[0] == 2
-    assert "is there already" in capsys.readouterr().err and (tmp_path / "out.safetensors").read_text() == "mine"
+    assert "already exists" in capsys.readouterr().err and (tmp_path / "out.safetensors").read_text() == "mine"
 
 
 def test_without_peft_the_extra_that_brings_it_is_named(prompts, tmp_path, monkeypatch, capsys):
@@ -463,9 +386,9 @@ def test_without_peft_the_extra_that_brings_it_is_named(prompts, tmp_path, monke
     [
         ([], "say what to learn from: --prompts FILE"),
         (["--prompts", "nowhere.txt"], "nowhere.txt: cannot be read"),
-        (["--prompts", "blank.txt"], "blank.txt: holds no prompt"),
+        (["--prompts", "blank.txt"], "blank.txt: contains no prompts"),
         (["--prompts", "clean.txt"], "finds none of the 2 prompts harmful"),
-        (["--prompts", "p.txt", "--output", "x.bin"], "the name of the LoRA ends in .safetensors"),
+        (["--prompts", "p.txt", "--output", "x.bin"], "the name of the LoRA must end in .safetensors"),
         (["--prompts", "p.txt", "--model", "somewhere"], "give --hgr FILE"),
         (
             ["--prompts", "p.txt", "--model", "somewhere", "--hgr", "text.safetensors", "--evidence", "prompt"],
@@ -478,20 +401,20 @@ def test_without_peft_the_extra_that_brings_it_is_named(prompts, tmp_path, monke
             "foreign.safetensors was made for a test encoder",
         ),
         (["--prompts", "p.txt", "--hgr", "text.safetensors"], "text.safetensors has no picture probe"),
-        (["--prompts", "p.txt", "--concepts", "{"], "concepts: not valid JSON"),
+        (["--prompts", "p.txt", "--concepts", "{"], "concepts is not valid JSON"),
         (["--prompts", "p.txt", "--concepts", '{"skull": 0, "dagger": 0, "splatter": 0, "bomb": 0}'], "all are at 0"),
         (["--prompts", "p.txt", "--concepts", '{"skull": 0}'], "finds none of the 2 prompts harmful"),
         (["--prompts", "p.txt", "--strength", "0"], "--strength is 0.0; it must be above 0"),
         (["--prompts", "p.txt", "--rank", "0"], "rank is 0; it must be 1 or more"),
-        (["--prompts", "p.txt", "--lr", "0"], "lr is 0.0; it must be above 0"),
+        (["--prompts", "p.txt", "--learning-rate", "0"], "learning_rate is 0.0; it must be above 0"),
         (["--prompts", "p.txt", "--device", "abacus"], "--device abacus"),
         (["--prompts", "p.txt", "--latents", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
         (["--prompts", "p.txt", "--latents", "three.safetensors"], "there are 3 pictures and 2 prompts"),
-        (["--prompts", "p.txt", "--latents", "rgb.safetensors"], "3 channels, the model's 4"),
+        (["--prompts", "p.txt", "--latents", "rgb.safetensors"], "3 channels, but the model's have 4"),
         (["--prompts", "some.csv"], 'some.csv: "a skull" has no picture'),
         (["--prompts", "bare.csv"], 'bare.csv: "x.png" has no prompt'),
-        (["--prompts", "both.csv", "--latents", "three.safetensors"], "give either"),
-        (["--prompts", "both.csv"], "x.png: damaged, or no PNG, JPEG or WebP file"),
+        (["--prompts", "both.csv", "--latents", "three.safetensors"], "give only one of them"),
+        (["--prompts", "both.csv"], "x.png: damaged, or not a PNG, JPEG or WebP file"),
         (["--config", "wrong.json"], 'wrong.json: "stepz" is unknown'),
         (["--config", "object.json"], 'object.json: "steps" is {}, but must be'),
     ],
@@ -516,7 +439,7 @@ def test_bad_options_are_one_sentence_and_no_file(options, why, tmp_path, monkey
     Path("cut.safetensors").write_bytes(assets.HGR_FILE.read_bytes()[:-100])
     save_file({"latents": torch.randn(3, 4, 8, 8)}, "three.safetensors")
     save_file({"latents": torch.randn(2, 3, 8, 8)}, "rgb.safetensors")
-    assert cli.main(["finetune", "--output", "out.safetensors", "--work", "work", *QUICK, *options]) == 2
+    assert command("finetune", "--output", "out.safetensors", "--work", "work", *QUICK, *options) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("hgr: ") and why in last
     assert not Path("out.safetensors").exists() and not list(Path().rglob("features-*"))
@@ -524,7 +447,8 @@ def test_bad_options_are_one_sentence_and_no_file(options, why, tmp_path, monkey
 
 def test_help_names_every_option_with_its_default(capsys):
     with pytest.raises(SystemExit):
-        cli.main(["finetune", "--help"])
+        command("finetune", "--help")
     text = " ".join(capsys.readouterr().out.split())
-    for name, value in cli.finetune.SETTINGS.items():
-        assert f"--{name}" in text and f"default: {value}" in text
+    for name, value in dataclasses.asdict(LoRASettings()).items():
+        assert f"--{name.replace('_', '-')} " in text and f"default: {value}" in text
+    assert "{prompt,picture,both}" in text

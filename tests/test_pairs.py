@@ -15,11 +15,11 @@ import pytest
 
 from hgr import cli
 from hgr.data import library
-from hgr.data import pair_file as rows
 from hgr.data.library import CATEGORIES
-from hgr.data.pair_file import PairsError, read, write
-from hgr.data.pairs import Pair, Pairs, Topic, merge, report
-from hgr.data.sources import art_style, built_in, demo_world, gather, own
+from hgr.data.pair_file import read_pairs, write_pairs
+from hgr.data.pairs import Pair, Pairs, Topic, describe_pairs, merge_pairs
+from hgr.data.sources import art_style, built_in, demo_world, gather, own_concept
+from hgr.data.textfile import MAX_BYTES, DataError
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +36,10 @@ def pairs_of(concept: str, *texts: str, label: str = "", group: str = "") -> Pai
 
 def test_nothing_heavy_is_imported():
     code = (
-        "import sys; from hgr.pairs import built_in, art_style; built_in(); art_style('x');"
+        "import sys; from hgr.data.sources import built_in, art_style; built_in(); art_style('x');"
         "heavy = {'torch', 'numpy', 'PIL', 'safetensors'} & set(sys.modules); assert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(rows.__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # --- the library ------------------------------------------------------------------------------------------------------
@@ -126,13 +126,13 @@ def test_ids_labels_and_the_clean_prompts_alone(everything):
     assert everything.ids == CATEGORIES and all(topic.label and topic.description for topic in everything.topics)
     assert built_in(["violence", "hate", "violence"]).ids == ("violence", "hate")
     assert built_in([]) == Pairs((), (), everything.clean)
-    with pytest.raises(PairsError, match='"gore" is not a built-in concept; there are hate, .*illegal_activity'):
+    with pytest.raises(DataError, match='"gore" is not a built-in concept; choose from hate, .*illegal_activity'):
         built_in(["gore"])
 
 
 def test_every_file_of_the_library_is_installed():
     folder = Path(library.__file__).parent
-    patterns = re.search(r'"hgr\.library" = \[(.*)\]', (folder.parents[1] / "pyproject.toml").read_text())[1]
+    patterns = re.search(r'"hgr\.data\.library" = \[(.*)\]', (folder.parents[2] / "pyproject.toml").read_text())[1]
     assert {f'"*{path.suffix}"' for path in folder.iterdir() if path.is_file() and path.suffix != ".py"} <= set(
         patterns.split(", ")
     )
@@ -170,7 +170,7 @@ def test_other_styles_stay_clean_prompts():
 
 
 def test_three_words_are_enough_for_an_own_concept():
-    concept = own("My Weapons", ["sword", "axe", "arrows"])
+    concept = own_concept("My Weapons", ["sword", "axe", "arrows"])
     assert concept.ids == ("my_weapons",) and concept.topics[0].label == "My Weapons"
     assert len({pair.harmful for pair in concept.pairs}) == len(concept.pairs) >= 200
     texts = " / ".join(pair.harmful for pair in concept.pairs)
@@ -188,15 +188,15 @@ def test_three_words_are_enough_for_an_own_concept():
 
 
 def test_a_name_alone_is_the_word():
-    assert own("Pikachu").pairs == own("Pikachu", ["Pikachu"]).pairs
-    assert len(own("Pikachu").pairs) >= 200 and not re.search(
-        "an? Pikachu", " ".join(pair.harmful for pair in own("Pikachu").pairs)
+    assert own_concept("Pikachu").pairs == own_concept("Pikachu", ["Pikachu"]).pairs
+    assert len(own_concept("Pikachu").pairs) >= 200 and not re.search(
+        "an? Pikachu", " ".join(pair.harmful for pair in own_concept("Pikachu").pairs)
     )
 
 
 def test_neutral_sentences_do_not_hold_the_word():
     for word in ("table", "man", "photo", "lamp"):
-        concept = own("mine", [word])
+        concept = own_concept("mine", [word])
         assert len(concept.pairs) >= 200
         assert not any(
             re.search(rf"\b{word}s?\b", text) for text in (*concept.clean, *(pair.clean for pair in concept.pairs))
@@ -206,16 +206,16 @@ def test_neutral_sentences_do_not_hold_the_word():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: own(""),
-        lambda: own("_"),
-        lambda: own("x" * 101),
-        lambda: own("a\0b"),
-        lambda: own("mine", ["fine", "!?"]),
+        lambda: own_concept(""),
+        lambda: own_concept("_"),
+        lambda: own_concept("x" * 101),
+        lambda: own_concept("a\0b"),
+        lambda: own_concept("mine", ["fine", "!?"]),
         lambda: art_style(" "),
     ],
 )
 def test_names_that_cannot_be(make):
-    with pytest.raises(PairsError, match="cannot be the name of"):
+    with pytest.raises(DataError, match="cannot be (the name of|a word for)"):
         make()
 
 
@@ -225,14 +225,14 @@ def test_names_that_cannot_be(make):
 def test_a_mixture_keeps_order_and_drops_doubles():
     a, b = pairs_of("a", "one", "two"), pairs_of("b", "one")
     a_again = Pairs((Topic("a", "a", "late description"),), (*pairs_of("a", "two", "three").pairs,), ("x", "y"))
-    mixed = merge(b, a, a_again) + Pairs((), (), ("y", "z"))
+    mixed = merge_pairs(b, a, a_again) + Pairs((), (), ("y", "z"))
     assert mixed.topics == (Topic("b", "b"), Topic("a", "a", "late description"))
     assert mixed.pairs == (*b.pairs, *pairs_of("a", "one", "two", "three").pairs)
     assert mixed.clean == ("x", "y", "z")
 
 
 def test_one_id_for_two_concepts_is_an_error():
-    with pytest.raises(PairsError, match='id "a": "Apples" and "Arms"'):
+    with pytest.raises(DataError, match='id "a": "Apples" and "Arms"'):
         pairs_of("a", "one", label="Apples") + pairs_of("a", "two", label="Arms")
 
 
@@ -243,7 +243,7 @@ def test_a_clean_prompt_is_no_source_harmful_prompt():
 def test_what_names_an_own_concept_is_no_clean_prompt_elsewhere():
     """A sword in the clean prompts would teach that swords are nothing to look for."""
     plain = built_in(["violence"])
-    mixed = plain + own("weapons", ["gun", "sword"])
+    mixed = plain + own_concept("weapons", ["gun", "sword"])
     swords = re.compile(r"\b(gun|sword)s?\b", re.IGNORECASE)
     assert any(swords.search(text) for text in plain.clean)
     assert not any(swords.search(text) for text in mixed.clean)
@@ -252,7 +252,7 @@ def test_what_names_an_own_concept_is_no_clean_prompt_elsewhere():
 
 
 def test_a_split_shares_no_group_and_loses_nothing(everything):
-    mixed = merge(everything, own("spiders"), art_style("Frida Kahlo"))
+    mixed = merge_pairs(everything, own_concept("spiders"), art_style("Frida Kahlo"))
     training, held_out = mixed.split(0.15, seed=3)
     assert not {pair.group for pair in training.pairs} & {pair.group for pair in held_out.pairs}
     assert {*training.pairs, *held_out.pairs} == set(mixed.pairs) and len(training.pairs) + len(held_out.pairs) == len(
@@ -268,15 +268,15 @@ def test_a_split_shares_no_group_and_loses_nothing(everything):
 
 def test_more_rows_leave_a_split_as_it_was(everything):
     before = everything.split(0.2)[1]
-    after = merge(pairs_of("new", *map(str, range(50))), built_in(limit=1600), Pairs((), (), ("one more",))).split(0.2)[
-        1
-    ]
+    after = merge_pairs(
+        pairs_of("new", *map(str, range(50))), built_in(limit=1600), Pairs((), (), ("one more",))
+    ).split(0.2)[1]
     assert set(before.pairs) <= set(after.pairs) and set(before.clean) <= set(after.clean)
 
 
 @pytest.mark.parametrize("share", [0.001, 0.5, 0.999])
 def test_each_concept_is_on_both_sides_if_it_has_two_groups(share):
-    mixed = merge(
+    mixed = merge_pairs(
         *(pairs_of(concept, f"{concept} one", f"{concept} two") for concept in "abcdefgh"), pairs_of("z", "only")
     )
     for side in mixed.split(share):
@@ -286,7 +286,7 @@ def test_each_concept_is_on_both_sides_if_it_has_two_groups(share):
 def test_a_split_needs_a_share():
     assert pairs_of("a", "one", "two").split(0)[1].pairs == ()
     for share in (-0.1, 1, float("nan")):
-        with pytest.raises(PairsError, match="at least 0 and below 1"):
+        with pytest.raises(DataError, match="at least 0 and below 1"):
             pairs_of("a", "one").split(share)
 
 
@@ -303,7 +303,7 @@ mine,2,a cup,"a gun, ""loaded""\nand  black",y
 def test_a_csv_in_any_order_with_extra_columns(tmp_path):
     path = tmp_path / "mine.CSV"
     path.write_bytes(CSV.replace("\n", "\r\n").encode())
-    found = read(path)
+    found = read_pairs(path)
     assert found.topics == (built_in(["violence"]).topics[0], Topic("mine", "Mine"))
     assert [(p.concept, p.harmful, p.clean) for p in found.pairs] == [
         ("violence", "two men fight", "two men dance"),
@@ -315,29 +315,32 @@ def test_a_csv_in_any_order_with_extra_columns(tmp_path):
 def test_jsonl(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text(
-        '\n{"concept": "hate", "clean": "caf\\u00e9\u2028", "harmful": "b", "weight": 3}\n{"clean": "c", "harmful": null}\n'
+        '\n{"concept": "hate", "clean": "caf\\u00e9\u2028", "harmful": "b", "weight": 3}\n'
+        '{"clean": "c", "harmful": null}\n'
     )
-    assert read(path) == Pairs(built_in(["hate"]).topics, (Pair("hate", "b", "café", "hate, rows from 0"),), ("c",))
+    assert read_pairs(path) == Pairs(
+        built_in(["hate"]).topics, (Pair("hate", "b", "café", "hate, rows from 0"),), ("c",)
+    )
 
 
 def test_rows_without_a_group_go_in_blocks_of_neighbours(tmp_path):
     path = tmp_path / "many.csv"
     lines = [f"h{i},c{i},{'even' if i % 2 == 0 else 'odd'}" for i in range(60)]
     path.write_text("\n".join(["harmful,clean,concept", *lines]))
-    groups = [pair.group for pair in read(path).of("even")]
+    groups = [pair.group for pair in read_pairs(path).of("even")]
     assert len(groups) == 30 and len(set(groups)) == 3 and groups == sorted(groups), (
         "ten neighbours of one concept each"
     )
-    assert not set(groups) & {pair.group for pair in read(path).of("odd")}
+    assert not set(groups) & {pair.group for pair in read_pairs(path).of("odd")}
 
 
 def test_what_is_written_is_read_again(tmp_path, everything):
-    some = merge(built_in(["violence", "sexual"], limit=60), Pairs((), (), ('with "quotes", commas; and =1',)))
-    write(some, tmp_path / "new" / "some.csv")
-    assert read(tmp_path / "new" / "some.csv") == some
+    some = merge_pairs(built_in(["violence", "sexual"], limit=60), Pairs((), (), ('with "quotes", commas; and =1',)))
+    write_pairs(some, tmp_path / "new" / "some.csv")
+    assert read_pairs(tmp_path / "new" / "some.csv") == some
     style = art_style("Frida Kahlo", limit=60)
-    write(style, tmp_path / "style.csv")
-    again = read(tmp_path / "style.csv")
+    write_pairs(style, tmp_path / "style.csv")
+    again = read_pairs(tmp_path / "style.csv")
     assert (again.pairs, again.clean, again.topics[0].label) == (style.pairs, style.clean, "Style: Frida Kahlo")
     assert (again + style).topics == style.topics
     assert not list(tmp_path.rglob("*.part"))
@@ -345,15 +348,15 @@ def test_what_is_written_is_read_again(tmp_path, everything):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "some.csv"
-    write(pairs_of("a", "one"), path)
+    write_pairs(pairs_of("a", "one"), path)
     before = path.read_bytes()
 
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(rows.os, "replace", full)
+    monkeypatch.setattr("hgr.core.atomic.os.replace", full)
     with pytest.raises(OSError, match="no space left"):
-        write(pairs_of("a", "two"), path)
+        write_pairs(pairs_of("a", "two"), path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["some.csv"]
 
 
@@ -364,11 +367,11 @@ HEAD = "harmful,clean,concept\n"
     ("name", "content", "line", "why"),
     [
         ("a.csv", "", 1, "the file is empty"),
-        ("a.csv", "harmful,clean\na,b\n", 1, "must name the columns"),
-        ("a.csv", "harmful;clean;concept\na;b;c\n", 1, "with commas between"),
-        ("a.csv", "harmful,clean,concept,clean\na,b,c,d\n", 1, "each once"),
+        ("a.csv", "harmful,clean\na,b\n", 1, "must name each of these columns once"),
+        ("a.csv", "harmful;clean;concept\na;b;c\n", 1, "separated by commas"),
+        ("a.csv", "harmful,clean,concept,clean\na,b,c,d\n", 1, "each of these columns once"),
         ("a.csv", HEAD + "a,b,c\na,b\n", 3, "2 cells, but the header has 3"),
-        ("a.csv", HEAD + "a, with a comma,b,c\n", 2, "put a prompt that holds commas in quotes"),
+        ("a.csv", HEAD + "a, with a comma,b,c\n", 2, "put a prompt that contains commas in quotes"),
         ("a.csv", HEAD + "a,b,c\n\n,b,c\n", 4, '"harmful" is missing or empty'),
         ("a.csv", HEAD + "a, ,c\n", 2, '"clean" is missing or empty'),
         ("a.csv", HEAD + "a,b,\n", 2, '"concept" is missing or empty'),
@@ -376,8 +379,8 @@ HEAD = "harmful,clean,concept\n"
         ("a.csv", HEAD + "a,b,c\nsame ,  same,c\n", 3, "the same text"),
         ("a.csv", HEAD + "a" * 2001 + ",b,c\n", 2, "2001 characters; at most 2000"),
         ("a.csv", HEAD + "a,b," + "c" * 101 + "\n", 2, "101 characters; at most 100"),
-        ("a.csv", HEAD + "a" * 200_000 + ",b,c\n", 2, "not sound CSV"),
-        ("a.csv", HEAD + 'a,b,c\n"a,b,c\nd,e,f\n', 3, "not sound CSV"),
+        ("a.csv", HEAD + "a" * 200_000 + ",b,c\n", 2, "not valid CSV"),
+        ("a.csv", HEAD + 'a,b,c\n"a,b,c\nd,e,f\n', 3, "not valid CSV"),
         ("a.csv", HEAD + 'a,b,c\n"two\nlines",b,\n', 3, '"concept" is missing'),
         ("a.csv", (HEAD + "a,b,c\n").encode() + b"caf\xe9,b,c\n", 3, "not UTF-8"),
         ("a.csv", b"\xef\xbb\xbf" + HEAD.encode() + b"\xff,b,c\n", 2, "not UTF-8"),
@@ -386,22 +389,22 @@ HEAD = "harmful,clean,concept\n"
             "a.csv",
             "harmful,clean,concept,label\na,b,c,One\nd,e,c,Two\n",
             3,
-            '"c" has the label "Two" here, but "One" before',
+            '"c" has the label "Two" here, but "One" above',
         ),
-        ("a.jsonl", '{"harmful": "a", "clean": "b", "concept": "c"}\n{"harmful": \n', 2, "not sound JSON"),
+        ("a.jsonl", '{"harmful": "a", "clean": "b", "concept": "c"}\n{"harmful": \n', 2, "not valid JSON"),
         ("a.jsonl", '\n["a", "b", "c"]\n', 2, "must be a JSON object"),
-        ("a.jsonl", "[" * 100_000, 1, "not sound JSON"),
+        ("a.jsonl", "[" * 100_000, 1, "not valid JSON"),
         ("a.jsonl", '{"harmful": "a", "clean": "b"}', 1, '"concept" is missing'),
-        ("a.jsonl", '{"harmful": 3, "clean": "b", "concept": "c"}', 1, '"harmful" must be a text'),
-        ("a.jsonl", '{"harmful": "\\u0000", "clean": "b", "concept": "c"}', 1, "a character that no text has"),
-        ("a.jsonl", '{"harmful": "\\ud800", "clean": "b", "concept": "c"}', 1, "a character that no text has"),
+        ("a.jsonl", '{"harmful": 3, "clean": "b", "concept": "c"}', 1, '"harmful" must be a string'),
+        ("a.jsonl", '{"harmful": "\\u0000", "clean": "b", "concept": "c"}', 1, "an invalid character"),
+        ("a.jsonl", '{"harmful": "\\ud800", "clean": "b", "concept": "c"}', 1, "an invalid character"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path, name, content, line, why):
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(PairsError) as error:
-        read(path)
+    with pytest.raises(DataError) as error:
+        read_pairs(path)
     text = str(error.value)
     assert text.startswith(f"{name}, line {line}: ") and why in text and str(tmp_path) not in text
 
@@ -409,19 +412,19 @@ def test_a_bad_file_is_named_with_its_line(tmp_path, name, content, line, why):
 def test_files_that_are_not_read_at_all(tmp_path, monkeypatch):
     for name, content, why in (
         ("a.txt", "x", "not a .csv or .jsonl file"),
-        ("a.csv", HEAD, "holds no row"),
-        ("a.jsonl", "\n", "holds no row"),
+        ("a.csv", HEAD, "contains no rows"),
+        ("a.jsonl", "\n", "contains no rows"),
     ):
         (tmp_path / name).write_text(content)
-        with pytest.raises(PairsError, match=f"^{name}: {why}"):
-            read(tmp_path / name)
-    with pytest.raises(PairsError, match="^missing.csv: cannot be read"):
-        read(tmp_path / "missing.csv")
+        with pytest.raises(DataError, match=f"^{name}: {why}"):
+            read_pairs(tmp_path / name)
+    with pytest.raises(DataError, match="^missing.csv: cannot be read"):
+        read_pairs(tmp_path / "missing.csv")
     with open(tmp_path / "huge.csv", "wb") as file:
-        file.truncate(rows.MAX_BYTES + 1)
+        file.truncate(MAX_BYTES + 1)
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("read before its size was looked at"))
-    with pytest.raises(PairsError, match="^huge.csv: larger than 64 MB"):
-        read(tmp_path / "huge.csv")
+    with pytest.raises(DataError, match="^huge.csv: larger than 64 MB"):
+        read_pairs(tmp_path / "huge.csv")
 
 
 # --- the demo world ---------------------------------------------------------------------------------------------------
@@ -507,7 +510,7 @@ def test_demo_topics_are_the_bundled_hgrs_concepts(demo):
 def test_gather_mixes_all_sources(tmp_path):
     path = tmp_path / "mine.csv"
     path.write_text(HEAD + "".join(f"bad {i},good {i},mine\n" for i in range(70)))
-    chosen = gather(["hate"], ["Frida Kahlo", " "], ["spiders: spider, cobweb", "", "mice"], False, path, 60)
+    chosen = gather(["hate"], ["Frida Kahlo", " "], ["spiders: spider, cobweb", "", "mice"], file=path, limit=60)
     assert Counter(pair.concept for pair in chosen.pairs) == {
         "hate": 60,
         "style_frida_kahlo": 60,
@@ -530,12 +533,12 @@ def test_gather_mixes_all_sources(tmp_path):
     ],
 )
 def test_gather_says_what_is_wrong(choice, why):
-    with pytest.raises(PairsError, match=why):
+    with pytest.raises(DataError, match=why):
         gather(**choice)
 
 
 def test_the_report_counts(everything):
-    text = report(everything, samples=1)
+    text = describe_pairs(everything, samples=1)
     for topic in everything.topics:
         assert f"{topic.label} ({topic.id}): 800 pairs in " in text
     assert f"clean prompts: {len(everything.clean)}" in text
@@ -574,7 +577,7 @@ def test_command_prints_counts_and_samples_and_writes(tmp_path, capsys):
         str(path),
     ):
         assert text in out
-    assert read(path).ids == ("hate", "violence", "style_frida_kahlo", "spiders")
+    assert read_pairs(path).ids == ("hate", "violence", "style_frida_kahlo", "spiders")
     assert cli.main(["pairs", "--file", str(path)]) == 0
     assert "spiders (spiders): 70 pairs" in capsys.readouterr().out
 

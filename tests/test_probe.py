@@ -9,12 +9,14 @@ from torch import nn
 
 from hgr.core import file
 from hgr.core.denoiser import Denoiser, middle
-from hgr.core.hgr import HGRError
-from hgr.core.merge import merge
+from hgr.core.hgr import HGRError, calibrated
+from hgr.core.merge import merge_hgrs
+from hgr.core.progress import Progress
 from hgr.core.prompt import Prompt
 from hgr.detection.hed import hed_picture
-from hgr.detection.probe import empty_prompt, features, logits
+from hgr.detection.probe import probe_features, probe_logits
 from hgr.training.metrics import auroc
+from hgr.training.pictures import Pictures
 from hgr.training.train_probe import train_probe
 
 
@@ -53,7 +55,9 @@ def test_a_picture_is_harmful_as_far_as_it_goes_along_the_harmful_direction_of_i
     safe = hgr.redirect(c)
     u = shown(model, hgr.encoder.empty[None])
     whole = (shown(model, c) - shown(model, safe)).flatten(1).norm(dim=1) / (shown(model, c) - u).flatten(1).norm(dim=1)
-    harmful, half, clean = (hed_picture(hgr, model, shown(model, x), Prompt(c)) for x in (c, (c + safe) / 2, safe))
+    harmful, half, clean = (
+        hed_picture(hgr, model, shown(model, x), prompt=Prompt(c)) for x in (c, (c + safe) / 2, safe)
+    )
     torch.testing.assert_close(harmful.hed, whole)
     torch.testing.assert_close(half.hed, whole / 2)
     torch.testing.assert_close(clean.hed, torch.zeros(2), atol=1e-5, rtol=0)
@@ -64,18 +68,18 @@ def test_a_picture_is_harmful_as_far_as_it_goes_along_the_harmful_direction_of_i
 def test_each_concept_answers_for_itself_and_other_pictures_in_the_batch_change_nothing():
     hgr, model, c = small_hgr((20.0, 20.0, -20.0)), toy(), prompt(2)
     alone = hgr.redirect(c, strengths=torch.tensor([1.0, 0, 0]))
-    found = hed_picture(hgr, model, shown(model, c), Prompt(c))
+    found = hed_picture(hgr, model, shown(model, c), prompt=Prompt(c))
     d = shown(model, c) - shown(model, alone)
     reach = (shown(model, c) - shown(model, hgr.encoder.empty[None])).flatten(1).norm(dim=1)
     torch.testing.assert_close(found.per_concept[:, 0], d.flatten(1).norm(dim=1) / reach)
     assert (found.per_concept[:, 1] > 0).all() and (found.per_concept[:, 2] == 0).all()
-    single = hed_picture(hgr, model, shown(model, c[1:]), Prompt(c[1:]))
+    single = hed_picture(hgr, model, shown(model, c[1:]), prompt=Prompt(c[1:]))
     torch.testing.assert_close(single.per_concept, found.per_concept[1:])
 
 
 def test_a_clean_prompt_costs_no_evaluation():
     hgr, model, c = small_hgr((-20.0, -20.0)), toy(), prompt(3)
-    assert (hed_picture(hgr, model, shown(model, c), Prompt(c)).hed == 0).all() and model.module.seen == 0
+    assert (hed_picture(hgr, model, shown(model, c), prompt=Prompt(c)).hed == 0).all() and model.module.seen == 0
 
 
 # --- the probe --------------------------------------------------------------------------------------------------------
@@ -97,7 +101,7 @@ def made(count=160, noise=0.3, seed=0):
 class Reading:
     def __init__(self, x):
         self.gates = torch.stack([x[:, 1, 0] * 0.9, x[:, 1, 0] * 0.9], -1)[:, None]
-        self.prompt_gates, self.token_gates, self.encoding = self.gates[:, 0], x[..., :2], None
+        self.prompt_gates = self.gates[:, 0]
 
 
 @pytest.fixture
@@ -106,9 +110,13 @@ def probed(monkeypatch):
     hgr.displacement = lambda reading, strengths: (torch.zeros(len(reading.gates), 6, WIDTH) + strengths.sum(), None)
     twins = {i: i + 1 for i in range(0, len(pictures), 2)}
     done = []
-    hgr.probe = train_probe(
-        hgr, toy(), pictures, prompts, twins, 0.05, on_picture=lambda n, total: done.append((n, total))
-    )
+
+    class Count(Progress):
+        def picture(self, *at):
+            done.append(at)
+
+    shown = Pictures(pictures, [""] * len(pictures), twins)
+    hgr.probe = train_probe(hgr, toy(), shown, prompts=prompts, rate=0.05, progress=Count())
     assert done[-1] == (320, 320) and [n for n, _ in done] == sorted(n for n, _ in done)
     return hgr
 
@@ -116,16 +124,16 @@ def probed(monkeypatch):
 def test_a_probe_learns_from_the_gates_alone_and_finds_the_concept_in_new_pictures(probed):
     _, new, _, harmful = made(seed=1)
     model = toy()
-    x = features(model, new, empty_prompt(probed), probed.probe.percents)
+    x = probe_features(model, new, probed.encoder.prompt, percents=probed.probe.percents)
     assert model.module.seen == 2 * len(new)
-    found = logits(probed.probe, x)
+    found = probe_logits(probed.probe, x)
     assert auroc(found[harmful, 0], found[~harmful, 0]) > 0.99
     head = probed.probe.heads[0]
-    flagged = (head.scale * found[:, 0] + head.bias).sigmoid() >= head.threshold
+    flagged = calibrated(found, probed.probe.heads)[:, 0] >= head.threshold
     assert flagged[harmful].float().mean() > 0.9 and flagged[~harmful].float().mean() < 0.1
     assert list(head.levels) == sorted(head.levels, reverse=True) and head.threshold in head.levels
     assert probed.probe.training["metrics"]["c0"]["auroc"] > 0.99
-    torch.testing.assert_close(features(toy(3), new[:5], empty_prompt(probed)), x[:5])
+    torch.testing.assert_close(probe_features(toy(3), new[:5], probed.encoder.prompt), x[:5])
 
 
 def test_a_probe_is_kept_in_the_file_and_merged(probed, tmp_path):
@@ -143,26 +151,26 @@ def test_a_probe_is_kept_in_the_file_and_merged(probed, tmp_path):
     other = dataclasses.replace(
         loaded, concepts=concepts, probe=dataclasses.replace(loaded.probe, heads=tuple(heads), hed=tuple(hed))
     )
-    both = merge([loaded, other])
+    both = merge_hgrs([loaded, other])
     file.save(both, tmp_path / "both.safetensors")
     x = torch.randn(3, *loaded.probe.mean.shape) * loaded.probe.std + loaded.probe.mean
     assert torch.allclose(
-        logits(file.load(tmp_path / "both.safetensors").probe, x), logits(loaded.probe, x).repeat(1, 2)
+        probe_logits(file.load(tmp_path / "both.safetensors").probe, x), probe_logits(loaded.probe, x).repeat(1, 2)
     )
     other.probe = None
-    assert merge([loaded, other]).probe is None
+    assert merge_hgrs([loaded, other]).probe is None
 
 
 def test_another_denoiser_and_nan_are_refused_and_too_few_pictures_give_no_probe(probed, caplog):
     with pytest.raises(HGRError, match="this model has 6"):
-        logits(probed.probe, torch.zeros(1, 2, 6))
+        probe_logits(probed.probe, torch.zeros(1, 2, 6))
     with pytest.raises(HGRError, match="another denoiser"):
-        logits(probed.probe, probed.probe.mean[None] + 100)
+        probe_logits(probed.probe, probed.probe.mean[None] + 100)
     with pytest.raises(HGRError, match="NaN"):
-        logits(probed.probe, torch.full((1, 2, 16), torch.nan))
+        probe_logits(probed.probe, torch.full((1, 2, 16), torch.nan))
     hgr, pictures, prompts, _ = made(10)
     hgr.displacement = probed.displacement
-    assert train_probe(hgr, toy(), pictures, prompts, {}, 0.05) is None
+    assert train_probe(hgr, toy(), Pictures(pictures, [], {}), prompts=prompts, rate=0.05) is None
     assert '5 have prompts with "c0", and 8 are needed' in caplog.text
 
 

@@ -28,7 +28,7 @@ def hgr(**training):
 
 
 def report(*found, on=(True, True), sensitivity="normal", words=(), of=None):
-    return build(of or hgr(false_positive_rate=0.01), found, on, sensitivity, words)
+    return build(of or hgr(false_positive_rate=0.01), found, on, sensitivity=sensitivity, words=words)
 
 
 def one(k, score, flagged):
@@ -105,7 +105,7 @@ def test_sensitivity_takes_the_threshold_of_its_level_and_scales_the_stated_rate
     assert [made["false_positive_rate"] for made in seen.values()] == pytest.approx([0.0025, 0.005, 0.01, 0.02, 0.05])
     bare = Evidence(PROMPT, found.scores, [dataclasses.replace(c, levels=()) for c in found.concepts])
     assert not report(bare)["flagged"]
-    with pytest.raises(HGRError, match="mine has no thresholds for another sensitivity"):
+    with pytest.raises(HGRError, match="mine has no thresholds for a sensitivity other than"):
         report(bare, sensitivity="high")
 
 
@@ -124,7 +124,7 @@ def test_a_concept_that_is_off_is_left_out():
 def test_nan_is_an_error_and_never_clean(bad):
     with pytest.raises(HGRError, match="mine gives NaN \\(picture\\)"):
         report(evidence(PROMPT, [[0.1, 0.1]]), evidence(PICTURE, [[0.1, bad]]))
-    with pytest.raises(ValueError, match="nothing to look at"):
+    with pytest.raises(ValueError, match="nothing to evaluate"):
         report()
 
 

@@ -5,71 +5,37 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-import hgr
-from hgr import cli
-from hgr.cli.bars import Bars
-from hgr.core import file
-from hgr.data import sources as pairs
-from hgr.training import train_hgr as training
-from hgr.training.loop import Loop
+from cli_kit import apart, command, contents, kept, launch_two, watch_bar, when
 
-QUICK = [
-    "--steps",
-    "6",
-    "--batch",
-    "8",
-    "--width",
-    "32",
-    "--depth",
-    "1",
-    "--pictures",
-    "8",
-    "--false-positive-rate",
-    "0.1",
-]
-DEMO = ["--demo", "--limit", "50", *QUICK]
+from hgr.core import file
+from hgr.data.pair_file import write_pairs
+from hgr.data.sources import demo_world
+from hgr.hosts.diffusers import denoiser as host
+from hgr.training import train_hgr as training
+from hgr.training.loop import Loop, Processes
+from hgr.training.settings import HGRSettings
+
+pytestmark = pytest.mark.usefixtures("loaded_once")
+
+QUICK = ["--steps", 6, "--batch-size", 8, "--width", 32, "--depth", 1, "--pictures", 8, "--false-positive-rate", 10]
+DEMO = ["--demo", "--limit", 50, *QUICK]
 
 
 def train(folder: Path, *options: object, name: str = "out") -> tuple[int, Path]:
     output = folder / f"{name}.safetensors"
-    return cli.main(["train", "--work", str(folder / "work"), "--output", str(output), *map(str, options)]), output
-
-
-def when(monkeypatch, name: str, done: int, act) -> None:
-    """Call `act` when the bar of this name reaches `done`."""
-    show = Bars.show
-
-    def shown(self, *args):
-        show(self, *args)
-        if args[:2] == (name, done):
-            act()
-
-    monkeypatch.setattr(Bars, "show", shown)
-
-
-def contents(path: Path) -> tuple[dict, dict]:
-    """Tensors and metadata; safetensors writes the latter in any order."""
-    with safe_open(path, "pt") as opened:
-        return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata()  # noqa: SIM118 (not a dict)
-
-
-def interrupt() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
+    return command("train", "--work", folder / "work", "--output", output, *options), output
 
 
 @pytest.fixture(scope="module")
@@ -84,22 +50,28 @@ def whole(tmp_path_factory):
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
     """A file of pairs for one concept, quick to encode: as few as a training may have."""
-    demo = pairs.demo_world(50)
+    demo = demo_world(50)
     path = tmp_path_factory.mktemp("pairs") / "few.csv"
-    pairs.write(dataclasses.replace(demo, topics=demo.topics[:1], pairs=demo.of("skull"), clean=demo.clean[:50]), path)
+    skulls = dataclasses.replace(demo, topics=demo.topics[:1], pairs=demo.of("skull"), clean=demo.clean[:50])
+    write_pairs(skulls, path)
     return path
 
 
-def test_the_defaults_shown_are_the_trainers_own():
-    assert cli.train.SETTINGS == dataclasses.asdict(training.Settings())
-    assert cli.train.LOSSES == tuple(training.LOSSES)
+def test_help_names_every_setting_with_its_default_and_its_choices(capsys):
+    with pytest.raises(SystemExit):
+        command("train", "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    for name, value in dataclasses.asdict(HGRSettings()).items():
+        assert f"--{name.replace('_', '-')} " in text and f"default: {value}" in text
+    assert "{text,attention,attention and score}" in text
 
 
 def test_a_training_leaves_a_sound_file_its_report_and_no_checkpoint(whole, capsys):
     folder, output = whole
     made = file.load(output)
-    assert made.ids == ["skull", "dagger", "splatter", "bomb"] and made.training["batch"] == 8
-    assert cli.main(["info", str(output)]) == 0
+    assert made.ids == ["skull", "dagger", "splatter", "bomb"] and made.training["batch_size"] == 8
+    assert made.training["false_positive_rate"] == 0.1, "in percent on the command line, a share in the file"
+    assert command("info", output) == 0
     assert sorted(path.name for path in (folder / "work").iterdir()) == ["logs", "training.json"]
 
 
@@ -107,7 +79,7 @@ def test_the_logs_can_be_read_by_tensorboard(whole):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(whole[0] / "work" / "logs"))
     events.Reload()
-    loss, rate = events.Scalars("loss"), events.Scalars("lr")
+    loss, rate = events.Scalars("loss"), events.Scalars("learning_rate")
     assert [e.step for e in loss] == [e.step for e in rate] == [1, 2, 3, 4, 5, 6]
     assert rate[0].value == pytest.approx(1.5e-3) and rate[-1].value < rate[1].value
     recall = file.load(whole[1]).training["metrics"]["concepts"]["bomb"]["recall"]
@@ -115,9 +87,10 @@ def test_the_logs_can_be_read_by_tensorboard(whole):
     assert "report/text_summary" in events.Tags()["tensors"]
 
 
+@pytest.mark.slow
 def test_a_training_with_enough_pictures_makes_a_probe_and_says_how_good_it_is(few, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("hgr.probe.MIN_PICTURES", 2)
-    monkeypatch.setattr("hgr.hosts.diffusers.training._STEPS", 2)
+    monkeypatch.setattr("hgr.training.train_probe.MIN_SHOWN", 2)
+    monkeypatch.setattr("hgr.hosts.diffusers.denoiser._STEPS", 2)
     code, output = train(tmp_path, "--file", few, *QUICK, "--steps", "40", "--pictures", "16")
     out = capsys.readouterr().out
     metrics = file.load(output).probe.training["metrics"]["skull"]
@@ -133,22 +106,20 @@ def test_a_training_with_enough_pictures_makes_a_probe_and_says_how_good_it_is(f
 
 
 def test_pictures_of_another_model_are_not_used(models, few, tmp_path, monkeypatch):
-    from hgr.hosts.diffusers import denoiser as host
-
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    painted, made = [], host.denoiser
+    painted, made = [], host.denoiser_of
     monkeypatch.setattr(
         host,
-        "denoiser",
+        "denoiser_of",
         lambda pipe, seed: dataclasses.replace(
             found := made(pipe, seed), paint=lambda *more: painted.append(pipe) or found.paint(*more)
         ),
     )
     options = ["--file", few, *QUICK, "--model"]
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_layers", interrupted)
+        patch.setattr(training, "_Loss", interrupted)
         for _ in range(2):
             assert train(tmp_path, *options, models / "sd2")[0] == 130
     assert len(painted) == 1, "an interrupted training paints them once"
@@ -156,62 +127,36 @@ def test_pictures_of_another_model_are_not_used(models, few, tmp_path, monkeypat
     assert len(painted) == 2
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives_with_the_double_batch(whole, tmp_path):
     output = tmp_path / "two.safetensors"
-    # with --cpu, accelerate starts several processes by MPI only
-    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-    command = [
-        sys.executable,
-        "-m",
-        *launcher,
-        "-m",
-        "hgr",
-        "train",
-        *DEMO,
-        "--batch",
-        "4",
-        "--device",
-        "cpu",
-        "--work",
-        tmp_path / "work",
-        "--output",
-        output,
-    ]
-    environment = os.environ | {"PYTHONPATH": str(Path(hgr.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
-    )
+    options = [*DEMO, "--batch-size", 4, "--work", tmp_path / "work", "--output", output]
+    done = launch_two(tmp_path, "train", *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("clean prompts in which a concept fires") == 1, "the main process alone prints"
-    one, two = load_file(whole[1]), load_file(output)
-    apart = {key: (one[key].float() - two[key].float()).abs().max().item() for key in one}
-    # one rounding of float16 at most; other batches are 1e-2 apart
-    assert one.keys() == two.keys() and max(apart.values()) < 1e-3, apart
+    assert apart(whole[1], output) < 1e-3, "one rounding of float16 at most; other batches are 1e-2 apart"
     assert len(list((tmp_path / "work" / "logs").iterdir())) == 1
-    assert file.load(output).training["batch"] == 8
+    assert file.load(output).training["batch_size"] == 8
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_to_the_same_file(whole, tmp_path, monkeypatch, capsys):
     before = signal.getsignal(signal.SIGINT)  # some shells have what runs in the background ignore it
     with monkeypatch.context() as patch:
-        when(patch, "steps", 3, interrupt)
+        when(patch, "steps", 3)
         code, output = train(tmp_path, *DEMO)
     checkpoint = tmp_path / "work" / "hgr.checkpoint.safetensors"
     assert code == 130 and checkpoint.exists() and not output.exists()
-    assert (
-        capsys.readouterr().err.splitlines()[-1]
-        == f"hgr: interrupted; {checkpoint} is kept, the same command goes on from there."
-    )
+    assert capsys.readouterr().err.splitlines()[-1] == kept(checkpoint)
     assert signal.getsignal(signal.SIGINT) is before
 
     code, _ = train(tmp_path, *DEMO, "--steps", "7")
     assert code == 2 and checkpoint.exists()
     assert "steps 6, now 7" in capsys.readouterr().err
 
-    steps = []
-    monkeypatch.setattr(Bars, "show", lambda self, name, done, *_: steps.append((name, done)))
+    steps = watch_bar(monkeypatch, "steps")
     code, output = train(tmp_path, *DEMO)
-    assert code == 0 and [done for name, done in steps if name == "steps"] == [4, 5, 6]
+    assert code == 0 and steps == [(4, 6), (5, 6), (6, 6)]
     (tensors, metadata), (resumed, resumed_metadata) = contents(whole[1]), contents(output)
     assert metadata == resumed_metadata and all(
         torch.equal(tensors[key], resumed[key]) for key in tensors.keys() | resumed.keys()
@@ -220,7 +165,7 @@ def test_an_interrupted_training_goes_on_to_the_same_file(whole, tmp_path, monke
 
 
 def test_an_interruption_before_the_first_step_leaves_nothing(few, tmp_path, monkeypatch, capsys):
-    when(monkeypatch, "prompts", 2, interrupt)
+    when(monkeypatch, "prompts", 2)
     code, output = train(tmp_path, "--file", few, *QUICK)
     assert (
         code == 130
@@ -231,12 +176,12 @@ def test_an_interruption_before_the_first_step_leaves_nothing(few, tmp_path, mon
 
 
 def test_a_loss_that_is_not_finite_is_one_sentence_and_the_checkpoint_stays(few, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("hgr.loop.CHECKPOINT_SECONDS", 0.0)
-    code, output = train(tmp_path, "--file", few, *QUICK, "--losses", "text", "--lr", "1e30")
+    monkeypatch.setattr("hgr.training.loop.CHECKPOINT_SECONDS", 0.0)
+    code, output = train(tmp_path, "--file", few, *QUICK, "--losses", "text", "--learning-rate", "1e30")
     last = capsys.readouterr().err.splitlines()[-1]
     assert code == 2 and not output.exists() and (tmp_path / "work" / "hgr.checkpoint.safetensors").exists()
     assert last.startswith("hgr: the loss is ") and last.endswith(
-        "Try a lower learning rate. That needs another --work, too."
+        "Try a lower learning rate. This also needs another --work."
     )
 
 
@@ -261,13 +206,15 @@ def test_processes_stop_together(tmp_path):
     def at_step_4(tensors):
         tensors[0].copy_(torch.tensor([2.0, 8.0]))  # the means of 0 and 4, and of their squares
 
+    def new_loop(reduce):
+        processes = Processes(0, 2, reduce)
+        return Loop("x", module, tmp_path, steps=9, learning_rate=0.1, seed=0, processes=processes)
+
     with pytest.raises(ValueError, match="not there for every process"):
-        Loop("x", module, 9, 0.1, tmp_path, 0, reduce=at_step_4)
+        new_loop(at_step_4)
 
     before = module.weight.clone()
-    loop = Loop(
-        "x", module, 9, 0.1, tmp_path, 0, reduce=lambda tensors: tensors[0].mul_(torch.nan if len(tensors) > 1 else 1)
-    )
+    loop = new_loop(lambda tensors: tensors[0].mul_(torch.nan if len(tensors) > 1 else 1))
     with pytest.raises(FloatingPointError, match="at step 0"):
         loop.run(lambda rng, generator: module(torch.ones(1, 3)).square().sum())
     assert torch.equal(module.weight, before)
@@ -276,20 +223,20 @@ def test_processes_stop_together(tmp_path):
 def test_a_configuration_file_gives_what_the_command_line_does_not(few, tmp_path, monkeypatch, capsys):
     asked = {}
 
-    def stop(pairs, encode, family, settings, work, *_):
-        asked.update(dataclasses.asdict(settings), work=work, family=family)
+    def stop(pairs, encode, settings, *, work, **_):
+        asked.update(dataclasses.asdict(settings), work=work, pairs=pairs)
         raise ValueError("seen")
 
-    monkeypatch.setattr(training, "train", stop)
+    monkeypatch.setattr(training, "train_hgr", stop)
     config = tmp_path / "my.json"
     config.write_text(
         json.dumps(
             {
                 "file": str(few),
-                "false-positive-rate": 0.1,
+                "false-positive-rate": 10,
                 "losses": "text",
                 "steps": 9,
-                "lr": 0.01,
+                "learning_rate": 0.01,
                 "demo": False,
                 "latents": None,
                 "work": str(tmp_path / "elsewhere"),
@@ -297,23 +244,23 @@ def test_a_configuration_file_gives_what_the_command_line_does_not(few, tmp_path
             }
         )
     )
-    assert cli.main(["train", "--config", str(config), "--steps", "4"]) == 2
+    assert command("train", "--config", config, "--steps", 4) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "hgr: seen"
-    assert asked | {"steps": 4, "lr": 0.01, "losses": "text", "false_positive_rate": 0.1, "batch": 32} == asked
-    assert asked["work"] == tmp_path / "elsewhere"
+    wanted = {"steps": 4, "learning_rate": 0.01, "losses": "text", "false_positive_rate": 10.0, "batch_size": 32}
+    assert asked | wanted == asked and asked["work"] == tmp_path / "elsewhere" and asked["pairs"].ids == ("skull",)
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ('{"stepz": 3}', '"stepz" is unknown; there are model, output'),
+        ('{"stepz": 3}', '"stepz" is unknown; the options are model, hgr, device, output'),
         ('{"steps": "many"}', "argument --steps: invalid int value: 'many'"),
         ('{"losses": "pixels"}', "argument --losses: invalid choice"),
         ('{"steps": true}', '"steps" is true, but must be a number'),
         ('{"demo": 1}', '"demo" is 1, but must be true or false'),
         ('{"config": "other.json"}', '"config" is unknown'),
         ("[1]", "must be a JSON object"),
-        ("{", "not sound JSON"),
+        ("{", "not valid JSON"),
     ],
 )
 def test_a_wrong_configuration_names_the_file_and_the_key(text, why, tmp_path, capsys):
@@ -328,15 +275,17 @@ def test_a_wrong_configuration_names_the_file_and_the_key(text, why, tmp_path, c
     ("options", "why"),
     [
         (["--model", "nowhere"], "nowhere: no such folder"),
-        (["--model", "."], "holds no model_index.json"),
+        (["--model", "."], "has no model_index.json"),
         (["--device", "abacus"], "--device abacus"),
-        (["--output", "x.bin"], "ends in .safetensors"),
+        (["--output", "x.bin"], "must end in .safetensors"),
         (["--output", __file__[:-3] + ".safetensors", "--config", "nowhere.json"], "nowhere.json: cannot be read"),
         (["--latents", "nowhere.safetensors"], "no such file"),
-        (["--latents", "nowhere.safetensors", "--losses", "text"], "look at no pictures"),
+        (["--latents", "nowhere.safetensors", "--losses", "text"], "use no pictures"),
         (["--pictures", "0"], "pictures is 0"),
         (["--pictures", "2"], "pictures is 2"),
-        (["--batch", "0"], "batch is 0"),
+        (["--batch-size", "0"], "batch_size is 0"),
+        (["--false-positive-rate", "0"], "false_positive_rate is 0.0 %"),
+        (["--false-positive-rate", "0.01"], "cannot be measured"),
     ],
 )
 def test_bad_options_of_train_are_one_sentence(few, options, why, tmp_path, monkeypatch, capsys):
@@ -350,28 +299,14 @@ def test_bad_options_of_train_are_one_sentence(few, options, why, tmp_path, monk
 def test_a_file_that_is_there_is_not_replaced_and_no_source_is_an_error(tmp_path, capsys):
     (tmp_path / "out.safetensors").write_text("mine")
     assert train(tmp_path, *DEMO)[0] == 2
-    assert "is there already" in capsys.readouterr().err and (tmp_path / "out.safetensors").read_text() == "mine"
+    assert "already exists" in capsys.readouterr().err and (tmp_path / "out.safetensors").read_text() == "mine"
     assert train(tmp_path, name="other")[0] == 2
     assert "no concept is chosen" in capsys.readouterr().err
-    assert cli.main(["train", "--demo"]) == 2
+    assert command("train", "--demo") == 2
     assert "--output FILE.safetensors" in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """Folders in diffusers' layout by family."""
-    import tiny
-
-    from hgr.hosts.diffusers.demo import load_demo_pipeline
-
-    demo = load_demo_pipeline()
-    folder = tmp_path_factory.mktemp("models")
-    for name in ("sdxl", "sd2"):
-        getattr(tiny, name)(demo).save_pretrained(folder / name)
-    return folder
-
-
-@pytest.mark.parametrize("losses", ["attention", "attention and score"])
+@pytest.mark.parametrize("losses", ["attention", pytest.param("attention and score", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", ["sdxl", "sd2"])
 def test_an_hgr_for_each_family_guides_its_model(models, few, family, losses, tmp_path):
     from hgr.hosts.diffusers.loading import load_pipeline
@@ -410,14 +345,13 @@ def test_the_text_losses_need_no_denoiser_and_no_tensorboard(models, few, tmp_pa
     assert "TensorBoard is not installed" in caplog.text and not (tmp_path / "work" / "logs").exists()
 
 
+@pytest.mark.slow
 def test_the_users_own_pictures_are_what_the_denoiser_looks_at(models, few, tmp_path, monkeypatch, capsys):
-    from hgr.hosts.diffusers import denoiser as host
-
     latents = torch.randn(3, 4, 8, 8)
     save_file({"latents": latents}, tmp_path / "mine.safetensors")
     save_file({"latents": latents[:, :3].contiguous()}, tmp_path / "rgb.safetensors")
     save_file({"pictures": latents}, tmp_path / "other.safetensors")
-    made, seen, painted = host.denoiser, [], []
+    made, seen, painted = host.denoiser_of, [], []
 
     def watched(*given):
         found = made(*given)
@@ -427,23 +361,12 @@ def test_the_users_own_pictures_are_what_the_denoiser_looks_at(models, few, tmp_
             paint=lambda *more: painted.append(1) or found.paint(*more),
         )
 
-    monkeypatch.setattr(host, "denoiser", watched)
-    for name, why in (("rgb", "3 channels, the model's 4"), ("other", 'a tensor "latents"')):
-        assert (
-            train(
-                tmp_path,
-                "--model",
-                models / "sd2",
-                "--file",
-                few,
-                *QUICK,
-                "--latents",
-                tmp_path / f"{name}.safetensors",
-            )[0]
-            == 2
-        )
+    monkeypatch.setattr(host, "denoiser_of", watched)
+    options = ["--model", models / "sd2", "--file", few, *QUICK, "--latents"]
+    for name, why in (("rgb", "3 channels, but the model's have 4"), ("other", 'a tensor "latents"')):
+        assert train(tmp_path, *options, tmp_path / f"{name}.safetensors")[0] == 2
         assert why in capsys.readouterr().err
-    options = ["--model", models / "sd2", "--file", few, *QUICK, "--latents", tmp_path / "mine.safetensors"]
+    options.append(tmp_path / "mine.safetensors")
     assert train(tmp_path, *options, "--pictures", "0")[0] == 0
     assert not painted and {tuple(z.flatten().tolist()) for part in seen for z in part} == {
         tuple(z.flatten().tolist()) for z in latents
@@ -470,9 +393,7 @@ def test_half_precision_files_alone_are_found(models, tmp_path):
 
 def test_eval_reports_on_the_bundled_model(tmp_path, capsys):
     output = tmp_path / "new" / "report.json"
-    assert (
-        cli.main(["eval", "--demo", "--limit", "60", "--pictures", "2", "--steps", "3", "--output", str(output)]) == 0
-    )
+    assert command("eval", "--demo", "--limit", 60, "--pictures", 2, "--steps", 3, "--output", output) == 0
     out = capsys.readouterr().out
     report = json.loads(output.read_text())
     assert list(report["concepts"]) == ["skull", "dagger", "splatter", "bomb"] and not report["not_evaluated"]
@@ -497,7 +418,7 @@ def test_eval_lists_what_it_has_no_pairs_for(few, tmp_path, capsys):
     more.write_text(
         few.read_text() + "\n".join(f"a {n} ghost by a lake,a {n} boat by a lake,ghost,," for n in range(30)) + "\n"
     )
-    assert cli.main(["eval", "--file", str(more), "--pictures", "0", "--output", str(tmp_path / "report.json")]) == 0
+    assert command("eval", "--file", more, "--pictures", 0, "--output", tmp_path / "report.json") == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert list(report["concepts"]) == ["skull"] and "pictures" not in report
     assert report["not_evaluated"] == ["dagger", "splatter", "bomb"] and report["not_in_this_hgr"] == ["ghost"]
@@ -514,7 +435,7 @@ def test_eval_lists_what_it_has_no_pairs_for(few, tmp_path, capsys):
     ],
 )
 def test_bad_options_of_eval_are_one_sentence(few, options, why, capsys):
-    assert cli.main(["eval", "--file", str(few), *options]) == 2
+    assert command("eval", "--file", few, *options) == 2
     err = capsys.readouterr().err
     assert why in err and err.count("\n") == 1
 
@@ -522,18 +443,13 @@ def test_bad_options_of_eval_are_one_sentence(few, options, why, capsys):
 def test_eval_refuses_pairs_and_files_that_say_nothing_about_each_other(few, whole, models, tmp_path, capsys):
     ghosts = tmp_path / "ghosts.csv"
     ghosts.write_text("harmful,clean,concept\n" + "\n".join(f"a {n} ghost,a {n} boat,ghost" for n in range(30)))
-    assert cli.main(["eval", "--file", str(ghosts)]) == 2
+    assert command("eval", "--file", ghosts) == 2
     assert "has held-out pairs here" in capsys.readouterr().err
     anonymous = tmp_path / "anonymous.safetensors"
     file.save(dataclasses.replace(file.load(whole[1]), training={}), anonymous)
-    assert cli.main(["eval", "--file", str(few), "--hgr", str(anonymous)]) == 2
-    assert "does not say by which one seed" in capsys.readouterr().err
-    assert (
-        cli.main(
-            ["eval", "--model", str(models / "sd2"), "--file", str(few), "--hgr", str(whole[1]), "--pictures", "0"]
-        )
-        == 2
-    )
+    assert command("eval", "--file", few, "--hgr", anonymous) == 2
+    assert "does not name one seed" in capsys.readouterr().err
+    assert command("eval", "--model", models / "sd2", "--file", few, "--hgr", whole[1], "--pictures", 0) == 2
     assert "was made for CLIPTextModel (128)" in capsys.readouterr().err
 
 

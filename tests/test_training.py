@@ -1,5 +1,9 @@
 """Losses, calibration and the loop: training learns, an interruption changes nothing, a NaN loses nothing."""
 
+import random
+from dataclasses import replace
+from functools import cache
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,23 +12,41 @@ from torch import nn
 
 from hgr.core.denoiser import Denoiser
 from hgr.core.hgr import Concept, HGRError
+from hgr.core.progress import Progress
 from hgr.core.prompt import Prompt
 from hgr.data.examples import Examples
-from hgr.data.pair_file import PairsError
 from hgr.data.pairs import Pair, Pairs, Topic
-from hgr.training import train_hgr as training
+from hgr.data.textfile import DataError
 from hgr.training.attention import cross_attention, record
 from hgr.training.calibration import calibrate, platt, thresholds
-from hgr.training.encoded_prompts import Features
+from hgr.training.encoded_prompts import EncodedPrompts
+from hgr.training.hgr_report import hgr_report
 from hgr.training.loop import Loop
 from hgr.training.losses import attention_distances, attention_loss, score_loss
-from hgr.training.settings import Settings
-from hgr.training.train_hgr import train
+from hgr.training.settings import HGRSettings, check_pairs
+from hgr.training.train_hgr import train_hgr
 
 
 def line(seed=0):
     torch.manual_seed(seed)
     return nn.Linear(3, 1)
+
+
+def new_loop(stage, module, work, **more):
+    return Loop(stage, module, work, steps=20, learning_rate=0.1, seed=0, **more)
+
+
+class Steps(Progress):
+    """Notes the steps that are done and their losses, and interrupts after one of them."""
+
+    def __init__(self, stop_at=None):
+        self.stop_at, self.done, self.losses = stop_at, [], []
+
+    def step(self, done, loss):
+        self.done.append(done)
+        self.losses.append(loss)
+        if done == self.stop_at:
+            raise KeyboardInterrupt
 
 
 def squares(module):
@@ -33,9 +55,9 @@ def squares(module):
 
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path):
     whole = line()
-    Loop("a", whole, 20, 0.1, tmp_path, 0).run(squares(whole))
+    new_loop("a", whole, tmp_path).run(squares(whole))
     half = line()
-    first = Loop("b", half, 20, 0.1, tmp_path, 0)
+    first = new_loop("b", half, tmp_path)
     first.stage = "a"  # the same random numbers
     calls = squares(half)
 
@@ -47,7 +69,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         first.run(interrupted)
     resumed = line(seed=5)
-    second = Loop("b", resumed, 20, 0.1, tmp_path, 0)
+    second = new_loop("b", resumed, tmp_path)
     second.stage = "a"
     assert second.step == 9
     second.run(squares(resumed))
@@ -55,14 +77,14 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_training_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr("hgr.loop.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("hgr.training.loop.CHECKPOINT_SECONDS", 0.0)
     module = line()
-    loop = Loop("x", module, 20, 0.1, tmp_path, 0)
+    loop = new_loop("x", module, tmp_path)
     good = squares(module)
     with pytest.raises(FloatingPointError, match="step 7"):
         loop.run(lambda rng, generator: good(rng, generator) * (torch.nan if loop.step == 7 else 1))
     resumed = line()
-    assert Loop("x", resumed, 20, 0.1, tmp_path, 0).step == 7
+    assert new_loop("x", resumed, tmp_path).step == 7
     assert torch.equal(resumed.weight, module.weight) and resumed.weight.isfinite().all()
 
 
@@ -104,7 +126,9 @@ def test_each_sensitivity_is_stricter_than_the_next_also_where_classes_are_apart
         torch.tensor([[9.0], [8.0], [-9.0], [-8.0]] * 60),
         torch.tensor([[True], [True], [False], [False]] * 60),
     )
-    (concept,) = calibrate([Concept("a", "A")], scores, labels, torch.ones_like(labels), scores[~labels[:, 0]], 0.01)
+    (concept,) = calibrate(
+        [Concept("a", "A")], scores, labels, judged=torch.ones_like(labels), clean=scores[~labels[:, 0]], rate=0.01
+    )
     assert (
         list(concept.levels) == sorted(set(concept.levels), reverse=True)
         and concept.levels[2] == concept.threshold == 0.3
@@ -113,20 +137,15 @@ def test_each_sensitivity_is_stricter_than_the_next_also_where_classes_are_apart
 
 def test_a_checkpoint_of_another_training_is_not_resumed(tmp_path):
     module = line()
-    loop = Loop("x", module, 20, 0.1, tmp_path, 0, identity="one", on_step=lambda step, loss: stop(step == 3))
+    loop = new_loop("x", module, tmp_path, made_for="one", progress=Steps(stop_at=3))
     with pytest.raises(KeyboardInterrupt):
         loop.run(squares(module))
-    assert Loop("x", line(), 20, 0.1, tmp_path, 0, identity="one").step == 3
+    assert new_loop("x", line(), tmp_path, made_for="one").step == 3
     with pytest.raises(ValueError, match="other settings"):
-        Loop("x", line(), 20, 0.1, tmp_path, 0, identity="two")
+        new_loop("x", line(), tmp_path, made_for="two")
     loop.path.write_bytes(loop.path.read_bytes()[:50])
     with pytest.raises(ValueError, match="damaged"):
-        Loop("x", line(), 20, 0.1, tmp_path, 0, identity="one")
-
-
-def stop(now):
-    if now:
-        raise KeyboardInterrupt
+        new_loop("x", line(), tmp_path, made_for="one")
 
 
 class Attention(nn.Module):
@@ -160,23 +179,26 @@ def test_a_recorded_layer_is_the_denoisers_own():
     unet, z, context = Unet(), torch.randn(1, 5, 8), prompt(1)
     modules = cross_attention(unet)
     assert modules == [unet.attn2]
-    (layer,) = record(modules, lambda: unet(z, torch.randn(1, 6, 16)), 99, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    (layer,) = record(modules, lambda: unet(z, torch.randn(1, 6, 16)), queries=99, generator=generator)
     torch.testing.assert_close(layer(context).sort(1).values, unet(z, context).sort(1).values)
     with pytest.raises(ValueError, match='choose the losses "text"'):
         cross_attention(nn.Linear(2, 2))
 
 
 def test_attention_and_score_losses_are_shares_of_the_original_distance():
+    torch.manual_seed(0)
     unet = Unet()
+    generator = torch.Generator().manual_seed(0)
     layers = record(
-        [unet.attn2], lambda: unet(torch.randn(3, 5, 8), torch.randn(3, 6, 16)), 7, torch.Generator().manual_seed(0)
+        [unet.attn2], lambda: unet(torch.randn(3, 5, 8), torch.randn(3, 6, 16)), queries=7, generator=generator
     )
     assert layers[0].queries.shape == (7, 8)
     harmful, clean = prompt(2), prompt(2, seed=5)
     distances = attention_distances(layers, harmful, clean)
     predict = lambda f: f.square().sum(1)  # noqa: E731
     for loss in (
-        lambda s: attention_loss(layers, distances, s, clean),
+        lambda s: attention_loss(layers, s, clean, distances=distances),
         lambda s: score_loss(predict(s), predict(clean), predict(harmful)),
     ):
         assert loss(clean).item() == 0
@@ -193,6 +215,7 @@ THINGS = [
 ]
 
 
+@cache
 def word(text, width=16):
     return torch.randn(width, generator=torch.Generator().manual_seed(sum(map(ord, text)) * 7 + len(text)))
 
@@ -219,16 +242,22 @@ def toy_pairs(count=56):
     return Pairs(topics, pairs, tuple(f"{a} by {b}" for a in THINGS for b in THINGS[::8]))
 
 
-TOY = Settings(steps=200, batch=16, lr=3e-3, losses="text", false_positive_rate=0.05, width=32, depth=1, pictures=8)
+TOY = HGRSettings(
+    steps=120, batch_size=16, learning_rate=4e-3, losses="text", false_positive_rate=5.0, width=32, depth=1, pictures=8
+)
+
+
+def train_toy(work, settings=TOY, *, pairs=None, encode=toy_encode, **more):
+    return train_hgr(toy_pairs() if pairs is None else pairs, encode, settings, family="a toy", work=work, **more)
 
 
 @pytest.mark.parametrize("kind", ["plain", "pooled", "varied"])
 def test_training_finds_the_concepts_moves_their_features_and_leaves_the_rest(tmp_path, kind):
     options = dict(pooled=kind == "pooled", varied=kind == "varied")
     encode = lambda texts: toy_encode(texts, **options)  # noqa: E731
-    steps = []
-    hgr = train(toy_pairs(), encode, "a toy", TOY, tmp_path, on_step=lambda step, loss: steps.append(step))
-    assert steps == list(range(1, 201)) and not list(tmp_path.iterdir())
+    steps = Steps()
+    hgr = train_toy(tmp_path, encode=encode, progress=steps)
+    assert steps.done == list(range(1, TOY.steps + 1)) and not list(tmp_path.iterdir())
     assert (
         hgr.ids == ["bomb", "skull"]
         and hgr.encoder.family == "a toy"
@@ -254,7 +283,7 @@ def test_training_finds_the_concepts_moves_their_features_and_leaves_the_rest(tm
     assert (
         metrics["concepts"]["bomb"]["auroc_twins"] > 0.98
         and metrics["flagged_clean"] <= 0.05
-        and "AUROC" in training.report(hgr)
+        and "AUROC" in hgr_report(hgr)
     )
 
 
@@ -266,40 +295,27 @@ def toy_denoiser():
         place = percent[:, None, None]
         return lambda features, pooled: unet(place * latents + (1 - place) * noise, features) - noise
 
-    return Denoiser(unet, at, lambda prompts, on_picture: torch.randn(len(prompts), 5, 8))
+    return Denoiser(unet, at, lambda prompts, progress: torch.randn(len(prompts), 5, 8))
 
 
 @pytest.mark.parametrize("losses", ["attention", "attention and score"])
 def test_the_denoiser_losses_lower_what_they_measure(tmp_path, losses):
-    losses_seen = []
-    settings = training.replace(TOY, losses=losses, steps=120)
-    train(
-        toy_pairs(),
-        toy_encode,
-        "a toy",
-        settings,
-        tmp_path,
-        denoiser=toy_denoiser,
-        on_step=lambda step, loss: losses_seen.append(loss),
-    )
-    assert sum(losses_seen[-10:]) < 0.5 * sum(losses_seen[:10])
+    steps = Steps()
+    train_toy(tmp_path, replace(TOY, losses=losses, steps=60), denoiser=toy_denoiser, progress=steps)
+    assert sum(steps.losses[-10:]) < 0.5 * sum(steps.losses[:10])
 
 
 def test_the_same_seed_gives_the_same_hgr_also_through_an_interruption(tmp_path):
-    settings = training.replace(TOY, steps=12)
-
-    def interrupt(step, loss):
-        stop(step == 7)
-
+    settings = replace(TOY, steps=12)
     with pytest.raises(KeyboardInterrupt):
-        train(toy_pairs(), toy_encode, "a toy", settings, tmp_path / "a", on_step=interrupt)
+        train_toy(tmp_path / "a", settings, progress=Steps(stop_at=7))
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["hgr.checkpoint.safetensors"], (
         "the prompts' features must not stay"
     )
-    seen = []
-    a = train(toy_pairs(), toy_encode, "a toy", settings, tmp_path / "a", on_step=lambda step, loss: seen.append(step))
-    b = train(toy_pairs(), toy_encode, "a toy", settings, tmp_path / "b")
-    assert seen[0] == 8
+    steps = Steps()
+    a = train_toy(tmp_path / "a", settings, progress=steps)
+    b = train_toy(tmp_path / "b", settings)
+    assert steps.done[0] == 8
     assert all(
         torch.equal(x, y) for x, y in zip(a.network.state_dict().values(), b.network.state_dict().values(), strict=True)
     )
@@ -310,17 +326,19 @@ def test_the_same_seed_gives_the_same_hgr_also_through_an_interruption(tmp_path)
     ("pairs", "settings", "message"),
     [
         (toy_pairs(20), {}, r"\"bomb\" has 20 pairs; it needs at least 50"),
-        (toy_pairs(), dict(false_positive_rate=0.001), "it needs 6667"),
+        (toy_pairs(), dict(false_positive_rate=0.1), "it needs 6667"),
         (toy_pairs(), dict(losses="pixels"), "unknown"),
         (toy_pairs(), dict(losses="attention"), "need the model"),
-        (toy_pairs(), dict(lr=0.0), "lr"),
+        (toy_pairs(), dict(learning_rate=0.0), "learning_rate is 0.0; it must be above 0"),
+        (toy_pairs(), dict(false_positive_rate=50.0), "false_positive_rate is 50.0 %; it must be above 0 and below 50"),
+        (toy_pairs(), dict(batch_size=0), "batch_size is 0; it must be 1 or more"),
         (toy_pairs(), dict(steps=0), "steps"),
         (Pairs((), ()), {}, "no concepts"),
     ],
 )
 def test_a_training_that_cannot_succeed_is_refused_with_its_reason(tmp_path, pairs, settings, message):
     with pytest.raises(ValueError, match=message):
-        train(pairs, toy_encode, "a toy", training.replace(TOY, **settings), tmp_path)
+        train_toy(tmp_path, replace(TOY, **settings), pairs=pairs)
 
 
 def test_broken_features_and_a_full_disk_stop_the_training_and_leave_no_file(tmp_path):
@@ -328,14 +346,15 @@ def test_broken_features_and_a_full_disk_stop_the_training_and_leave_no_file(tmp
         return [Prompt(torch.full((1, 4, 16), torch.nan)) for _ in texts]
 
     with pytest.raises(HGRError, match="NaN"):
-        Features(["a"], broken, tmp_path / "f.bin")
+        EncodedPrompts(["a"], broken, tmp_path / "f.bin")
     assert not list(tmp_path.iterdir())
 
-    def full(done, total):
-        raise OSError("disk full")
+    class Full(Progress):
+        def text(self, done, total):
+            raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        train(toy_pairs(), toy_encode, "a toy", TOY, tmp_path, on_text=full)
+        train_toy(tmp_path, progress=Full())
     assert not list(tmp_path.iterdir())
 
 
@@ -353,9 +372,9 @@ def test_examples_take_away_what_they_say():
     examples = Examples(pairs, 0)
     seen = set()
     for i in range(300):
-        e = examples.draw(training.random.Random(i))
+        e = examples.draw(random.Random(i))
         assert set(e.text.split()) - set(e.target.split()) == set(e.removed) and e.labels == set(e.text.split()) - {"x"}
         seen.add((e.text, e.target))
     assert seen == {("x a b", "x b"), ("x a b", "x a"), ("x a b", "x"), ("x a", "x"), ("x b", "x")}
-    with pytest.raises(PairsError):
-        training.check(pairs, Settings())
+    with pytest.raises(DataError):
+        check_pairs(pairs, HGRSettings())

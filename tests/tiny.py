@@ -3,9 +3,17 @@ autoencoder."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from hgr.core import file
+from hgr.core.hgr import HGR, Concept
+from hgr.core.network import HGRNetwork
+from hgr.hosts.diffusers.prompts import encoder_of
+from hgr.training.encoded_prompts import describe_encoder
 
 
 def _text(tokens, width: int, **more) -> CLIPTextConfig:
@@ -75,3 +83,16 @@ def sd2(demo: StableDiffusionPipeline) -> StableDiffusionPipeline:
     )
     made.set_progress_bar_config(disable=True)
     return made
+
+
+def save(pipe: StableDiffusionPipeline, folder: Path, name: str) -> None:
+    """Write a model as the folder `name`, and beside it an untrained HGR with one concept that is in every prompt but
+    the empty one, and one that is in none."""
+    pipe.save_pretrained(folder / name)
+    known = describe_encoder(encoder_of(pipe), name)
+    torch.manual_seed(0)
+    pooled = 0 if known.empty_pooled is None else len(known.empty_pooled)
+    network = HGRNetwork(known.empty.shape[1], pooled, 2, width=32, depth=1)
+    torch.nn.init.normal_(network.move_out.weight, std=0.5)
+    concepts = [Concept("off", "Off", scale=0.0, bias=-20.0), Concept("on", "On", scale=0.0, bias=3.0)]
+    file.save(HGR(network, concepts, known), folder / f"{name}.safetensors")

@@ -1,0 +1,201 @@
+"""The small parts that everything stands on: prompts, fingerprints, files written whole, progress."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+import hgr
+from hgr.core.atomic import replacing, write_text
+from hgr.core.fingerprint import fingerprint
+from hgr.core.progress import SILENT, Progress, Tally
+from hgr.core.prompt import Prompt
+from hgr.core.tensor_file import save_tensors
+
+
+def python(*lines: str) -> str:
+    """What a fresh interpreter prints."""
+    return subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_package_names_its_four_parts_and_loads_torch_only_for_them():
+    out = python(
+        "import sys, hgr",
+        "heavy = {'torch', 'numpy', 'PIL', 'safetensors', 'diffusers', 'transformers'}",
+        "print(hgr.__version__, hgr.__all__, sorted(heavy & set(sys.modules)))",
+        "from hgr import HGR, HGRError, load, save",
+        "print(HGR.__module__, HGRError.__module__, load.__module__, save.__module__, 'torch' in sys.modules)",
+    )
+    assert out.splitlines() == [
+        f"{hgr.__version__} {hgr.__all__} []",
+        "hgr.core.hgr hgr.core.hgr hgr.core.file hgr.core.file True",
+    ]
+    with pytest.raises(AttributeError, match="no attribute 'Redirector'"):
+        hgr.Redirector  # noqa: B018
+
+
+# --- prompts ----------------------------------------------------------------------------------------------------------
+
+
+def three(pooled: bool = True, mask: bool = True) -> Prompt:
+    """Three prompts of four tokens."""
+    return Prompt(
+        torch.arange(24.0).reshape(3, 4, 2),
+        torch.arange(9.0).reshape(3, 3) if pooled else None,
+        (torch.arange(12).reshape(3, 4) % 3 > 0) if mask else None,
+    )
+
+
+def test_what_a_prompt_lacks_stays_away_whatever_is_done_to_it():
+    bare = three(pooled=False, mask=False)
+    for made in (bare.map(torch.neg), bare.to("cpu"), bare.rows(slice(2)), bare.rows(slice(1)).expand(4)):
+        assert made.pooled is None and made.mask is None
+    assert torch.equal(bare.map(torch.neg).features, -bare.features)
+    assert [(part.pooled, part.mask) for part in bare.split([1, 2])] == [(None, None)] * 2
+
+
+def test_rows_of_a_prompt_are_taken_from_all_its_tensors():
+    prompt = three()
+    for index in (torch.tensor([2, 0]), slice(0, 3, 2), torch.tensor([True, False, True])):
+        for found, whole in zip(prompt.rows(index), prompt, strict=True):
+            assert torch.equal(found, whole[index])
+
+
+def test_one_row_is_expanded_without_a_copy_and_a_batch_of_that_size_stays():
+    prompt = three()
+    one = prompt.rows(slice(1))
+    for wide, single in zip(one.expand(5), one, strict=True):
+        assert wide.shape == (5, *single.shape[1:]) and (wide == single).all()
+        assert wide.data_ptr() == single.data_ptr()
+    assert all(torch.equal(a, b) for a, b in zip(prompt.expand(3), prompt, strict=True))
+    with pytest.raises(RuntimeError):
+        prompt.expand(2)
+
+
+def test_parts_of_a_prompt_are_the_whole():
+    prompt = three()
+    parts = prompt.split([2, 0, 1])
+    assert [len(part.features) for part in parts] == [2, 0, 1]
+    for i, whole in enumerate(prompt):
+        assert torch.equal(torch.cat([part[i] for part in parts]), whole)
+    for sizes in ([2], [2, 2], []):
+        with pytest.raises(ValueError, match="cannot be split"):
+            prompt.split(sizes)
+
+
+def test_a_prompt_is_moved_whole():
+    assert all(x.device.type == "meta" for x in three().to("meta"))
+
+
+# --- fingerprints -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Settings:
+    steps: int = 3
+
+
+def test_a_fingerprint_is_the_same_for_the_same_and_differs_in_every_part(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_bytes(b"abc")
+    two.write_bytes(b"abd")
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 2)
+    parts = (Settings(), ["a"], torch.tensor([1.0, 2.0]), one, layer)
+    found = fingerprint(*parts)
+    assert found == fingerprint(*parts) and len(found) == 16 and int(found, 16) >= 0
+    other = nn.Linear(3, 2)
+    changed = (Settings(4), ["b"], torch.tensor([1.0, 2.5]), two, other)
+    for i, part in enumerate(changed):
+        assert fingerprint(*parts[:i], part, *parts[i + 1 :]) != found
+    assert len({fingerprint("ab", "c"), fingerprint("a", "bc"), fingerprint("abc")}) == 3
+    assert fingerprint(torch.zeros(2, 3)) != fingerprint(torch.zeros(3, 2)), "the same values in another shape"
+
+
+def test_a_fingerprint_goes_by_a_files_content_and_not_by_its_name(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes(b"abc")
+    assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "two")
+    with pytest.raises(OSError, match="three"):
+        fingerprint(tmp_path / "three")
+
+
+def test_a_fingerprint_does_not_depend_on_the_process_or_on_the_precision_that_holds_the_values():
+    code = "from hgr.core.fingerprint import fingerprint; print(fingerprint({'a': 1.5}, ('b', None), 'c'))"
+    assert python(code).strip() == fingerprint({"a": 1.5}, ("b", None), "c")
+    x = torch.tensor([0.5, -2.0])
+    assert fingerprint(x) == fingerprint(x.half()) == fingerprint(x.bfloat16())
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_replaced_at_the_end_and_not_before(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    write_text(path, "one\n")
+    with replacing(path) as part:
+        part.write_text("two\n")
+        assert path.read_text() == "one\n" and part.parent == path.parent, "a rename works on one disk only"
+    assert path.read_text() == "two\n" and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("written", [False, True])
+def test_an_error_leaves_the_old_file_and_no_part_of_the_new_one(tmp_path, error, written):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(error), replacing(path) as part:
+        if written:
+            part.write_text("ne")
+        raise error
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(OSError, match="No space left"), replacing(path) as part:
+        part.symlink_to("/dev/full")
+        part.write_text("new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_text_is_utf_8_with_plain_line_ends(tmp_path):
+    write_text(tmp_path / "a.txt", "café\nsnow\n")
+    assert (tmp_path / "a.txt").read_bytes() == b"caf\xc3\xa9\nsnow\n"
+
+
+def test_a_tensor_file_is_whole_and_can_be_read_by_everyone(tmp_path):
+    from safetensors.torch import load_file
+
+    path = tmp_path / "a.safetensors"
+    transposed = torch.arange(6.0).reshape(2, 3).T.requires_grad_()
+    save_tensors({"x": transposed}, path, {"made": "here"})
+    assert torch.equal(load_file(path)["x"], transposed)
+    mask = os.umask(0)
+    os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+def test_silence_says_nothing_and_a_tally_counts_what_several_functions_did():
+    assert SILENT.text(1, 2) is SILENT.picture(1, 2) is SILENT.step(1, 0.5) is None
+    seen = []
+
+    class Count(Progress):
+        def picture(self, *at):
+            seen.append(at)
+
+    tally = Tally(Count(), 5)
+    for count in (2, 0, 3):
+        tally.add(count)
+    assert seen == [(2, 5), (2, 5), (5, 5)]
