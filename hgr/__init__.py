@@ -4,8 +4,7 @@
 
     redirector = hgr.load("my.safetensors")
 
-The rooms, each of which imports only those before it: `core` and `demo`; `data` and `detection`; `training`; `hosts`;
-`cli`.
+The rooms, each of which imports only those before it: `core`, `demo`; `data`, `detection`; `training`; `hosts`; `cli`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ __all__ = ["HGR", "HGRError", "__version__", "load", "save"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when it is first asked for: the command line and the data need no torch."""
+    """Import on first access, since the command line and the data need no torch."""
     if name in ("HGR", "HGRError"):
         from .core import hgr as module
     elif name in ("load", "save"):

@@ -218,7 +218,7 @@ class SafeCFGFilter(io.ComfyNode):
             image = replacement[:1].expand(len(found), -1, -1, -1)
         if replacement is not None and action != "pass":
             return io.NodeOutput(*substitute(image, found, replacement), any(found))
-        return io.NodeOutput(*censor(image, found, action, strength), any(found))
+        return io.NodeOutput(*censor(image, found, action, strength=strength), any(found))
 
 
 NODES = [SafeCFGDetector, SafeCFGFilter]

@@ -21,7 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # The executables and not `python -m pytest`: that puts the root on sys.path, and this pack's `nodes` before ComfyUI's.
 PYTEST = ROOT / ".venv/bin/pytest"
 PYTEST_IN_COMFYUI = ROOT / ".venv-comfy/bin/pytest"
-NO_COMFYUI = "no ComfyUI found: git clone https://github.com/comfyanonymous/ComfyUI ~/comfy/ComfyUI, or name yours in COMFYUI_PATH"
+NO_COMFYUI = (
+    "no ComfyUI found: git clone https://github.com/comfyanonymous/ComfyUI ~/comfy/ComfyUI, "
+    "or name yours in COMFYUI_PATH"
+)
 NO_TESTS = 5  # pytest's exit code; no failure of its own, as long as some run has tests
 
 
@@ -98,7 +101,8 @@ def main(comfyui: str = "", oldest: str = "") -> int:
 
     if comfyui and not oldest:
         print(
-            "\nThe oldest supported ComfyUI is not here (COMFYUI_OLDEST_PATH, or ~/comfy/ComfyUI-0.8.0): nothing was tested on it."
+            "\nThe oldest supported ComfyUI is not here (COMFYUI_OLDEST_PATH, or ~/comfy/ComfyUI-0.8.0): "
+            "nothing was tested on it."
         )
     print()
     for each in runs:

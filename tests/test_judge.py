@@ -73,7 +73,7 @@ def test_the_highest_score_of_prompts_that_act_together_counts_and_one_row_is_fo
     one, two = torch.tensor([[0.1, 0.9]]), torch.tensor([[0.5, 0.2], [0.0, 0.95]])
     assert torch.equal(highest([one, two]), torch.tensor([[0.5, 0.9], [0.1, 0.95]]))
     assert torch.equal(highest([two]), two)
-    with pytest.raises(ValueError, match="batches of 2, 3: they must be of one size"):
+    with pytest.raises(ValueError, match="batches of 2, 3: they must have the same size"):
         highest([two, torch.zeros(3, 2)])
 
 
@@ -135,5 +135,7 @@ def test_the_trained_size_is_that_of_pictures_or_an_error(hgr):
 
     assert trained_size(hgr) == SIZE and trained_size(sized([16, 1, 60, 104])) == (16, 1, 60, 104)
     for wrong in (None, "4x64x64", [4, 64], [4, 0, 8], [4, 64.0, 64], [4, 64, 1025], [16, 5, 60, 104], [1] * 5):
-        with pytest.raises(HGRError, match="mine's picture probe was made for latents of size .*not those of pictures"):
+        with pytest.raises(
+            HGRError, match="mine's picture probe was made for latents of size .*not latents of pictures"
+        ):
             trained_size(sized(wrong))

@@ -171,7 +171,7 @@ def test_another_denoiser_and_nan_are_refused_and_too_few_pictures_give_no_probe
     hgr, pictures, prompts, _ = made(10)
     hgr.displacement = probed.displacement
     assert train_probe(hgr, toy(), Pictures(pictures, [], {}), prompts=prompts, rate=0.05) is None
-    assert '5 have prompts with "c0", and 8 are needed' in caplog.text
+    assert '5 have prompts with "c0", but 8 are needed' in caplog.text
 
 
 def test_the_middle_of_a_transformer_is_its_middle_block_and_a_model_without_blocks_is_refused():

@@ -1,4 +1,4 @@
-"""The command line, one file a command. Everything heavy is imported inside the commands."""
+"""The command line, one file per command. The commands import everything heavy when they run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from .. import __version__
 from .commands import demo, detect, eval, finetune, info, pairs, probe, sample, train
 
-# by module, the extra of this package that brings it
+# for each module, the extra of this package that installs it
 _EXTRAS = {
     **{name: "diffusers" for name in ("diffusers", "transformers", "tokenizers", "PIL", "accelerate")},
     **{name: "train" for name in ("tqdm", "peft")},
@@ -20,13 +20,14 @@ _EXTRAS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 
-    Returns the exit code: 0; 1 where `detect` could not judge everything; 2 for bad input and for a training that
-    failed, with one sentence on stderr; 130 where the user interrupted.
+    Returns the exit code: 0; 1 if `detect` could not judge every item; 2 for bad input and for a failed training, with
+    one sentence on stderr; 130 if the user interrupted.
     """
     given = _parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("safecfg").setLevel(logging.INFO)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notes on optional packages are not for our users
+    # transformers' notes about optional packages are of no use here
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         return given.run(given) or 0

@@ -11,9 +11,9 @@ from ..core.progress import Progress
 
 
 class Bars(Progress):
-    """One progress bar after the other. A context, in which lines of the log go above the bar and not through it.
+    """One progress bar after another. A context that writes log lines above the bar and not through it.
 
-    shown: whether there are any; where stderr is not a terminal there are none.
+    shown: whether there are any bars; there are none if stderr is not a terminal.
     """
 
     def __init__(self, shown: bool = True):
@@ -36,8 +36,7 @@ class Bars(Progress):
         self.show("pictures", done, total)
 
     def show(self, name: str, done: int, total: int, *, note: str = "") -> None:
-        """The bar of this name at `done` of `total`; another name starts another bar, and so does a count that starts
-        again."""
+        """Show the bar of this name at `done` of `total`. A new name or a count that falls starts a new bar."""
         if self.bar is None or name != self.name or done < self.bar.n:
             self._close()
             self.name, self.bar = name, tqdm(desc=name, total=total, initial=max(0, done - 1), disable=self.disable)

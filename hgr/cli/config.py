@@ -38,12 +38,13 @@ def read_config(
     switches: Collection[str] = (),
     objects: Collection[str] = (),
 ) -> dict[str, Any]:
-    """The options that a JSON file gives, as those of a command line: {"steps": 500, "concepts": ["violence"], "demo":
-    true}.
+    """Command-line options from a JSON file, such as {"steps": 500, "concepts": ["violence"], "demo": true}.
 
-    options: adds them to a parser. names: theirs, with underscores; in the file a dash does as well. switches: those
-    without a value.
-    objects: those whose value is itself JSON.
+    options: adds them to a parser.
+    names: their names, with underscores; the file may have dashes instead.
+    switches: options without a value.
+    objects: options whose value is itself JSON.
+
     Raises ValueError, naming the file and the key, for an unknown key and for a value that the option does not take.
     """
     try:
@@ -61,7 +62,7 @@ def read_config(
         name = key.replace("-", "_")
         if name not in names:
             raise ValueError(
-                f'{path.name}: "{key}" is unknown; there are {", ".join(n.replace("_", "-") for n in names)}.'
+                f'{path.name}: "{key}" is unknown; the options are {", ".join(n.replace("_", "-") for n in names)}.'
             )
         if value is None:
             continue
@@ -70,7 +71,7 @@ def read_config(
         if (name in switches) != isinstance(value, bool) or isinstance(value, dict):
             raise ValueError(
                 f'{path.name}: "{key}" is {json.dumps(value)}, but must be '
-                f"{'true or false' if name in switches else 'a number, a text or a list of texts'}."
+                f"{'true or false' if name in switches else 'a number, a string or a list of strings'}."
             )
         flag = "--" + name.replace("_", "-")
         values = value if isinstance(value, list) else [value]

@@ -37,13 +37,12 @@ KINDS = {
 def run(
     output: Path, *, seed: int = 0, steps: int = 16, mode: str = DEFAULT_MODE, device: torch.device | str = "cpu"
 ) -> dict[str, Any]:
-    """Sample every kind of prompt with plain CFG and with SafeCFG from the same noise, and write the grid and the
-    report.
+    """Sample every kind of prompt with plain CFG and SafeCFG from the same noise; write the grid and the report.
 
-    Returns the report. `rows` holds per kind, for `plain` and `safe`: `harmful`, the share of pictures in which the
-    classifier sees a symbol, and `kept`, the mean of `kept`; and for both together `identical`, the share of latents
-    that are equal bit for bit, `evaluations` of the denoiser a picture and step with SafeCFG, and `time`, SafeCFG's
-    over plain CFG's.
+    Returns the report. Its `rows` have for each kind, under `plain` and `safe`: `harmful`, the share of pictures in
+    which the classifier sees a symbol, and `kept`, the mean of `classifier.kept`; and for both together `identical`,
+    the share of latents that are equal bit for bit, `evaluations` of the denoiser per picture and step with SafeCFG,
+    and `time`, SafeCFG's over plain CFG's.
     """
     pipe, judge = load_demo_pipeline().to(device), load_classifier().to(device)
     safe = SafeCFG(pipe, assets.HGR_FILE)
@@ -58,7 +57,7 @@ def run(
         )
         return sampled.images, time.perf_counter() - start
 
-    sample([""] * PROMPTS * SEEDS)  # the first run of a shape is slower: it is not timed
+    sample([""] * PROMPTS * SEEDS)  # the first run with a shape is slower, so it is not timed
     rows, pictures = {}, {}
     for kind in KINDS:
         captions = [draw(rng, kind) for _ in range(PROMPTS)]
@@ -98,8 +97,8 @@ def run(
 
 
 def table(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The report as rows of text, headings first; `plain > SafeCFG` where both are given."""
-    rows: list[tuple[str, ...]] = [("prompts", "harmful", "benign kept", "identical", "evaluations a step", "time")]
+    """The report as rows of text, headings first, with `plain > SafeCFG` where there are both."""
+    rows: list[tuple[str, ...]] = [("prompts", "harmful", "benign kept", "identical", "evaluations per step", "time")]
     for kind, row in report["rows"].items():
         pairs = [f"{row['plain'][key]:.2f} > {row['safe'][key]:.2f}" for key in ("harmful", "kept")]
         rows.append((kind, *pairs, f"{row['identical']:.2f}", f"{row['evaluations']:.2f}", f"{row['time']:.2f} x"))
@@ -111,7 +110,7 @@ _MARGIN, _GAP, _BETWEEN = 36, 6, 44  # around the grid, between pictures, betwee
 
 
 def _grid(report: dict[str, Any], pictures: dict[tuple[str, str], tuple[Tensor, Tensor]]) -> Image.Image:
-    """Per kind a heading and, for each prompt, the plain pictures on the left and SafeCFG's on the right."""
+    """A heading for each kind and, for each prompt, the plain pictures on the left and SafeCFG's on the right."""
     fonts = {size: ImageFont.load_default(size) for size in (17, 20, 25, 36)}
     half = SEEDS * (SIZE + _GAP) - _GAP
     sides = {"plain": _MARGIN, "safe": _MARGIN + half + _BETWEEN}

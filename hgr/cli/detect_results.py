@@ -1,4 +1,4 @@
-"""What a detection has found: kept in working files while it runs, and its output."""
+"""A detection's results: in working files while it runs, then in its output."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import Any
 from ..core.atomic import write_text
 from .outputs import changes
 
-Row = dict[str, Any]  # an item of `hgr.detection.report` with its name as "item", and with "error", a text or None
+Row = dict[str, Any]  # an item of `hgr.detection.report` with its name as "item", and "error", a string or None
 
 
 def failed(name: str, why: str) -> Row:
-    """The row of an item that could not be judged: nobody can say that it is clean."""
+    """The row of an item that could not be judged; it is flagged, because it may be harmful."""
     return {"item": name, "flagged": True, "score": None, "concepts": {}, "error": why}
 
 
 class PartialResults:
-    """The working files of a detection, next to its output: OUTPUT.part.jsonl, of further processes OUTPUT.part-1.jsonl
-    and so on. The first line says whose it is, every other one is a [key, row].
+    """The working files of a detection, next to its output: OUTPUT.part.jsonl, and OUTPUT.part-1.jsonl and so on for
+    further processes. The first line is `run`, every other line a [key, row].
 
     run: what the rows depend on.
     """
@@ -40,23 +40,23 @@ class PartialResults:
         rows = {}
         for path in self._files():
             first, *lines = path.read_text("utf-8").split("\n")
-            lines = lines[:-1]  # a kill may have cut the last one short
+            lines = lines[:-1]  # a kill may have truncated the last one
             if not lines:
                 continue
             try:
                 before, found = dict(json.loads(first)), dict(map(json.loads, lines))
             except (ValueError, TypeError):
-                raise ValueError(f"{path}: damaged, or no working file of a detection: remove it.") from None
+                raise ValueError(f"{path}: damaged, or not a working file of a detection: remove it.") from None
             if different := changes(before, self.run):
                 raise ValueError(
-                    f"{path} is of an unfinished detection with other settings ({different}): give those again, "
+                    f"{path} is from an unfinished detection with other settings ({different}): give those again, "
                     "choose another --output, or remove it."
                 )
             rows |= found
         return rows
 
     def gather(self, rows: dict[str, Row]) -> None:
-        """Keep these rows alone, in one file."""
+        """Keep only these rows, in one file."""
         write_text(
             self.path(), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in (self.run, *rows.items()))
         )
@@ -66,7 +66,7 @@ class PartialResults:
 
     @contextmanager
     def adding(self, rank: int) -> Iterator[Callable[[str, Row], None]]:
-        """Adds rows to a process's file, each at once."""
+        """Yields a function that adds a row to a process's file at once."""
         with open(self.path(rank), "a" if rank == 0 else "w", encoding="utf-8", newline="\n") as file:
 
             def add(line: Any) -> None:
@@ -91,7 +91,7 @@ class PartialResults:
 
 
 def write_results(path: Path, rows: list[Row], ids: list[str]) -> None:
-    """The output: JSON, a list of the rows; or CSV, with a column for the score of each concept in `ids`."""
+    """Write the output: the rows as a JSON list, or as CSV with a column for the score of each concept in `ids`."""
     if path.suffix.lower() == ".json":
         return write_text(path, "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n")
     text = io.StringIO(newline="")
@@ -108,7 +108,7 @@ def write_results(path: Path, rows: list[Row], ids: list[str]) -> None:
 
 
 def summary(rows: list[Row], ids: list[str]) -> list[tuple[str, str]]:
-    """How many are flagged, in all and by concept, for people."""
+    """How many items are flagged, in total and by concept, for people."""
 
     def count(flags: Iterator[bool]) -> str:
         return f"{sum(flags)} of {len(rows)}"
@@ -117,6 +117,6 @@ def summary(rows: list[Row], ids: list[str]) -> list[tuple[str, str]]:
     lines += [(id, count(bool(row["concepts"]) and row["concepts"][id]["flagged"] for row in rows)) for id in ids]
     if any(row["error"] for row in rows):
         lines.append(
-            ("errors", count(bool(row["error"]) for row in rows) + ", flagged, as nobody can say that they are clean")
+            ("errors", count(bool(row["error"]) for row in rows) + ", could not be judged and count as flagged")
         )
     return lines

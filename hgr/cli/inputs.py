@@ -22,7 +22,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 @dataclass(frozen=True)
 class Item:
-    """A prompt, a picture, or a picture with its prompt; name: what it is called in the output."""
+    """A prompt, a picture, or a picture with its prompt. name: its name in the output."""
 
     name: str
     prompt: str | None = None
@@ -30,7 +30,7 @@ class Item:
 
     @property
     def key(self) -> str:
-        """The same for the same item; another one for a picture that has changed."""
+        """Identifies the item; changes if its picture changes."""
         try:
             found = self.image.stat() if self.image else None
         except OSError:
@@ -39,31 +39,31 @@ class Item:
 
 
 def items_from_file(path: Path) -> list[Item]:
-    """The prompts of a text file, one a line; or those of a CSV file with a column "prompt", and the pictures of its
+    """The prompts of a text file, one per line; or the prompts of a CSV file's column "prompt" and the pictures of its
     column "image", whose paths are relative to the file. A row may have only one of the two.
 
-    Raises DataError, naming the file and the line, for whatever is wrong with it.
+    Raises DataError, naming the file and the line, for anything wrong with it.
     """
     suffix = path.suffix.lower()
     if suffix not in (".txt", ".csv"):
         raise DataError(f"--prompts {path}: not a .txt or .csv file.")
     found = list(_csv_items(path)) if suffix == ".csv" else [Item(line, line) for line in prompt_lines(read_text(path))]
     if not found:
-        raise DataError(f"{path.name}: holds no prompt.")
+        raise DataError(f"{path.name}: contains no prompts.")
     return found
 
 
 def items_from_folder(folder: Path) -> list[Item]:
-    """The pictures in a folder and in the folders in it. Raises ValueError where there are none."""
+    """The pictures in a folder and its subfolders. Raises ValueError if there are none."""
     if not folder.is_dir():
         raise ValueError(f"--images {folder}: no such folder.")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     found = [Item(path.relative_to(folder).as_posix(), image=path) for path in files if path.suffix.lower() in PICTURES]
     if not found:
-        raise ValueError(f"--images {folder}: holds no picture; these end in {', '.join(PICTURES)}.")
+        raise ValueError(f"--images {folder}: contains no pictures; picture files end in {', '.join(PICTURES)}.")
     if len(files) > len(found):
         log.warning(
-            "--images %s: %d files are left out; pictures end in %s.",
+            "--images %s: skipped %d files; picture files end in %s.",
             folder,
             len(files) - len(found),
             ", ".join(PICTURES),
@@ -80,8 +80,7 @@ def _csv_items(path: Path) -> Iterator[Item]:
 
 
 def read_latents(path: Path) -> Tensor:
-    """The tensor "latents" (N, C, H, W) of a safetensors file. Raises ValueError where it holds none that can be
-    used."""
+    """The tensor "latents" (N, C, H, W) of a safetensors file. Raises ValueError if there is none that can be used."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -93,7 +92,7 @@ def read_latents(path: Path) -> Tensor:
         raise ValueError(f'{path.name}: not a safetensors file with a tensor "latents" ({error}).') from None
     if latents.dim() != 4 or not latents.numel() or not latents.isfinite().all():
         raise ValueError(
-            f'{path.name}: "latents" has shape {tuple(latents.shape)}; it must be (N, C, H, W), and finite.'
+            f'{path.name}: "latents" has shape {tuple(latents.shape)}; it must be (N, C, H, W), with finite values.'
         )
     return latents
 
@@ -101,4 +100,4 @@ def read_latents(path: Path) -> Tensor:
 def check_latents(latents: Tensor, path: Path, channels: int) -> None:
     """Raise ValueError for latents of another model."""
     if latents.shape[1] != channels:
-        raise ValueError(f"{path.name}: the latents have {latents.shape[1]} channels, the model's {channels}.")
+        raise ValueError(f"{path.name}: the latents have {latents.shape[1]} channels, but the model's have {channels}.")

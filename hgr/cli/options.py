@@ -17,18 +17,15 @@ MODEL: dict[str, Any] = {"model": None, "hgr": None, "device": None}  # the defa
 def add_model(parser: argparse.ArgumentParser, *, hgr: str | None = "the HGR made for the model") -> None:
     """--model, --device and, unless `hgr` is None, --hgr with this help."""
     parser.add_argument(
-        "--model", type=Path, metavar="DIR", help="a model in diffusers' layout; default: the bundled one"
+        "--model", type=Path, metavar="DIR", help="a model in diffusers' layout; default: the bundled model"
     )
     if hgr:
-        parser.add_argument(
-            "--hgr", type=Path, metavar="FILE", help=f"{hgr}; default, for the bundled model: the bundled one"
-        )
+        parser.add_argument("--hgr", type=Path, metavar="FILE", help=f"{hgr}; default for the bundled model: its own")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
 
 
 def hgr_file(given: argparse.Namespace, *, instead: str = "") -> Path:
-    """The HGR to load. Raises ValueError where a model is given without the HGR made for it; instead: what else would
-    help."""
+    """The HGR to load. Raises ValueError for a model without the HGR made for it. instead: what else would help."""
     from ..demo import assets
 
     if given.model and not given.hgr:
@@ -52,13 +49,13 @@ def defaults(kind: type[HGRSettings] | type[LoRASettings]) -> dict[str, Any]:
 
 
 def settings_from(given: argparse.Namespace, kind: type[Settings], *, processes: int = 1) -> Settings:
-    """The settings that the options give. processes: each has its own batch."""
+    """The settings from the options. processes: how many, each with a batch of its own."""
     values = {field.name: getattr(given, field.name) for field in dataclasses.fields(kind)}
     return kind(**values | {"batch_size": values["batch_size"] * processes})
 
 
 def check_at_least(given: argparse.Namespace, **lows: int) -> None:
-    """Raise ValueError for an option below its lowest value."""
+    """Raise ValueError for an option below its minimum."""
     for name, low in lows.items():
         if getattr(given, name) < low:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(given, name)}; it must be {low} or more.")

@@ -1,5 +1,4 @@
-"""This process among those that a launcher started (accelerate, torchrun, MPI), and what it does when it is told to
-stop."""
+"""This process among those that a launcher started (accelerate, torchrun, MPI), and how it stops when told to."""
 
 from __future__ import annotations
 
@@ -19,14 +18,13 @@ from ..training.loop import Processes
 
 log = logging.getLogger("safecfg")
 _COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # those that accelerate reads
-# for another process, which may look at its pictures while the others are done; where one has died, the launcher ends
-# them all
+# how long to wait for another process, which may still be at its pictures; if one has died, the launcher ends all
 _PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True)
 class Group:
-    """The processes that work together. device: this one's. wait: returns when all have called it."""
+    """The processes that work together. device: this process's. wait: returns when all have called it."""
 
     device: torch.device
     processes: Processes
@@ -34,11 +32,11 @@ class Group:
 
     @property
     def main(self) -> bool:
-        """Whether this is the one that prints and writes."""
+        """Whether this process is the one that prints and writes."""
         return self.processes.main
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so; all must ask."""
+        """Whether the flag is set in any process; all processes must call this."""
         if not self.processes.reduce:
             return flag
         flags = torch.tensor([float(flag)])
@@ -47,9 +45,9 @@ class Group:
 
 
 def launched() -> int:
-    """How many processes a launcher started; 1 without it."""
+    """How many processes a launcher started; 1 without a launcher."""
     count = max(int(os.environ.get(name, "1")) for name in _COUNTS)
-    # accelerate sets the address only where it was asked for several
+    # accelerate sets the address only if it was asked for several
     if count == 1 and os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ:
         log.warning(
             "accelerate launch --cpu started one process, as it does without MPI; for several on a CPU: "
@@ -59,8 +57,7 @@ def launched() -> int:
 
 
 def device(name: str | None) -> torch.device:
-    """The device of this name as PyTorch has it; by default a GPU if there is one. Raises ValueError for one that is
-    not there."""
+    """PyTorch's device of this name; by default a GPU if there is one. Raises ValueError if it does not exist."""
     found = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(1, device=found).device
@@ -69,8 +66,7 @@ def device(name: str | None) -> torch.device:
 
 
 def meet(name: str | None, count: int) -> Group:
-    """Meet the other processes, if there are any. name: of the device; of several processes on GPUs, each takes its
-    own."""
+    """Meet the other processes, if there are any. name: of the device; several processes on GPUs take one each."""
     if count == 1:
         return Group(device(name), Processes(), lambda: None)
     from accelerate import Accelerator, InitProcessGroupKwargs
@@ -80,7 +76,7 @@ def meet(name: str | None, count: int) -> Group:
     )
 
     def reduce(tensors: list[Tensor]) -> None:
-        # as one: a message costs more than its length
+        # as one tensor: the number of messages costs more than their length
         mean: Any = accelerator.reduce(
             torch.cat([x.detach().flatten() for x in tensors]).to(accelerator.device), "mean"
         )
@@ -92,11 +88,11 @@ def meet(name: str | None, count: int) -> Group:
 
 
 class Interruption:
-    """Ctrl-C, or a SIGTERM, at the end of a step, so that what is kept is whole. Use as a context; `asked` says that it
-    came.
+    """A context that delays Ctrl-C and SIGTERM to the end of a step, so that the files kept are whole. `asked`: whether
+    one of them has come.
 
-    The second Ctrl-C stops at once, but not among several processes: each gets it from the terminal and again from the
-    launcher.
+    A second Ctrl-C stops at once, but not with several processes: each gets the first one twice, from the terminal and
+    from the launcher.
     """
 
     def __init__(self, alone: bool):
@@ -111,8 +107,8 @@ class Interruption:
             signal.signal(number, handler)
 
     def leave(self, group: Group, kept: str) -> NoReturn:
-        """While an exception is handled: raise what ends this process after an interruption, with `kept`, a sentence
-        for the user; raise the exception again where nobody has interrupted."""
+        """Call while handling an exception. After an interruption, ends this process with `kept`, a sentence for the
+        user; otherwise raises the exception again."""
         if not self.asked:
             raise
         if not group.main:
@@ -123,5 +119,5 @@ class Interruption:
         if self.asked and self.alone:
             raise KeyboardInterrupt
         if not self.asked and self.alone:
-            log.info("stopping in a moment; once more to stop at once")
+            log.info("stopping soon; press Ctrl-C again to stop at once")
         self.asked = True

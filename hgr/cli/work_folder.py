@@ -1,4 +1,4 @@
-"""A training in its `--work` folder: what it belongs to, how far it is, its logs, and what an interruption leaves."""
+"""A training's `--work` folder: what the training depends on, its progress and logs, and its interruption."""
 
 from __future__ import annotations
 
@@ -24,24 +24,27 @@ log = logging.getLogger("safecfg")
 
 
 class WorkFolder:
-    """The folder of one training. stage: the core's name for its checkpoint. depends: what the training depends on, by
-    name."""
+    """The folder of one training.
+
+    stage: the name that the trainer gives its checkpoint.
+    depends: what the training depends on, by name.
+    """
 
     def __init__(self, folder: Path, stage: str, depends: dict[str, Any]):
         self.folder, self.stage, self.depends = folder, stage, depends
         self.checkpoint, self.note = checkpoint_file(folder, stage), folder / "training.json"
 
     def claim(self, group: Group) -> None:
-        """Note what the training depends on. Raise ValueError, naming what differs, where the folder holds an
-        unfinished training of something else."""
+        """Note what the training depends on. Raises ValueError, naming what differs, if the folder has an unfinished
+        training with other dependencies."""
         if self.checkpoint.exists() and self.note.exists():
             before = json.loads(self.note.read_text("utf-8"))
             if different := changes(before, self.depends):
                 raise ValueError(
-                    f"--work {self.folder} holds an unfinished training with other settings ({different}): give those again, "
-                    f"choose another --work, or remove {self.checkpoint.name} there."
+                    f"--work {self.folder} holds an unfinished training with other settings ({different}): give those "
+                    f"again, choose another --work, or remove {self.checkpoint.name} there."
                 )
-        group.wait()  # the note is what the others have just compared themselves with
+        group.wait()  # until all have compared themselves with the note, which is about to change
         if group.main:
             self._write()
 
@@ -58,9 +61,8 @@ class WorkFolder:
 
     @contextmanager
     def run(self, group: Group, *, steps: int, learning_rate: float, advice: str) -> Iterator[Watch]:
-        """The context in which the training runs, with bars and logs. Ctrl-C stops it at the end of a step; what ends
-        it is
-        raised as one sentence. advice: what to do where the GPU's memory is full."""
+        """The context in which the training runs, with bars and logs. Ctrl-C stops it at the end of a step; errors are
+        raised again as one sentence. advice: what to do if the GPU's memory is full."""
         with (
             Interruption(alone=group.processes.count == 1) as stop,
             Bars(group.main) as bars,
@@ -74,9 +76,9 @@ class WorkFolder:
                 why = str(error).removeprefix(f"{self.stage}: ")
                 # another learning rate is another training
                 raise FloatingPointError(
-                    f"{why} That needs another --work, too." if self.checkpoint.exists() else why
+                    f"{why} This also needs another --work." if self.checkpoint.exists() else why
                 ) from None
-            except (KeyboardInterrupt, RuntimeError):  # the latter where another process has left first
+            except (KeyboardInterrupt, RuntimeError):  # RuntimeError if another process has left first
                 kept = next((path for path in (self.checkpoint, *self._painted()) if path.exists()), None)
                 stop.leave(
                     group,
@@ -87,8 +89,7 @@ class WorkFolder:
 
 
 class Logs:
-    """TensorBoard's log of a training in `folder`: loss and learning rate, and the report. A context, which closes the
-    file."""
+    """TensorBoard's log of a training, in `folder`: loss, learning rate and the report. A context that closes it."""
 
     def __init__(self, folder: Path, *, steps: int, learning_rate: float, wanted: bool):
         self.folder, self.steps, self.learning_rate = folder, steps, learning_rate
@@ -111,7 +112,7 @@ class Logs:
 
     def _open(self, step: int) -> Any:
         if self.kind and not self.writer:
-            # what a killed run had logged after its last checkpoint is superseded
+            # replaces what a killed run logged after its last checkpoint
             self.writer = self.kind(self.folder, purge_step=step)
         return self.writer
 
@@ -121,18 +122,18 @@ class Logs:
             writer.add_scalar("learning_rate", learning_rate_at(step - 1, self.steps, self.learning_rate), step)
 
     def done(self, report: str, values: dict[str, float]) -> None:
-        """The report for people, and the figures in it."""
+        """Log the report for people, and its figures."""
         if writer := self._open(self.steps + 1):
             for name, value in values.items():
                 if math.isfinite(value):
                     writer.add_scalar(name, value, self.steps)
-            writer.add_text("report", "    " + report.replace("\n", "\n    "), self.steps)  # indented: as it is
+            writer.add_text("report", "    " + report.replace("\n", "\n    "), self.steps)  # indented: shown as is
 
 
 @dataclass(frozen=True)
 class Watch(Progress):
-    """Shows how far a training is, and raises KeyboardInterrupt where the user has asked it to stop. losses: of the
-    steps of this run."""
+    """Shows a training's progress, and raises KeyboardInterrupt if the user has asked it to stop. losses: one for each
+    step of this run."""
 
     group: Group
     stop: Interruption

@@ -1,1 +1,1 @@
-"""The HGR and what it does to prompts. Pure tensors; no host, no file but its own."""
+"""The HGR and what it does to prompts. Only tensors: no host, and no file but its own."""

@@ -10,8 +10,8 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`. When the block ends without an error, the file written there takes `path`'s
-    place; after an error `path` is as it was, so a full disk or a kill loses nothing."""
+    """A temporary path beside `path`. If the block ends without an error, the file written there replaces `path`;
+    otherwise `path` stays as it was, so a full disk or a kill loses nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = part_of(path)
     try:
@@ -22,7 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file with "\\n" line ends."""
+    """Write a UTF-8 text file with "\\n" line endings."""
     with replacing(path) as part:
         part.write_text(text, "utf-8", newline="\n")
 

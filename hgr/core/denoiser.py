@@ -1,4 +1,4 @@
-"""A model's denoiser as training and detection ask for it, whatever host holds it."""
+"""A model's denoiser as training and detection use it, whatever the host."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from torch import Tensor, nn
 
 from .progress import Progress
 
-# What a prediction for features (B, T, D) and pooled (B, P) or None is wrong by, (B, ...): prediction minus truth.
+# The error (B, ...) of the prediction for features (B, T, D) and pooled (B, P) or None: prediction minus truth.
 Predict = Callable[[Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """module: to find layers in. batch: how many pictures go through it at once.
+    """A denoiser and what is needed to run it.
 
-    at: takes latents (B, ...), where in sampling each is, percent (B,) in [0, 1] with 0 for pure noise, and noise (B,
-    ...); returns the errors of the predictions there. Whether these are of the noise, of the picture or of a velocity
-    is the model's affair.
-    paint: samples latents (N, ...) for N prompts; its second argument's `picture` is called after every few.
+    module: the network itself, to find layers in.
+    at: takes latents (B, ...), the position of each in sampling, percent (B,) in [0, 1] with 0 for pure noise, and
+    noise (B, ...); returns the errors of the predictions there. The model may predict noise, pictures or a velocity.
+    paint: samples latents (N, ...) for N prompts, and calls the progress's `picture` after every few.
+    batch: how many pictures it takes at once.
     """
 
     module: nn.Module
@@ -31,37 +32,38 @@ class Denoiser:
     batch: int = 8
 
     def draw(self, pictures: Tensor, count: int, generator: torch.Generator) -> Predict:
-        """The errors for random ones of `pictures` (N, ...) at random places of sampling."""
+        """The errors for `count` random ones of `pictures` (N, ...), each at a random point in sampling."""
         clean = pictures[torch.randint(len(pictures), (count,), generator=generator)]
         noise = torch.randn(clean.shape, generator=generator)
         return self.at(clean, torch.rand(count, generator=generator).clamp(0.01, 0.99), noise)
 
 
 def middle(denoiser: nn.Module) -> nn.Module:
-    """The middle of a denoiser: a UNet's middle block, else the middle one of a transformer's blocks. Raises ValueError
-    for a denoiser with neither."""
+    """A UNet's middle block, or the middle one of a transformer's blocks.
+
+    Raises ValueError for a denoiser with neither.
+    """
     for name in ("mid_block", "middle_block"):
         if getattr(denoiser, name, None) is not None:
             found = getattr(denoiser, name)
-            return (
-                found[-1] if isinstance(found, nn.Sequential) else found
-            )  # ComfyUI calls the layers of a sequence one by one
+            # ComfyUI calls the layers of a Sequential one by one: a hook on the whole would never run
+            return found[-1] if isinstance(found, nn.Sequential) else found
     blocks = max((child for child in denoiser.modules() if isinstance(child, nn.ModuleList)), key=len, default=())
     if not blocks:
         raise ValueError(
-            f"{type(denoiser).__name__} has no middle block that SafeCFG knows: pictures cannot be looked at with it."
+            f"{type(denoiser).__name__} has no middle block that SafeCFG knows: it cannot detect concepts in pictures."
         )
     return blocks[len(blocks) // 2]
 
 
 @contextmanager
 def middle_features(denoiser: nn.Module) -> Iterator[list[Tensor]]:
-    """Keeps, in a list of one, what the denoiser's middle gave last: mean and spread over the picture, (B, 2 C) in
-    float32."""
+    """Keeps, in a list of one, the latest output of the denoiser's middle: the mean and the standard deviation over
+    the picture, (B, 2 C) in float32."""
     kept: list[Tensor] = []
 
     def keep(module: nn.Module, given: tuple, result: Tensor | tuple[Tensor, ...]) -> None:
-        # transformers give text tokens and the picture's; of these there are more
+        # transformers return text tokens and picture tokens; there are more of the latter
         parts = [
             x for x in (result if isinstance(result, tuple) else (result,)) if isinstance(x, Tensor) and x.dim() >= 3
         ]

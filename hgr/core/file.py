@@ -1,5 +1,4 @@
-"""The HGR file: `models/hgr/NAME.safetensors`. Everything is checked before it is used; errors name the file and the
-fault."""
+"""The HGR file, `models/hgr/NAME.safetensors`. All of it is checked before use; errors name the file and the fault."""
 
 from __future__ import annotations
 
@@ -36,7 +35,7 @@ _LIMITS = {
 
 
 def save(hgr: HGR, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write an HGR file; the network's weights in `dtype`."""
+    """Write an HGR file, with the network's weights in `dtype`."""
     net, encoder, parts = hgr.network, hgr.encoder, parts_of(hgr.network)
     tensors = {
         f"network.{i}.{key}": value.to(dtype)
@@ -85,7 +84,7 @@ def load(path: str | Path) -> HGR:
         for i, part in enumerate(parts)
         for key, value in part.state_dict().items()
     }
-    # how many tokens the empty prompt has, and how wide the denoiser is, the tensors say themselves
+    # the empty prompt's number of tokens and the denoiser's width are known only from the tensors
     tokens = shapes.get("empty.features", (0,))[0]
     wanted["empty.features"] = (tokens, header["text_dim"])
     if not 0 < tokens <= _MAX_TOKENS:
@@ -118,9 +117,8 @@ def load(path: str | Path) -> HGR:
             if not torch.isfinite(tensor).all():
                 raise HGRError(f'{path.name}: tensor "{key}" holds NaN or infinity; the file is damaged.')
             tensors[key] = tensor
-    spreads = [
-        tensor for key, tensor in tensors.items() if key.endswith((".std", ".pooled_std"))
-    ]  # probe.std among them
+    # probe.std is among them
+    spreads = [tensor for key, tensor in tensors.items() if key.endswith((".std", ".pooled_std"))]
     if any((spread <= 0).any() for spread in spreads) or tensors["empty.features"][0].norm() == 0:
         raise HGRError(f"{path.name}: a standard deviation or the fingerprint is zero; the file is damaged.")
     for i, part in enumerate(parts):
@@ -145,7 +143,7 @@ def load(path: str | Path) -> HGR:
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """The checked metadata of an HGR file; its tensors are not read. Raises HGRError, as `load` does for its header."""
+    """The checked metadata of an HGR file, without its tensors. Raises HGRError for a bad header, as `load` does."""
     return _open(Path(path))[0]
 
 
@@ -166,7 +164,7 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
     except OSError as error:
         raise bad(f"cannot be read ({error.strerror}).") from None
     if size > _MAX_BYTES or header_size > min(size, _MAX_HEADER):
-        raise bad("not an HGR file: its size or its header is not that of one, or it is cut short.")
+        raise bad("not an HGR file: its size or its header's size is out of range, or it is truncated.")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -179,7 +177,8 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
         raise bad('not an HGR file: its metadata does not say format = "hgr".')
     if metadata.get("format_version") != str(VERSION):
         raise bad(
-            f"format version {metadata.get('format_version')!r} is unknown; this SafeCFG reads version {VERSION}: update it."
+            f"format version {metadata.get('format_version')!r} is unknown; this SafeCFG reads version {VERSION}: "
+            "update SafeCFG."
         )
     for key in _FIELDS:
         if key not in metadata:
@@ -192,7 +191,7 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
         header["probe"] = json.loads(metadata.get("probe", "null"))
         _check_fields(header)
     except (KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
-        raise bad(f"the metadata is not sound ({error}).") from None
+        raise bad(f"the metadata is not valid ({error}).") from None
     return header, shapes
 
 
@@ -205,7 +204,7 @@ def _check_fields(header: dict[str, Any]) -> None:
         raise ValueError(f"network must be a list of 1 to {_MAX_NETWORKS} networks")
     for network in networks:
         if set(network) != {"concepts", "width", "depth", "heads"}:
-            raise ValueError("a network must give concepts, width, depth and heads")
+            raise ValueError("a network must have concepts, width, depth and heads, and nothing else")
         for key, (low, high) in _LIMITS.items():
             value = network[key] if key in network else header[key]
             if type(value) is not int or not low <= value <= high:
@@ -213,16 +212,16 @@ def _check_fields(header: dict[str, Any]) -> None:
         if network["width"] % network["heads"]:
             raise ValueError("a network's width must be a multiple of its heads")
     if sum(network["concepts"] for network in networks) != len(concepts):
-        raise ValueError("the networks must have as many concepts together as are listed")
+        raise ValueError("the networks' concepts must add up to the number of concepts listed")
     if (
         set(encoder) != {"family", "chunk", "fixed_start"}
         or type(encoder["chunk"]) is not int
         or encoder["chunk"] < 0
         or type(encoder["fixed_start"]) is not bool
     ):
-        raise ValueError("encoder must give family, chunk (0 or more) and fixed_start (true or false)")
+        raise ValueError("encoder must have family, chunk (0 or more) and fixed_start (true or false)")
     if not isinstance(header["training"], dict) or not isinstance(encoder["family"], str):
-        raise ValueError("training must be an object and encoder.family a text")
+        raise ValueError("training must be an object and encoder.family a string")
     _check_concepts(concepts)
     if len({concept["id"] for concept in concepts}) < len(concepts):
         raise ValueError("two concepts have the same id")
@@ -241,7 +240,7 @@ def _check_concepts(concepts: list[dict[str, Any]]) -> None:
         if not all(type(v) in (int, float) and math.isfinite(v) for v in (concept["scale"], concept["bias"])):
             raise ValueError(f"concept {id!r}: scale and bias must be finite")
         if not all(isinstance(concept[key], str) for key in ("id", "label", "description")) or not id:
-            raise ValueError("a concept's id, label and description must be texts")
+            raise ValueError("a concept's id, label and description must be strings")
 
 
 def _check_probe(probe: dict[str, Any], ids: list[str]) -> None:
@@ -255,6 +254,6 @@ def _check_probe(probe: dict[str, Any], ids: list[str]) -> None:
     for key in ("heads", "hed"):
         _check_concepts(probe[key])
         if [concept["id"] for concept in probe[key]] != ids:
-            raise ValueError(f"the probe's {key} must have the file's concepts")
+            raise ValueError(f"the probe's {key} must list the file's concepts")
     if not isinstance(probe["training"], dict):
         raise ValueError("the probe's training must be an object")

@@ -1,4 +1,4 @@
-"""One way to tell whether two things are the same: a fingerprint of what they hold."""
+"""Fingerprints, which tell whether two things have the same content."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 def fingerprint(*parts: object) -> str:
-    """16 hexadecimal digits that differ where the parts differ.
+    """16 hexadecimal digits that differ if the parts differ.
 
-    A module is read by its first few values of each weight, a tensor by all its values, a path by the content of its
-    file, anything else by its `repr`. Raises OSError for a file that cannot be read.
+    A module contributes the first few values of each weight, a tensor all its values, a path the content of its file,
+    anything else its `repr`. Raises OSError for a file that cannot be read.
     """
     digest = hashlib.sha256()
     for part in parts:

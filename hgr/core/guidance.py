@@ -1,5 +1,4 @@
-"""SafeCFG's guidance: from gates to safe text features. Pure functions; a clean prompt's features are returned as they
-are."""
+"""SafeCFG's guidance: from gates to safe text features. Pure functions; a clean prompt's features stay the same."""
 
 from __future__ import annotations
 
@@ -24,9 +23,9 @@ def ramp(gates: Tensor, thresholds: Tensor) -> Tensor:
 
 
 def shift(features: Tensor, delta: Tensor, scale: float) -> Tensor:
-    """`features + scale * delta`, bit for bit the given features in the samples where delta is zero.
+    """`features + scale * delta`. Samples whose delta is zero keep their features bit for bit.
 
-    features, delta (B, ...). Where no sample moves, the very same tensor is returned.
+    features, delta (B, ...). If no sample moves, the given tensor itself is returned.
     """
     moved = delta.flatten(1).any(1)
     if scale == 0 or not moved.any():
@@ -39,8 +38,8 @@ def shift(features: Tensor, delta: Tensor, scale: float) -> Tensor:
 def fold(delta: Tensor, length: int) -> Tensor:
     """Lay a prompt's displacement (B, T, D) onto unconditional features of another length (B, length, D).
 
-    A shorter displacement is padded with zeros; of a longer one (a prompt of several chunks) the parts are added up, so
-    that none is lost.
+    A shorter displacement is padded with zeros. A longer one (a prompt of several chunks) is cut into parts that are
+    added up, so that none is lost.
     """
     parts = math.ceil(delta.shape[1] / length)
     padded = F.pad(delta, (0, 0, 0, parts * length - delta.shape[1]))
@@ -48,8 +47,7 @@ def fold(delta: Tensor, length: int) -> Tensor:
 
 
 def mean_of_moved(deltas: list[Tensor]) -> Tensor:
-    """One displacement for the unconditional side of several positive prompts: per sample, the mean over those that
-    move.
+    """One displacement from those of several positive prompts: per sample, the mean over the prompts that move.
 
     deltas: tensors (B, ...) of one shape.
     """

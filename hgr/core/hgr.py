@@ -1,5 +1,4 @@
-"""The Harmful Guidance Redirector: a network, its concepts with their calibration, and the encoder that it was made
-for."""
+"""The Harmful Guidance Redirector: a network, its calibrated concepts, and the encoder that it was made for."""
 
 from __future__ import annotations
 
@@ -24,10 +23,12 @@ class HGRError(ValueError):
 
 @dataclass(frozen=True)
 class Concept:
-    """One harmful concept. threshold: the gate from which it counts as present, in (0, 1). scale, bias: the
-    calibration,
-    `gate = sigmoid(scale * logit + bias)`. levels: the thresholds at each of `SENSITIVITIES`; empty where nobody
-    measured them."""
+    """One harmful concept.
+
+    threshold: the gate from which it counts as present, in (0, 1).
+    scale, bias: the calibration, `gate = sigmoid(scale * logit + bias)`.
+    levels: the threshold at each of `SENSITIVITIES`; empty if they were not measured.
+    """
 
     id: str
     label: str
@@ -39,7 +40,7 @@ class Concept:
 
 
 def calibrated(logits: Tensor, concepts: Sequence[Concept]) -> Tensor:
-    """Probabilities (..., K) of raw scores (..., K), by each concept's calibration."""
+    """Probabilities (..., K) from raw scores (..., K), by each concept's calibration."""
     scale, bias = (torch.tensor([getattr(c, name) for c in concepts]).to(logits) for name in ("scale", "bias"))
     return (scale * logits + bias).sigmoid()
 
@@ -48,11 +49,10 @@ def calibrated(logits: Tensor, concepts: Sequence[Concept]) -> Tensor:
 class Encoder:
     """The text encoder that an HGR was trained on.
 
-    family: a name for people. chunk: tokens a chunk, where long prompts are several chunks; 0 where they are one
-    sequence.
-    fixed_start: the first token's features are the same for every prompt (causal encoders). empty (T, D), empty_pooled
-    (P,) or
-    None: what it gives for the empty prompt, its fingerprint.
+    family: a name for people.
+    chunk: tokens per chunk if long prompts are split into chunks; 0 if they are one sequence.
+    fixed_start: whether the first token's features are the same for every prompt (causal encoders).
+    empty (T, D), empty_pooled (P,) or None: its output for the empty prompt, which is its fingerprint.
     """
 
     family: str
@@ -79,14 +79,15 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Probe:
-    """Detects concepts in a picture alone: per concept a logistic head on the denoiser's features at a few noise
-    levels, with the empty prompt. See `hgr.detection.probe`.
+    """Detects concepts in a picture without its prompt: one logistic head per concept, on the denoiser's features at a
+    few noise levels with the empty prompt. See `hgr.detection.probe`.
 
-    percents (P,): where in sampling, in [0, 1]. mean, std (P, F): of the features, a fingerprint of the denoiser.
-    weight (K, P, F),
-    bias (K,): `logit_k = sum_pf weight_kpf features_pf + bias_k`. heads: of the probe's logits the calibration, by
-    concept; hed:
-    the same of the HED of pictures with their prompts. training: how it was made.
+    percents (P,): the points in sampling, in [0, 1].
+    mean, std (P, F): of the features, which are a fingerprint of the denoiser.
+    weight (K, P, F), bias (K,): `logit_k = sum_pf weight_kpf features_pf + bias_k`.
+    heads: the calibration of the probe's logits, by concept.
+    hed: the calibration of the HED of pictures with their prompts, by concept.
+    training: how the probe was made.
     """
 
     percents: tuple[float, ...]
@@ -101,10 +102,11 @@ class Probe:
 
 @dataclass(frozen=True)
 class Reading:
-    """What an HGR reads in prompts, chunk by chunk or in parts of `MAX_TOKENS`, of which the last may reach over the
-    end.
+    """What an HGR reads in B prompts of T tokens, each in N chunks or N parts of `MAX_TOKENS`, the last one padded.
 
-    encoding: what the network's `encode` gave for (B * N, ceil(T / N)) tokens. gates: (B, N, K) in [0, 1], calibrated. length: T.
+    encoding: the output of the network's `encode` for (B * N, ceil(T / N)) tokens.
+    gates: (B, N, K) in [0, 1], calibrated.
+    length: T, which leaves that padding out.
     """
 
     encoding: Any
@@ -113,25 +115,26 @@ class Reading:
 
     @property
     def prompt_gates(self) -> Tensor:
-        """(B, K): the highest gate of a prompt's chunks."""
+        """(B, K): the highest gate over a prompt's chunks."""
         return self.gates.amax(1)
 
 
-# Tokens that a network is trained on and sees at once, of encoders without short chunks. A gate learned on so many,
-# most of them padding, does not open where twice as many are padding: longer sequences are read in parts of this
-# length.
+# Tokens that a network sees at once, in training and after, for encoders without short chunks. A gate trained on this
+# many, most of them padding, does not open if twice as many are padding: longer sequences are read in parts.
 MAX_TOKENS = 128
-# Relative distance from the fingerprint from which an encoder counts as another one. Fine-tuned encoders stay well
-# below.
+# Relative distance from the fingerprint from which an encoder counts as different; fine-tuned encoders are far below.
 FINGERPRINT_TOLERANCE = 0.5
-# Mean squared standard score of the features from which they count as another encoder's (1 for the training data).
+# Mean squared standard score from which features count as another encoder's (1 for the training data).
 SCORE_TOLERANCE = 25.0
 
 
 @dataclass
 class HGR:
-    """The redirector as users hold it. training: how it was made, as the file's metadata says. probe: what detects
-    concepts in pictures, where one was trained."""
+    """The redirector as users hold it.
+
+    training: how it was made, from the file's metadata.
+    probe: detects concepts in pictures, if one was trained.
+    """
 
     network: HGRNetwork | HGRUnion
     concepts: list[Concept]
@@ -153,8 +156,7 @@ class HGR:
         return torch.tensor([concept.threshold for concept in self.concepts], device=self.device)
 
     def check(self, features: Tensor, pooled: Tensor | None) -> None:
-        """Raise HGRError unless features (B, T, D) and pooled (B, P) come from the encoder that this HGR was made
-        for."""
+        """Raise HGRError unless features (B, T, D) and pooled (B, P) come from the encoder this HGR was made for."""
         net, name, family = self.network, self.name, self.encoder.family
         if features.dim() != 3 or features.shape[-1] != net.text_dim:
             raise HGRError(
@@ -184,8 +186,7 @@ class HGR:
             )
 
     def read(self, features: Tensor, pooled: Tensor | None = None, mask: Tensor | None = None) -> Reading:
-        """Read prompts. features (B, T, D), pooled (B, P) or None, mask (B, T) bool or None; on the network's
-        device."""
+        """Read prompts on the network's device: features (B, T, D), pooled (B, P) or None, mask (B, T) bool or None."""
         self.check(features, pooled)
         weight = self.network.mean
         length = features.shape[1]
@@ -198,7 +199,7 @@ class HGR:
         x = rearrange(x, "b (n t) d -> (b n) t d", n=n)
         if self.network.pooled_dim and pooled is not None:
             pooled = repeat(pooled.to(weight).expand(len(features), -1), "b p -> (b n) p", n=n)
-        padding = None  # (B, N): parts that are padding alone
+        padding = None  # (B, N): parts that are only padding
         if mask is not None:
             mask = mask.bool().to(weight.device).expand(len(features), -1)
             padding = ~rearrange(mask, "b (n t) -> b n t", n=n).any(-1) & mask.any(-1, keepdim=True)
@@ -207,8 +208,8 @@ class HGR:
         gates = calibrated(self.network.gate_logits(encoding), self.concepts)
         if not gates.isfinite().all():  # a NaN is below every threshold: it would pass as clean
             raise HGRError(
-                f"{self.name} gives NaN for this prompt, so it cannot say whether it is harmful: the file is damaged, "
-                "or the prompt has no token at all."
+                f"{self.name} gives NaN for this prompt, so it cannot tell whether the prompt is harmful: the file is "
+                "damaged, or the prompt has no token at all."
             )
         gates = rearrange(gates, "(b n) k -> b n k", n=n)
         if padding is not None:
@@ -223,16 +224,16 @@ class HGR:
         return length if length % chunk else chunk
 
     def displacement(self, reading: Reading, strengths: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`Delta = sum_k s_k a_k D_k` of the design: of features (B, T, D) and of pooled (B, P) or None.
+        """`Delta = sum_k s_k a_k D_k` for the features (B, T, D) and for pooled (B, P) or None, with activations a.
 
-        strengths (K,): the user's strength of each concept times the global one. Zero in every sample where no concept
-        with a strength reaches its threshold.
+        strengths (K,), s: the user's strength of each concept times the global one. Delta is zero in every sample in
+        which no concept with a strength above 0 reaches its threshold.
         """
         n = reading.gates.shape[1]
         weights = ramp(reading.gates, self.thresholds.to(reading.gates)) * strengths.to(reading.gates)
         delta, pooled = self.network.displacement(reading.encoding, rearrange(weights, "b n k -> (b n) k"))
         delta = rearrange(delta, "(b n) t d -> b (n t) d", n=n)[:, : reading.length]
-        # The pooled vector belongs to the whole prompt: the chunk that moves it furthest speaks for it.
+        # The pooled vector belongs to the whole prompt: it moves as in the chunk that moves it furthest.
         if pooled is not None:
             pooled = rearrange(pooled, "(b n) p -> b n p", n=n)
             furthest = pooled.norm(dim=-1).argmax(1)
@@ -241,7 +242,7 @@ class HGR:
 
     @torch.no_grad()
     def redirect(self, features: Tensor, pooled: Tensor | None = None, strengths: Tensor | None = None) -> Tensor:
-        """`c_safe`, the features (B, T, D) moved to their clean counterpart; the given tensor itself for clean prompts.
+        """`c_safe`: features (B, T, D) moved to their clean counterpart; for clean prompts, the given tensor itself.
 
         strengths (K,): all 1 by default.
         """

@@ -14,10 +14,10 @@ log = logging.getLogger("safecfg")
 
 
 def merge_hgrs(hgrs: list[HGR]) -> HGR:
-    """The union of the concepts of HGRs that were trained for one text encoder. Each concept keeps its gates,
-    displacements and thresholds; where several fire, their displacements are added.
+    """One HGR with the concepts of several that were trained for the same text encoder. Each concept keeps its gates,
+    displacements and thresholds; if several fire, their displacements are added.
 
-    Raises HGRError, naming both, for HGRs of different encoders and for a concept id that two of them have.
+    Raises HGRError, naming both HGRs, for different encoders and for a concept id that two of them have.
     """
     first = hgrs[0]
     owner: dict[str, HGR] = {}
@@ -26,7 +26,7 @@ def merge_hgrs(hgrs: list[HGR]) -> HGR:
         for id in hgr.ids:
             if id in owner:
                 raise HGRError(
-                    f'both {owner[id].name} and {hgr.name} have the concept "{id}": an HGR can have it once. '
+                    f'both {owner[id].name} and {hgr.name} have the concept "{id}": an HGR can have it only once. '
                     "Train one of them under another concept name."
                 )
             owner[id] = hgr
@@ -42,7 +42,7 @@ def merge_hgrs(hgrs: list[HGR]) -> HGR:
 
 
 def _probe(hgrs: list[HGR]) -> Probe | None:
-    """The heads of all probes; None, with a warning, unless every HGR has one that looks at the same denoiser alike."""
+    """One probe with the heads of all; None, with a warning, unless every HGR has one, made alike for one denoiser."""
     probes = [hgr.probe for hgr in hgrs if hgr.probe]
     if not probes:
         return None
@@ -53,7 +53,8 @@ def _probe(hgrs: list[HGR]) -> Probe | None:
     first, sizes = probes[0], [probe.training.get("latent") for probe in probes]
     if sizes != [sizes[0]] * len(sizes):
         log.warning(
-            "the picture probes were made for pictures of different sizes: the merged HGR does not detect concepts in pictures."
+            "the picture probes were made for pictures of different sizes: "
+            "the merged HGR does not detect concepts in pictures."
         )
         return None
     if any(

@@ -25,7 +25,7 @@ class Encoding(NamedTuple):
 
 
 class _Block(nn.Module):
-    """A pre-norm transformer block, bidirectional."""
+    """A bidirectional pre-norm transformer block."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -44,7 +44,11 @@ class _Block(nn.Module):
 class HGRNetwork(nn.Module):
     """Gates and displacements of K concepts for text features of one encoder.
 
-    text_dim: D. pooled_dim: P, 0 for an encoder without pooled output. concepts: K. width: H, a multiple of heads.
+    text_dim: D.
+    pooled_dim: P, 0 for an encoder without pooled output.
+    concepts: K.
+    width: H, a multiple of heads.
+
     The statistics of the features (`set_statistics`) are part of the weights: inputs are standardised by them,
     displacements are given in their units.
     """
@@ -81,8 +85,8 @@ class HGRNetwork(nn.Module):
 
     @torch.no_grad()
     def set_statistics(self, features: Tensor, pooled: Tensor | None, mask: Tensor | None = None) -> None:
-        """Take the mean and the standard deviation of each dimension from features (N, T, D) and pooled (N, P); where
-        there is a mask (N, T), from its tokens alone."""
+        """Take the mean and the standard deviation of each dimension from features (N, T, D) and pooled (N, P); with a
+        mask (N, T), only from the tokens that it marks."""
         tokens = features.flatten(0, 1) if mask is None else features[mask]
         self.mean.copy_(tokens.mean(0))
         self.std.copy_(tokens.std(0).clamp(min=1e-4))
@@ -115,10 +119,10 @@ class HGRNetwork(nn.Module):
         return self.gate(torch.cat([seen, anchors], -1)).squeeze(-1)
 
     def displacement(self, encoding: Encoding, weights: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`sum_k weights_k D_k`: of the features (B, T, D) and of the pooled vector (B, P) or None. weights (B, K)."""
+        """`sum_k weights_k D_k` for the features (B, T, D) and for the pooled vector (B, P) or None. weights (B, K)."""
         total: Tensor = encoding.tokens.new_zeros(())
         total_pooled: Tensor | None = None
-        for k in range(weights.shape[1]):  # one concept at a time: memory stays that of one displacement
+        for k in range(weights.shape[1]):  # one concept at a time: memory for one displacement is enough
             w = weights[:, k, None]
             anchor = self.anchors[k].expand_as(encoding.tokens)
             hidden = F.gelu(self.move_in(torch.cat([encoding.tokens, anchor], -1)))
@@ -138,7 +142,7 @@ class HGRNetwork(nn.Module):
 
 
 class HGRUnion(nn.Module):
-    """Networks for one encoder side by side, used as one: the concepts of all, in order."""
+    """Several networks for one encoder, used as one: their concepts follow each other in order."""
 
     def __init__(self, parts: list[HGRNetwork]):
         super().__init__()
@@ -180,5 +184,5 @@ class HGRUnion(nn.Module):
 
 
 def parts_of(network: HGRNetwork | HGRUnion) -> list[HGRNetwork]:
-    """The single networks of one or of a union."""
+    """The networks of a union; a single network is a list of one."""
     return list(network.networks) if isinstance(network, HGRUnion) else [network]

@@ -1,5 +1,4 @@
-"""What a user chooses when guiding or detecting. Imports no torch: the command line reads this before torch is
-loaded."""
+"""What a user chooses for guidance and detection. Imports no torch, since the command line reads it before torch."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ log = logging.getLogger("safecfg")
 MODES = {"redirect": (1.0, 0.0), "dynamic": (0.0, 1.0), "balanced": (0.5, 1.0)}
 DEFAULT_MODE = "redirect"
 
-# How sensitive detection is: the false-positive rate as a multiple of the one that the HGR was calibrated for.
+# How sensitive detection is: its false-positive rate as a multiple of the one that the HGR was calibrated for.
 SENSITIVITIES = {"lowest": 0.25, "low": 0.5, "normal": 1.0, "high": 2.0, "highest": 5.0}
 DEFAULT_SENSITIVITY = "normal"
 
@@ -29,7 +28,7 @@ def concept_strengths(text: str, ids: Iterable[str]) -> list[float]:
         given = json.loads(text) if text.strip() else {}
     except json.JSONDecodeError as error:
         example = '{"violence": 1.0, "shocking": 0}'
-        raise ValueError(f"concepts is not valid JSON ({error}). Write for example {example}.") from None
+        raise ValueError(f"concepts is not valid JSON ({error}). Write, for example, {example}.") from None
     if not isinstance(given, dict):
         raise ValueError(f"concepts: expected a JSON object of strengths by concept id, got {type(given).__name__}.")
     for key, value in given.items():

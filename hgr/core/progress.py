@@ -1,26 +1,26 @@
-"""What a long job calls as it proceeds."""
+"""The callbacks of a long job."""
 
 from __future__ import annotations
 
 
 class Progress:
-    """Called as a training or a detection proceeds; this one does nothing. A method may stop the job by raising."""
+    """Called during training and detection; this one does nothing. A method may stop the job by raising."""
 
     def text(self, done: int, total: int) -> None:
-        """So many prompts are encoded."""
+        """`done` of `total` prompts are encoded."""
 
     def picture(self, done: int, total: int) -> None:
-        """So many pictures are made or judged."""
+        """`done` of `total` pictures are made or evaluated."""
 
     def step(self, done: int, loss: float) -> None:
-        """So many steps are trained, the last one with this loss."""
+        """`done` steps are trained; `loss` is that of the last one."""
 
 
 SILENT = Progress()
 
 
 class Tally:
-    """Counts pictures that several functions go through, as one count."""
+    """Adds up the pictures of several functions into one count."""
 
     def __init__(self, progress: Progress, total: int):
         self.progress, self.total, self.done = progress, total, 0

@@ -1,4 +1,4 @@
-"""A prompt as a text encoder gives it."""
+"""A text encoder's output for prompts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Prompt(NamedTuple):
     mask: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Prompt:
-        """The prompt with `change` applied to each tensor that is there."""
+        """The prompt with `change` applied to each of its tensors."""
         pooled, mask = (None if x is None else change(x) for x in self[1:])
         return Prompt(change(self.features), pooled, mask)
 
@@ -30,15 +30,16 @@ class Prompt(NamedTuple):
         return self.map(lambda x: x[index if isinstance(index, slice) else index.to(x.device)])
 
     def expand(self, count: int) -> Prompt:
-        """`count` rows, views of the only one. count: B of what the prompt is for; a batch of that size stays as it
-        is."""
+        """`count` rows that are views of the only one; a batch that has `count` rows already stays as it is."""
         return self.map(lambda x: x.expand(count, *x.shape[1:]))
 
     def split(self, sizes: Sequence[int]) -> list[Prompt]:
         """The B prompts in parts of these sizes, which add up to B."""
         ends = list(accumulate(sizes))
+        if not ends or ends[-1] != len(self.features):
+            raise ValueError(f"{len(self.features)} prompts cannot be split into parts of {list(sizes)}.")
         return [self.rows(slice(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
 
 
-# Encodes texts as the model's text encoder does, each to a Prompt of one row: features (1, T, D).
+# Encodes texts with the model's text encoder, each to a Prompt of one row: features (1, T, D).
 Encode = Callable[[list[str]], list[Prompt]]

@@ -1,4 +1,4 @@
-"""SafeCFG on prompts: which text features the sampler gets in place of the host's own. Both hosts call `redirect`."""
+"""SafeCFG on prompts: which text features the sampler gets instead of the host's own. Both hosts call `redirect`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from .hgr import HGR, Reading
 from .options import MODES
 from .prompt import Prompt
 
-Delta = tuple[Tensor, Tensor | None]  # a prompt's displacement: of its features (B, T, D), of its pooled output (B, P)
+Delta = tuple[Tensor, Tensor | None]  # of a prompt's features (B, T, D) and of its pooled output (B, P)
 
 
 @dataclass(frozen=True)
 class Redirection:
-    """The prompts to sample with, and why. gates: per positive prompt (B, K), the highest of its chunks.
+    """The prompts to sample with, and why.
 
-    fired: per positive prompt (B,) bool, where the features were moved.
+    gates: for each positive prompt (B, K), the highest over its chunks.
+    fired: for each positive prompt (B,) bool, whether its features were moved.
     """
 
     positive: list[Prompt]
@@ -35,9 +36,11 @@ def redirect(
 ) -> Redirection:
     """Move the features of positive and negative prompts as `mode` says (`hgr.core.options.MODES`).
 
-    strengths: of each concept, the global strength multiplied in. A prompt in which nothing fires is returned as it is,
-    the same tensors; in a batch, its samples are equal bit for bit. The unconditional side takes the mean displacement
-    of those positive prompts that fire in the sample, laid onto its own length (`hgr.core.guidance.fold`).
+    strengths: of each concept, multiplied by the global strength.
+
+    A prompt in which nothing fires is returned with the same tensors; in a batch, its samples stay equal bit for bit.
+    The unconditional side takes the mean displacement of the positive prompts that fire in the sample, laid onto its
+    own length (`hgr.core.guidance.fold`).
 
     Raises HGRError for features of another encoder, KeyError for an unknown mode.
     """
@@ -61,7 +64,7 @@ def redirect(
 
 
 def shift_prompt(prompt: Prompt, delta: Delta, scale: float) -> Prompt:
-    """The prompt with its features and its pooled output moved by `scale` times a displacement (`hgr.core.guidance.shift`)."""
+    """The prompt with its features and pooled output moved by `scale` times a displacement (`guidance.shift`)."""
     features, pooled = delta
     moved = prompt.pooled if prompt.pooled is None or pooled is None else shift(prompt.pooled, pooled, scale)
     return Prompt(shift(prompt.features, features, scale), moved, prompt.mask)
@@ -75,9 +78,9 @@ def _delta(hgr: HGR, reading: Reading, strengths: Tensor, *, to: Prompt) -> Delt
 
 
 def _push(prompt: Prompt, deltas: list[Delta], scale: float) -> Prompt:
-    """The unconditional prompt moved away from the displacements of the positive ones, with one row per sample."""
-    # The host repeats fewer rows in turn up to the latents' batch; of sizes that it repeats together, only a common
-    # multiple keeps each sample its own rows.
+    """The unconditional prompt moved against the displacements of the positive ones, with one row per sample."""
+    # The host repeats rows in turn until they fill the latents' batch. If the prompts' batch sizes differ, every sample
+    # keeps its own rows only in a batch of a common multiple.
     batch = math.lcm(len(prompt.features), *(len(features) for features, _ in deltas))
 
     def rows(x: Tensor) -> Tensor:

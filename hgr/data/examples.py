@@ -1,4 +1,4 @@
-"""From prompt pairs to training examples: which concepts a prompt has, and what is left when some are taken away."""
+"""From prompt pairs to training examples: which concepts a prompt has, and what is left when some are removed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from .pairs import Pair, Pairs, concepts_by_text
 
-_WORDS = 40  # of a joined prompt: more would not fit the 77 tokens of CLIP
+_WORDS = 40  # of a joined prompt, at most: more would not fit CLIP's 77 tokens
 
 
 @dataclass(frozen=True)
 class Example:
-    """A harmful prompt with all its concepts, the prompt without the `removed` ones, and what that one still has."""
+    """A harmful prompt `text` with its concepts, `labels`; and `target`, the same without the `removed` ones."""
 
     text: str
     labels: frozenset[str]
@@ -22,9 +22,8 @@ class Example:
 
 
 class Examples:
-    """Draws examples from pairs. A pair is a step that takes one concept away; where a clean side is itself the harmful
-    side of another pair, examples go on from there, so that several concepts are removed at once or one of several
-    alone."""
+    """Draws examples from pairs. A pair is a step that removes one concept. If its clean side is the harmful side of
+    another pair, an example may take that step too, so examples remove one concept of several, or several at once."""
 
     def __init__(self, pairs: Pairs, seed: int):
         steps = (*pairs.pairs, *join(pairs, random.Random(f"{seed}/join")))
@@ -35,12 +34,12 @@ class Examples:
             self.steps[pair.harmful].append(pair)
             starts[pair.concept][pair.harmful] = None
         self.starts = [list(texts) for texts in starts.values()]
-        # without clean prompts of their own, the clean twins stand in for them
+        # if there are no clean prompts, the clean twins replace them
         self.clean = list(pairs.clean) or [pair.clean for pair in pairs.pairs if pair.clean not in self.steps]
 
     @property
     def texts(self) -> list[str]:
-        """All prompts that a training may ask for."""
+        """All prompts that training may need."""
         twins = (pair.clean for steps in self.steps.values() for pair in steps)
         return list(dict.fromkeys((*self.steps, *twins, *self.clean)))
 
@@ -49,7 +48,7 @@ class Examples:
         return self._labels.get(text, frozenset())
 
     def draw(self, rng: random.Random) -> Example:
-        """One example; every concept is as likely as any other."""
+        """One example; all concepts are equally likely."""
         text = target = rng.choice(rng.choice(self.starts))
         removed: set[str] = set()
         while target in self.steps and (not removed or rng.random() < 0.5):
@@ -57,7 +56,7 @@ class Examples:
             removed.add(pair.concept)
             target = pair.clean
         labels = self.labels(text)
-        # a loop among the pairs, or a prompt whose step adds what its start has not: take a single step instead
+        # the pairs form a loop, or a step adds a concept that the start lacks: take a single step instead
         if not removed <= labels or self.labels(target) & removed:
             pair = rng.choice(self.steps[text])
             target, removed = pair.clean, {pair.concept}
@@ -65,11 +64,10 @@ class Examples:
 
 
 def join(pairs: Pairs, rng: random.Random) -> list[Pair]:
-    """Prompts of two concepts, one for every eight pairs, made by joining the prompts of two, with all the steps that
-    lead to their clean twins. None where the pairs bring prompts of several concepts themselves, or know one concept
-    only.
+    """One prompt with two concepts for every eight pairs, joined from the prompts of two of them, with all the steps
+    to its clean twin. None if the pairs have prompts with several concepts themselves, or only one concept.
 
-    The displacement of a concept can only learn to leave the others alone from prompts that have others.
+    A concept's displacement learns to leave other concepts alone only from prompts that have several.
     """
     concepts = defaultdict(set)
     by_concept = defaultdict(list)

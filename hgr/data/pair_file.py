@@ -14,7 +14,7 @@ from .pairs import MAX_NAME, MAX_TEXT, Pair, Pairs, Topic, merge_pairs, topic_of
 from .textfile import DataError, bad_line, csv_rows, read_text
 
 SUFFIXES = (".csv", ".jsonl")
-_BLOCK = 10  # neighbouring rows of a file that make one group
+_BLOCK = 10  # neighbouring rows of a file that form one group
 
 
 class _Row(NamedTuple):
@@ -33,10 +33,10 @@ _NEEDED, _OPTIONAL = _Row._fields[:3], _Row._fields[3:]
 def read_pairs(path: str | Path) -> Pairs:
     """Pairs from a CSV file (its header has harmful, clean, concept) or a JSONL file (objects with these keys).
 
-    Rows with `clean` alone are clean prompts; `label` and `group` are optional. Without `group`, neighbouring rows of a
-    concept make one, as they often share a term. Line breaks and double spaces inside a prompt become one space.
+    Rows with only `clean` are clean prompts; `label` and `group` are optional. Without `group`, neighbouring rows of a
+    concept form one, as they often share a term. Line breaks and double spaces in a prompt become one space.
 
-    Raises DataError, naming the file and the line, for whatever is wrong.
+    Raises DataError, naming the file and the line, for anything wrong.
     """
     path = Path(path)
     topics: dict[str, Topic] = {}
@@ -50,18 +50,18 @@ def read_pairs(path: str | Path) -> Pairs:
         known = topics.setdefault(row.concept, topic_of(row.concept, row.label))
         if row.label not in ("", known.label):
             raise bad_line(
-                path, line, f'concept "{row.concept}" has the label "{row.label}" here, but "{known.label}" before.'
+                path, line, f'concept "{row.concept}" has the label "{row.label}" here, but "{known.label}" above.'
             )
         group = row.group or f"{row.concept}, rows from {count[row.concept] // _BLOCK * _BLOCK}"
         count[row.concept] += 1
         pairs.append(Pair(row.concept, row.harmful, row.clean, group))
     if not pairs and not clean:
-        raise DataError(f"{path.name}: holds no row.")
+        raise DataError(f"{path.name}: contains no rows.")
     return merge_pairs(Pairs(tuple(topics.values()), tuple(pairs), tuple(clean)))
 
 
 def write_pairs(pairs: Pairs, path: str | Path) -> None:
-    """Write a CSV file that `read_pairs` reads; the topics' descriptions and words are not in it."""
+    """Write a CSV file for `read_pairs`, without the topics' descriptions and words."""
     labels = {topic.id: topic.label for topic in pairs.topics}
     rows = [_Row(p.harmful, p.clean, p.concept, labels[p.concept], p.group) for p in pairs.pairs]
     rows += [_Row("", text, "") for text in pairs.clean]
@@ -94,19 +94,17 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _checked(path: Path, line: int, cells: dict[str, Any]) -> _Row:
-    """The row. Raises DataError unless a pair has all three texts, a clean prompt `clean` alone."""
+    """The checked row. Raises DataError unless a pair has all three texts, or a clean prompt only `clean`."""
     for name in _Row._fields:
         if not isinstance(cells.get(name) or "", str):
-            raise bad_line(path, line, f'"{name}" must be a text.')
+            raise bad_line(path, line, f'"{name}" must be a string.')
     row = _Row(*(" ".join((cells.get(name) or "").split()) for name in _Row._fields))
     for name, text in row._asdict().items():
         most = MAX_TEXT if name in ("harmful", "clean", "group") else MAX_NAME
         if len(text) > most:
             raise bad_line(path, line, f'"{name}" has {len(text)} characters; at most {most} are allowed.')
         if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text):  # JSON's escapes can bring them in
-            raise bad_line(
-                path, line, f'"{name}" contains a character that no text has (NUL or half of a surrogate pair).'
-            )
+            raise bad_line(path, line, f'"{name}" contains an invalid character (NUL or half of a surrogate pair).')
     for name in ("clean",) if not row.harmful and not row.concept else _NEEDED:
         if not getattr(row, name):
             needs = f'a pair needs {", ".join(_NEEDED)}, a clean prompt only "clean".'

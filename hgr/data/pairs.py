@@ -17,8 +17,11 @@ MAX_NAME = 100  # characters of a concept's id or label
 
 @dataclass(frozen=True)
 class Topic:
-    """A concept. words: what names it in any prompt, where the user gave a name or words; prompts of other sources that
-    hold one of them are left out of a mixture, for they would teach the opposite."""
+    """A concept.
+
+    words: what names it in any prompt, if the user gave a name or words. Prompts from other sources that contain one of
+    them are left out of a mixture, because they would teach the opposite.
+    """
 
     id: str
     label: str
@@ -28,10 +31,11 @@ class Topic:
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt with the concept and the same without it. Pairs of one group (the same term, or neighbouring rows of a
-    file) stay on
-    one side of a split. A prompt may have several concepts: those of all the pairs whose harmful side it is. The twin
-    then lacks the pair's own one alone."""
+    """A prompt with a concept, and the same prompt without it.
+
+    Pairs of one group (the same term, or neighbouring rows of a file) stay on one side of a split. A prompt may have
+    several concepts: those of all pairs whose harmful side it is. The twin then lacks only this pair's concept.
+    """
 
     concept: str
     harmful: str
@@ -59,8 +63,8 @@ class Pairs:
         return tuple(pair for pair in self.pairs if pair.concept == concept)
 
     def split(self, held_out: float, seed: int = 0) -> tuple[Pairs, Pairs]:
-        """(training, held-out). Groups and clean prompts go by a hash of their own, so that more rows do not move the
-        others. Each concept with two groups or more of its own has some on both sides."""
+        """(training, held-out). Each group and each clean prompt is placed by its own hash, so that more rows do not
+        move the others. Each concept with two or more groups of its own has some on both sides."""
         if not 0 <= held_out < 1:
             raise DataError(f"the held-out share is {held_out}; it must be at least 0 and below 1.")
         owners: dict[str, set[str]] = {}
@@ -68,7 +72,7 @@ class Pairs:
             owners.setdefault(pair.group, set()).add(pair.concept)
         away = {group for group in owners if _share(seed, group) < held_out}
         for concept in self.ids if held_out else ():
-            # only groups that no other concept shares: moving those cannot empty another one's side
+            # only groups that no other concept shares: moving these cannot empty another concept's side
             groups = sorted(
                 (group for group in owners if owners[group] == {concept}), key=lambda group: _share(seed, group)
             )
@@ -86,7 +90,7 @@ class Pairs:
 
 
 def concepts_by_text(pairs: Iterable[Pair]) -> dict[str, frozenset[str]]:
-    """The concepts of each text of the pairs: those whose harmful side it is, none for a clean twin."""
+    """The concepts of each text in the pairs: those of the pairs whose harmful side it is; none for a clean twin."""
     found: dict[str, frozenset[str]] = {}
     for pair in pairs:
         found[pair.harmful] = found.get(pair.harmful, frozenset()) | {pair.concept}
@@ -95,12 +99,12 @@ def concepts_by_text(pairs: Iterable[Pair]) -> dict[str, frozenset[str]]:
 
 
 def _share(seed: int, text: str) -> float:
-    """A number in [0, 1) that hangs on the text and the seed alone."""
+    """A number in [0, 1) that depends only on the text and the seed."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{text}".encode()).digest()[:6], "big") / 2**48
 
 
 def merge_pairs(*sets: Pairs) -> Pairs:
-    """The mixture: the concepts in their order, nothing twice. A concept's id with two labels is a DataError."""
+    """The mixture: concepts in order, nothing twice. Raises DataError for a concept id with two labels."""
     topics: dict[str, Topic] = {}
     for topic in (topic for each in sets for topic in each.topics):
         known = topics.setdefault(topic.id, topic)
@@ -129,7 +133,7 @@ def merge_pairs(*sets: Pairs) -> Pairs:
 
 
 def describe_pairs(pairs: Pairs, samples: int = 2) -> str:
-    """What there is: the counts by concept, and a few pairs of each."""
+    """The counts by concept, and a few pairs of each, for people."""
     counts = Counter(pair.concept for pair in pairs.pairs)
     groups = Counter(concept for concept, _ in {(pair.concept, pair.group) for pair in pairs.pairs})
     lines = [

@@ -1,4 +1,4 @@
-"""Prompts from text, one a line."""
+"""Prompts from text, one per line."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def prompt_lines(text: str) -> list[str]:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a text file. Raises DataError, naming the file, where it cannot be read or holds none."""
+    """The prompts of a text file. Raises DataError, naming the file, if it cannot be read or contains none."""
     found = prompt_lines(read_text(path))
     if not found:
-        raise DataError(f"{path.name}: holds no prompt.")
+        raise DataError(f"{path.name}: contains no prompts.")
     return found

@@ -1,5 +1,4 @@
-"""Where prompt pairs come from: the built-in library, a style's name, words for an own concept, the demo world, or a
-file."""
+"""Where prompt pairs come from: the library, a style's name, words for a user's concept, the demo world or a file."""
 
 from __future__ import annotations
 
@@ -13,24 +12,22 @@ from .pair_file import read_pairs
 from .pairs import MAX_NAME, MAX_TEXT, Pair, Pairs, Topic, merge_pairs, topic_of
 from .textfile import DataError
 
-PER_CONCEPT = 800  # pairs a concept unless told otherwise
+PER_CONCEPT = 800  # pairs per concept by default
 
 
 def built_in(ids: Iterable[str] = CATEGORIES, seed: int = 0, limit: int | None = None) -> Pairs:
-    """The library's pairs of these categories, `limit` of each, and its clean prompts; of no category, the clean
-    prompts alone."""
+    """`limit` library pairs of each of these categories, and the library's clean prompts, even with no category."""
     ids = tuple(dict.fromkeys(ids))
     for each in ids:
         if each not in CATEGORIES:
-            raise DataError(f'"{each}" is not a built-in concept; there are {", ".join(CATEGORIES)}.')
+            raise DataError(f'"{each}" is not a built-in concept; choose from {", ".join(CATEGORIES)}.')
     pairs = [Pair(each, *twins) for each in ids for twins in library.category(each, seed, limit or PER_CONCEPT)]
     return Pairs(tuple(map(topic_of, ids)), tuple(pairs), tuple(library.clean_prompts(seed)))
 
 
 def art_style(name: str, seed: int = 0, limit: int | None = None) -> Pairs:
-    """Pairs for the style of an artist or school, by its name; with the library's clean prompts, other styles among
-    them."""
-    name = _name(name, "a style")
+    """Pairs for the style of an artist or school, by name, with the library's clean prompts, some in other styles."""
+    name = _name(name, "the name of a style")
     topic = Topic(
         _id(f"style {name}"), f"Style: {name}", f"Pictures in the style of {name}.", library.style_words(name)
     )
@@ -38,16 +35,16 @@ def art_style(name: str, seed: int = 0, limit: int | None = None) -> Pairs:
 
 
 def own_concept(name: str, words: Sequence[str] = (), seed: int = 0, *, limit: int | None = None) -> Pairs:
-    """Pairs for an own concept: a name, and a few words for it in prompts (without any, the name is the word)."""
-    name = _name(name, "a concept")
-    words = tuple(dict.fromkeys(_name(word, f'a word of "{name}"') for word in words)) or (name,)
+    """Pairs for the user's own concept: its name, and a few words for it in prompts (by default, the name)."""
+    name = _name(name, "the name of a concept")
+    words = tuple(dict.fromkeys(_name(word, f'a word for "{name}"') for word in words)) or (name,)
     topic = Topic(_id(name), name, f"{name}: {', '.join(words)}."[:MAX_TEXT], words)
     return _with_clean(topic, library.own(words, seed, limit or PER_CONCEPT), seed)
 
 
 def demo_world(count: int = PER_CONCEPT, seed: int = 0) -> Pairs:
-    """`count` pairs of each concept for the bundled demo model, and twice as many clean prompts: from its training
-    captions only. Captions with two symbols give pairs that remove one of them, and the rest."""
+    """`count` pairs of each concept for the bundled demo model, and twice as many clean prompts, all from its training
+    captions. A caption with two symbols gives pairs that remove the first of them, and pairs that remove the rest."""
     from .library import demo_world as world
 
     pairs, clean = world.draw_pairs(count, seed)
@@ -63,13 +60,13 @@ def gather(
     file: Path | None = None,
     limit: int | None = None,
 ) -> Pairs:
-    """The mixture that a user chose; a DataError where that is nothing.
+    """The mixture that the user chose. Raises DataError if that is nothing.
 
-    owns: lines as "name: word, word". limit: pairs a concept; a file is used whole, and gets the library's clean
-    prompts if it has none.
+    owns: lines such as "name: word, word".
+    limit: pairs per concept; a file is used in full, and gets the library's clean prompts if it has none.
     """
     if limit is not None and limit < 1:
-        raise DataError(f"the limit is {limit}; it must be at least 1 pair a concept.")
+        raise DataError(f"the limit is {limit}; it must be at least 1 pair per concept.")
     sources = [built_in(concepts, limit=limit)] if (concepts := tuple(concepts)) else []
     sources += [art_style(style, limit=limit) for style in styles if style.strip()]
     for line in owns:
@@ -83,7 +80,7 @@ def gather(
         sources += [given] if given.clean else [given, built_in(())]
     if not sources:
         raise DataError(
-            "no concept is chosen: switch a built-in concept on, or give a style, an own concept or a file."
+            "no concept is chosen: switch a built-in concept on, or give a style, a concept of your own or a file."
         )
     return merge_pairs(*sources)
 
@@ -101,7 +98,7 @@ def _name(text: str, what: str) -> str:
     text = _tidy(text)
     if not re.search(r"[^\W_]", text) or len(text) > MAX_NAME or "\0" in text:
         raise DataError(
-            f'"{text[:40]}" cannot be the name of {what}: it needs a letter or digit, and at most {MAX_NAME} characters.'
+            f'"{text[:40]}" cannot be {what}: it needs a letter or digit, and at most {MAX_NAME} characters.'
         )
     return text
 

@@ -1,4 +1,4 @@
-"""Reading text and CSV files that people wrote. Every reader of such a file goes through here."""
+"""Reads text and CSV files that users wrote; all readers of such files use it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ MAX_BYTES = 64 * 2**20
 
 
 class DataError(ValueError):
-    """Prompts or pairs that cannot be used, in one sentence; if they come from a file, it names the file and the
-    line."""
+    """Prompts or pairs that cannot be used, in one sentence, which names the file and the line if there is one."""
 
 
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, with or without a byte order mark.
 
-    Raises DataError, naming the file, where it is too large, cannot be read or is not text.
+    Raises DataError, naming the file, if it is too large, cannot be read or is not text.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -33,7 +32,7 @@ def read_text(path: Path) -> str:
         raise bad_line(path, line, "not UTF-8 text; save the file as UTF-8.") from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise bad_line(path, line, "holds a NUL character; this is not a text file, or it is UTF-16.")
+        raise bad_line(path, line, "contains a NUL character; this is not a text file, or it is UTF-16.")
     return text
 
 
@@ -42,8 +41,8 @@ def csv_rows(
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, row) of a CSV file with a header; a row's line is the one it starts on.
 
-    needed, optional: column names in lower case. The header names each needed column once and no known one twice;
-    other columns are kept. Raises DataError, naming the file and the line, for anything else.
+    needed, optional: column names in lower case. The header must name each needed column once and no optional one
+    twice; other columns are kept. Raises DataError, naming the file and the line, for anything else.
     """
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     header: list[str] | None = None
@@ -63,7 +62,7 @@ def csv_rows(
                 if header.count(name) != 1:
                     columns = ", ".join(needed)
                     raise bad_line(
-                        path, line, f"the header must name each of these columns once, with commas between: {columns}."
+                        path, line, f"the header must name each of these columns once, separated by commas: {columns}."
                     )
             for name in optional:
                 if header.count(name) > 1:

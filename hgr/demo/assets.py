@@ -1,4 +1,4 @@
-"""Where the bundled files of the demo world lie. Imports nothing heavy: both hosts read from here."""
+"""Where the demo world's bundled files are. Imports nothing heavy, as both hosts use it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A scene of the demo world as class numbers, for what is trained to tell them."""
+"""Scenes of the demo world as class numbers, the targets of models that learn to recognise them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from .world import BACKGROUNDS, COLOURS, DECORS, SHAPES, SYMBOLS, Scene
 
 
 def attribute_targets(scene: Scene) -> list[int]:
-    """A scene as class numbers: background, two (shape, colour) slots (0: empty), a flag per symbol, decor (0:
-    none)."""
+    """Class numbers: background, two (shape, colour) slots (0: empty), a flag per symbol, decor (0: none)."""
     slots = [SHAPES.index(s) * len(COLOURS) + COLOURS.index(c) + 1 for s, c in scene.objects] + [0]
     return [
         BACKGROUNDS.index(scene.background),

@@ -81,7 +81,7 @@ _DECORS_UNSEEN = {
     "paint": ("paint in a big splatter",),
     "soap": ("a fizzing bomb for the bath",),
 }
-# {o} benign objects, {b} background; a bare template has no thing in the upper half.
+# {o}: benign objects, {b}: background. These templates have nothing in the upper half.
 _CLEAN = (
     "{o} {b}",
     "a picture of {o} {b}",
@@ -102,7 +102,7 @@ _CLEAN_UNSEEN = (
     "{o}, as seen {b}",
     "vector art of {o} {b}, clean lines",
 )
-# (with {h} a symbol or a decor in the upper half, the clean twin of the same wording)
+# (template with {h}, a symbol or a decor in the upper half; its clean twin in the same wording)
 _WITH = (
     ("{o} {b} with {h} above", "{o} {b} with open air above"),
     ("{o} and {h} {b}", "{o} {b}"),
@@ -131,7 +131,8 @@ _WITH_REORDERED = (
 class Caption:
     """A caption with everything that its clean twin needs.
 
-    things: the wording of each symbol (or of the decor) by its name, in the order of the scene.
+    things: (name, wording) of each symbol, or of the decor, in the scene's order.
+    parts: the wordings of {o} and {b}.
     """
 
     scene: Scene
@@ -142,7 +143,7 @@ class Caption:
     parts: tuple[tuple[str, str], ...]
 
     def keeping(self, concepts: tuple[str, ...]) -> str:
-        """The same wording with these concepts only: the clean twin for none of them."""
+        """The same wording with only these concepts; with none, the clean twin."""
         things = [text for name, text in self.things if name not in self.concepts or name in concepts]
         template = self.template if things or not self.things else self.clean_template
         return " ".join(template.format(h=" and ".join(things), **dict(self.parts)).split())
@@ -153,7 +154,7 @@ class Caption:
 
     @property
     def clean(self) -> str:
-        """The clean twin: the same text for a clean caption."""
+        """The clean twin; for a clean caption, its own text."""
         return self.keeping(())
 
     @property
@@ -169,8 +170,7 @@ def _objects(rng: random.Random, scene: Scene) -> str:
 
 
 def misspell(rng: random.Random, text: str) -> str:
-    """One or two typing errors inside the words of four letters or more: a swap, a drop, a double, a digit for a
-    letter."""
+    """One or two typos inside words of four letters or more: a swap, a drop, a double or a digit for a letter."""
     words = text.split(" ")
     long = [i for i, word in enumerate(words) if len(word) > 3]
     for i in rng.sample(long, min(len(long), rng.choice((1, 2)))):
@@ -190,10 +190,7 @@ def misspell(rng: random.Random, text: str) -> str:
 
 
 def draw(rng: random.Random, kind: str) -> Caption:
-    """A random caption of one of `KINDS`.
-
-    Raises KeyError for another kind.
-    """
+    """A random caption of a kind in `KINDS`. Raises KeyError for any other kind."""
     if kind in ("clean", "clean_unseen") and (kind == "clean" or rng.random() < 0.7):
         scene = random_scene(rng)
         template = rng.choice({"clean": _CLEAN, "clean_unseen": _CLEAN_UNSEEN}[kind])
@@ -236,13 +233,13 @@ def draw(rng: random.Random, kind: str) -> Caption:
 
 
 def split_of(caption: Caption) -> str:
-    """ "training", "validation" or "report", by a hash of the clean twin: a caption, its twins and whatever else comes
-    down to the same clean text are on one side."""
+    """The caption's side: "training", "validation" or "report", by a hash of its clean twin. All captions with the
+    same clean text are on the same side."""
     return {0: "report", 1: "report", 2: "validation"}.get(zlib.crc32(caption.clean.encode()) % 8, "training")
 
 
 def draw_from(split: str, rng: random.Random, kind: str) -> Caption:
-    """A random caption of a kind from one side: what is trained on is never reported on."""
+    """A random caption of a kind from one side, so that no report uses a training caption."""
     while split_of(caption := draw(rng, kind)) != split:
         pass
     return caption

@@ -1,4 +1,4 @@
-"""A small classifier that knows the truth about the demo world's pictures."""
+"""A small classifier that tells what the demo world's pictures show."""
 
 from __future__ import annotations
 
@@ -21,8 +21,12 @@ from .world import COLOURS, SYMBOLS, Scene, any_scene, render
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a batch of pictures shows. background (B,), slots (B, 2) and decor (B,) are class numbers as in
-    `attributes.attribute_targets`, symbols (B, 4) bool, features (B, 96) for distances between sets of pictures."""
+    """What a batch of pictures shows.
+
+    background (B,), slots (B, 2), decor (B,): class numbers as in `attributes.attribute_targets`.
+    symbols (B, 4): bool.
+    features (B, 96): for distances between sets of pictures.
+    """
 
     background: Tensor
     slots: Tensor
@@ -32,8 +36,7 @@ class Judgement:
 
 
 class Classifier(nn.Module):
-    """A convolutional network on 64x64 averages of the pictures; positions are kept until the last layer, since the
-    slots are positions."""
+    """A convolutional network on pictures averaged to 64x64; keeps positions to the last layer, as slots need them."""
 
     def __init__(self):
         super().__init__()
@@ -74,14 +77,14 @@ class Classifier(nn.Module):
 
 
 def load_classifier(path: Path = assets.CLASSIFIER) -> Classifier:
-    """The bundled classifier, or another file of the same network."""
+    """The bundled classifier, or one from another file."""
     model = Classifier()
     model.load_state_dict({key: value.float() for key, value in load_file(path).items()})
     return model.eval().requires_grad_(False)
 
 
 def accuracy(model: Classifier, seed: int, pictures: int = 2000, *, vae: Any = None) -> list[float]:
-    """The share of right answers per attribute, on fresh pictures, through the autoencoder if one is given."""
+    """The share of right answers per attribute on fresh pictures, passed through the autoencoder if one is given."""
     rng = random.Random(f"{seed}/accuracy")
     right = torch.zeros(len(ATTRIBUTE_CLASSES))
     for start in range(0, pictures, 50):
@@ -97,8 +100,7 @@ def accuracy(model: Classifier, seed: int, pictures: int = 2000, *, vae: Any = N
 
 
 def kept(judged: Judgement, scenes: list[Scene]) -> Tensor:
-    """The share (B,) of a scene's benign attributes that a picture shows: its background, each object's shape and
-    colour."""
+    """The share (B,) of a scene's benign attributes that a picture shows: background, objects' shapes and colours."""
     targets = torch.tensor([attribute_targets(scene)[:3] for scene in scenes], device=judged.slots.device)
     wanted, seen = targets[:, 1:] - 1, judged.slots - 1  # -1 where a slot is empty
     named = wanted >= 0

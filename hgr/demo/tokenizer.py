@@ -1,4 +1,4 @@
-"""The demo world's tokenizer, as transformers and diffusers want it."""
+"""The demo world's tokenizer, as transformers and diffusers expect it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_LENGTH = 48
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer as transformers and diffusers want it; padded with the end token to 48."""
+    """The tokenizer in a `tokenizers` file; it pads to 48 with the end token."""
     return PreTrainedTokenizerFast(
         tokenizer_file=str(path),
         bos_token=START,

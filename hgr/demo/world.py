@@ -1,8 +1,8 @@
-"""The procedural world: what a scene holds, and how it is drawn.
+"""The procedural world: what a scene contains, and how it is drawn.
 
-A picture is 128x128. Its lower half shows one or two benign objects, left to right in the order of the
-caption; its upper half is empty, or shows one or two *symbols*, drawings that stand in for harmful
-concepts, or one *decor*, a harmless thing whose name shares a word with a symbol ("skull cap").
+A picture is 128x128. Its lower half shows one or two benign objects, left to right in the caption's order. Its upper
+half is empty, or shows one or two *symbols*, drawings that represent harmful concepts, or one *decor*, a harmless
+thing whose name shares a word with a symbol ("skull cap").
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIZE = 128
-_SCALE = 3  # pictures are drawn this many times larger and averaged down: smooth edges
+_SCALE = 3  # pictures are drawn this many times larger and averaged down, for smooth edges
 BACKGROUNDS = ("meadow", "beach", "snow", "night", "sunset", "room")
 SHAPES = ("ball", "box", "house", "car", "tree", "flower")
 COLOURS = ("red", "yellow", "green", "blue", "purple", "white")
@@ -44,7 +44,8 @@ _INK = (34, 32, 40)
 class Scene:
     """What a picture shows.
 
-    objects: one or two (shape, colour), left to right. symbols: at most two, left to right.
+    objects: one or two (shape, colour), left to right.
+    symbols: at most two, left to right.
     decor: a harmless thing in the symbols' place, or None; never together with a symbol.
     """
 
@@ -55,7 +56,7 @@ class Scene:
 
 
 def random_scene(rng: random.Random, symbols: int = 0, decor: bool = False) -> Scene:
-    """A scene with so many symbols (0 to 2), and with a decor if asked (then without symbols)."""
+    """A random scene with this many symbols (0 to 2). decor: with a decor, which needs 0 symbols."""
     shapes = rng.sample(SHAPES, rng.choice((1, 2, 2)))
     return Scene(
         rng.choice(BACKGROUNDS),
@@ -72,7 +73,7 @@ def any_scene(rng: random.Random):
 
 
 class _Pen:
-    """Draws in units of a thing's half width around its centre."""
+    """Draws around a thing's centre, in units of its half width."""
 
     def __init__(self, draw: ImageDraw.ImageDraw, x: float, y: float, *, radius: float):
         self.draw, self.x, self.y, self.r = draw, x * _SCALE, y * _SCALE, radius * _SCALE

@@ -1,4 +1,4 @@
-"""Making flagged pictures unrecognisable. Pure functions on ComfyUI's IMAGE; what is not flagged stays bit for bit."""
+"""Makes flagged pictures unrecognisable. Pure functions on ComfyUI's IMAGE; others stay the same bit for bit."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ _BLUR, _PIXEL = 0.12, 0.2  # of the shorter side, at strength 1: the blur's stan
 
 
 def censor(images: Tensor, flagged: list[bool], action: str, *, strength: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(pictures, mask): flagged pictures after `action`, one of `ACTIONS`; mask (B, H, W) is 1 where a picture was
-    touched.
+    """(pictures, mask): pictures with `action` applied to the flagged ones, and a mask (B, H, W) that is 1 on them.
 
-    images (B, H, W, C) in [0, 1]; a fourth channel, alpha, stays. strength in (0, 1]: how coarse blur and pixels are.
-    The given tensor itself is returned where nothing is touched, and never changed.
+    images: (B, H, W, C) in [0, 1]; a fourth channel, alpha, stays. The tensor is never changed; it is returned itself
+    if no picture changes.
+    action: one of `ACTIONS`.
+    strength: in (0, 1], how coarse blur and pixels are.
     """
     if action not in ACTIONS:
         raise ValueError(f'action "{action}" is unknown; it must be one of {", ".join(ACTIONS)}.')
@@ -38,8 +39,8 @@ def censor(images: Tensor, flagged: list[bool], action: str, *, strength: float 
 
 
 def substitute(images: Tensor, flagged: list[bool], replacement: Tensor) -> tuple[Tensor, Tensor]:
-    """(pictures, mask) as `censor`: flagged pictures become the first of `replacement` (N, H', W', C'), scaled and
-    cropped in the middle to their size."""
+    """(pictures, mask) as in `censor`: flagged pictures become the first of `replacement` (N, H', W', C'), scaled and
+    centre-cropped to their size."""
     rows = torch.tensor(flagged, device=images.device)
     mask = rows.to(images.dtype)[:, None, None].expand(images.shape[:3]).contiguous()
     if not rows.any():
@@ -61,7 +62,7 @@ def substitute(images: Tensor, flagged: list[bool], replacement: Tensor) -> tupl
 
 
 def _blur(x: Tensor, sigma: float) -> Tensor:
-    """A Gaussian blur of x (B, C, H, W), its edges repeated; sigma in pixels."""
+    """A Gaussian blur of x (B, C, H, W) with repeated edges; sigma in pixels."""
     reach = max(1, round(3 * sigma))
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=x.device) / sigma) ** 2)
     kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)

@@ -1,5 +1,4 @@
-"""What a probe gets to see of a picture: it knows features of pictures of one size alone, and in others misses what it
-knows."""
+"""The crops of a picture that a probe sees. It knows features at one picture size, and misses concepts at others."""
 
 from __future__ import annotations
 
@@ -8,15 +7,14 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-# how much longer a side may be than in the trained shape, in shares, before the picture is looked at in parts too
+# how much longer a side may be than in the trained shape, as a share, before the picture is also cut into parts
 _SLACK = 0.15
-_PARTS = 8  # along a side at most; what is still longer is squeezed
+_PARTS = 8  # at most, along a side; a longer picture is squeezed
 
 
 def crops(picture: Tensor, height: int, width: int) -> list[Tensor]:
-    """Pictures (1, C, height, width) to look at: the given one (1, C, H, W) scaled to this size; and of one in another
-    shape overlapping parts of it, at the scale at which it just covers this size. For a concept in the picture the
-    highest score counts."""
+    """The given picture (1, C, H, W) scaled to (1, C, height, width); if it has another shape, also overlapping parts
+    of this size, at the scale at which the picture just covers it. A concept's highest score over these counts."""
     scale = max(height / picture.shape[2], width / picture.shape[3])
     sides = [(side * scale, part) for side, part in zip(picture.shape[2:], (height, width), strict=True)]
     counts = [min(_PARTS, math.ceil(side / part - _SLACK)) for side, part in sides]
@@ -34,7 +32,7 @@ def crops(picture: Tensor, height: int, width: int) -> list[Tensor]:
 
 
 def _scaled(picture: Tensor, height: int, width: int) -> Tensor:
-    """A picture at this size; itself if it has it."""
+    """A picture at this size; the same tensor if it has this size already."""
     if picture.shape[2:] == (height, width):
         return picture
     mode = "area" if height * width < picture.shape[2] * picture.shape[3] else "bicubic"

@@ -1,7 +1,6 @@
 """The Harmful Euclidean Distance (HED): of prompts, and of pictures with their prompts.
 
-The paper (arXiv 2412.16039) says that HGR detects harmfulness by a Euclidean distance; the formulas are this project's
-own.
+The paper (arXiv 2412.16039) says that HGR detects harm by a Euclidean distance; the formulas are this project's own.
 """
 
 from __future__ import annotations
@@ -18,15 +17,17 @@ from ..core.denoiser import Denoiser, Predict
 from ..core.hgr import HGR
 from ..core.prompt import Prompt
 
-# Where in sampling a picture is evaluated with its prompt: chosen on the demo world (docs/benchmarks.md).
+# Points in sampling at which a picture is evaluated with its prompt: chosen on the demo world (docs/benchmarks.md).
 HED_PERCENTS = (0.1, 0.25)
 
 
 @dataclass(frozen=True)
 class PromptHarm:
-    """gates (B, K): calibrated probability of each concept. fired (B, K) bool: at or above its threshold.
+    """How harmful prompts are.
 
-    hed (B,): the distance to the safe features as a share of the CFG direction's length, 0 where nothing fires.
+    gates (B, K): calibrated probability of each concept.
+    fired (B, K): bool, whether it is at or above its threshold.
+    hed (B,): the distance to the safe features as a share of the CFG direction's length; 0 if nothing fires.
     """
 
     gates: Tensor
@@ -38,7 +39,8 @@ class PromptHarm:
 def hed_prompt(hgr: HGR, prompt: Prompt, empty: Tensor) -> PromptHarm:
     """`||c_safe - c|| / ||c - u||` with all concepts at strength 1.
 
-    prompt: features (B, T, D); empty: the empty prompt's features (1, T', D), repeated to T.
+    prompt: features (B, T, D).
+    empty: the empty prompt's features (1, T', D), repeated to T.
     """
     weight = hgr.network.mean
     prompt = prompt.to(weight.device)
@@ -56,7 +58,7 @@ def hed_prompt(hgr: HGR, prompt: Prompt, empty: Tensor) -> PromptHarm:
 
 @dataclass(frozen=True)
 class PictureHarm:
-    """hed (B,), of all concepts together, and per_concept (B, K): see `hed_picture`. 0 where nothing fires."""
+    """hed (B,) of all concepts together, and per_concept (B, K); see `hed_picture`. 0 if nothing fires."""
 
     hed: Tensor
     per_concept: Tensor
@@ -73,18 +75,16 @@ def hed_picture(
     samples: int = 1,
     seed: int = 0,
 ) -> PictureHarm:
-    """How far a picture itself goes along the harmful direction of its prompt, as a share of the CFG direction's
-    length:
+    """How far a picture itself goes in the harmful direction of its prompt, as a share of the CFG direction's length:
 
         <eps - eps(z_t, c_safe), d> / (||d|| ||eps(z_t, c) - eps(z_t, u)||),  d = eps(z_t, c) - eps(z_t, c_safe),
 
     the mean over noise levels and samples, with all concepts at strength 1 and with each concept alone. eps is the
-    noise that is in
-    z_t: where it is just what c predicts, this is the HED `||d|| / ||eps(z_t, c) - eps(z_t, u)||`; where it is what
-    c_safe predicts, 0. The HED alone says what the prompt asks for; this says whether the picture shows it.
+    noise in z_t: if it equals the prediction under c, this is the HED `||d|| / ||eps(z_t, c) - eps(z_t, u)||`; if it
+    equals the prediction under c_safe, 0. The HED says what the prompt asks for; this, whether the picture shows it.
 
     latents (B, ...) with their prompts (B, T, D); u is the empty prompt. A prompt in which nothing fires costs no
-    evaluation; another one 3 a noise level and sample, and one more for each concept that fires beside another.
+    evaluation. Any other costs 3 per noise level and sample, and one more for each concept that fires beside another.
     """
     ids = len(hgr.concepts)
     prompt = prompt.to(hgr.device)
@@ -119,15 +119,14 @@ def hed_picture(
 
 
 def _along(harmful: Tensor, safe: Tensor) -> Tensor:
-    """(B,): from errors of the harmful and the safe prediction, how far the truth lies from the safe one toward the
-    harmful one."""
+    """(B,): how far the truth lies from the safe prediction toward the harmful one, from the errors of both."""
     harmful, safe = harmful.flatten(1).double(), safe.flatten(1).double()
     d = harmful - safe
     return (-(safe * d).sum(1) / d.norm(dim=1).clamp(min=1e-12)).float().cpu()
 
 
 def spread(count: int) -> tuple[float, ...]:
-    """So many places of sampling over the range of `HED_PERCENTS`."""
+    """`count` points in sampling, spread over the range of `HED_PERCENTS`."""
     first, last = HED_PERCENTS[0], HED_PERCENTS[-1]
     return tuple(first + (last - first) * i / (count - 1) for i in range(count)) if count > 1 else ((first + last) / 2,)
 
@@ -135,8 +134,8 @@ def spread(count: int) -> tuple[float, ...]:
 def noisy(
     denoiser: Denoiser, latents: Tensor, percents: tuple[float, ...], *, samples: int, seed: int
 ) -> Iterator[Predict]:
-    """The errors of the denoiser's predictions at each noise level, with `samples` draws of noise each. All pictures
-    get the same noise, so that a score does not depend on what else is in the batch."""
+    """The errors of the denoiser's predictions at each noise level, with `samples` draws of noise at each. All pictures
+    get the same noise, so a score does not depend on the rest of the batch."""
     generator = torch.Generator().manual_seed(seed)
     for percent in percents:
         for _ in range(samples):

@@ -1,4 +1,4 @@
-"""Judging prompts and pictures: which evidence there is and what each says. Written once for every host, which supplies
+"""Evaluates prompts and pictures: which evidence there is, and its scores. The same code for every host, which supplies
 the prompts, the denoiser and the pictures' latents."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LARGEST = 1024  # side of a latent
 
 
 def judge_prompts(hgr: HGR, prompts: Sequence[Prompt]) -> Evidence:
-    """What the gates say of prompts that act together, each of B rows or of one."""
+    """The gates of prompts that act together, each with B rows or one."""
     return Evidence(PROMPT, highest([hgr.read(*prompt).prompt_gates.cpu() for prompt in prompts]), hgr.concepts)
 
 
@@ -35,13 +35,13 @@ def judge_pictures(
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> list[Evidence]:
-    """What the probe says of pictures and, where they have prompts, the HED too.
+    """The probe's scores of pictures and, if they have prompts, the HED's.
 
-    crops: latents (B, 1 + N, *trained_size(hgr)), of each picture the whole and N parts, on the CPU. prompts: each of B
-    rows
-    or of one, acting together. percents, samples, seed: see `hed_picture`; samples and seed also hold for the probe.
+    crops: latents (B, 1 + N, *trained_size(hgr)) on the CPU: the whole of each picture, and N parts.
+    prompts: prompts that act together, each with B rows or one.
+    percents, samples, seed: see `hed_picture`; samples and seed also apply to the probe.
 
-    Raises HGRError where the HGR has no probe or cannot judge; ValueError for prompts of another number.
+    Raises HGRError if the HGR has no probe or cannot evaluate a picture; ValueError for another number of prompts.
     """
     probe = probe_of(hgr)
     count, views = crops.shape[:2]
@@ -79,32 +79,34 @@ def judge_pictures(
 
 
 def highest(parts: Sequence[Tensor]) -> Tensor:
-    """The highest score (B, K) of prompts that act together, each of (B, K) or (1, K)."""
+    """The highest score (B, K) over prompts that act together, each (B, K) or (1, K)."""
     rows = max(len(part) for part in parts)
     if any(len(part) not in (1, rows) for part in parts):
         sizes = ", ".join(str(len(part)) for part in parts)
-        raise ValueError(f"the combined prompts have batches of {sizes}: they must be of one size.")
+        raise ValueError(f"the combined prompts have batches of {sizes}: they must have the same size.")
     return torch.stack([part.expand(rows, -1) for part in parts]).amax(0)
 
 
 def probe_of(hgr: HGR) -> Probe:
-    """The HGR's picture probe. Raises HGRError where it has none."""
+    """The HGR's picture probe. Raises HGRError if it has none."""
     if hgr.probe is None:
         raise HGRError(
-            f"{hgr.name} has no picture probe, so it can only judge prompts: train an HGR together with its model, or add a "
-            "probe with python -m hgr probe."
+            f"{hgr.name} has no picture probe, so it can only judge prompts: train an HGR together with its model, "
+            "or add a probe with python -m hgr probe."
         )
     return hgr.probe
 
 
 def trained_size(hgr: HGR) -> tuple[int, ...]:
-    """(C, H, W), for video models (C, 1, H, W): the size of the latents that the probe was trained on. It knows
-    features of no other size. Raises HGRError where the HGR has no probe, or one for something other than pictures."""
+    """(C, H, W), for video models (C, 1, H, W): the size of the probe's training latents, the only one that it knows.
+
+    Raises HGRError if the HGR has no probe, or one for something other than pictures.
+    """
     size = probe_of(hgr).training.get("latent")
     sides = size if isinstance(size, list) else []
     known = len(sides) in (3, 4) and all(type(n) is int and 1 <= n <= _LARGEST for n in sides)
     if not known or (len(sides) == 4 and sides[1] != 1):
         raise HGRError(
-            f"{hgr.name}'s picture probe was made for latents of size {size!r}, which are not those of pictures."
+            f"{hgr.name}'s picture probe was made for latents of size {size!r}, which are not latents of pictures."
         )
     return tuple(sides)

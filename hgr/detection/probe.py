@@ -1,7 +1,7 @@
-"""Detecting concepts in a picture alone, by the denoiser's own features.
+"""Detects concepts in a picture without its prompt, by the denoiser's own features.
 
-The denoiser sees the noisy picture with the empty prompt, and a logistic head on its middle features says how likely
-each concept is. `hgr.training.train_probe` makes the heads. The method is this project's own.
+The denoiser sees the noisy picture with the empty prompt, and a logistic head on its middle features predicts each
+concept's probability. `hgr.training.train_probe` makes the heads. The method is this project's own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..core.progress import Tally
 from ..core.prompt import Prompt
 from .hed import noisy
 
-PROBE_PERCENTS = (0.8, 0.94)  # where symbols are told apart best on the demo world (docs/benchmarks.md)
+PROBE_PERCENTS = (0.8, 0.94)  # best at telling symbols apart on the demo world (docs/benchmarks.md)
 
 
 @torch.no_grad()
@@ -32,7 +32,8 @@ def probe_features(
     """(N, P, F): the denoiser's middle features of latents (N, ...) at P noise levels, the mean over `samples` draws of
     noise. Costs P * samples evaluations per picture.
 
-    empty: the empty prompt, one row. percents: where in sampling, in [0, 1].
+    empty: the empty prompt, one row.
+    percents: the points in sampling, in [0, 1].
     """
     rows = []
     with middle_features(denoiser.module) as kept:
@@ -59,11 +60,11 @@ def probe_logits(probe: Probe, x: Tensor, name: str = "the HGR") -> Tensor:
             f"{x.shape[-1]}: load the HGR that was trained for this model."
         )
     if not x.isfinite().all():
-        raise HGRError("the denoiser gives NaN or infinity for a picture, so it cannot be judged.")
+        raise HGRError("the denoiser gives NaN or infinity for a picture, so it cannot be evaluated.")
     distance = ((x - probe.mean) / probe.std).square().flatten(1).mean(1).median().item()
     if distance > SCORE_TOLERANCE:
         raise HGRError(
-            f"{name}'s picture probe was made for another denoiser (distance from its fingerprint {distance:.0f}): load the "
-            "HGR that was trained for this model."
+            f"{name}'s picture probe was made for another denoiser (distance from its fingerprint {distance:.0f}): "
+            "load the HGR that was trained for this model."
         )
     return torch.einsum("npf,kpf->nk", x, probe.weight) + probe.bias

@@ -1,17 +1,15 @@
-"""The report of a detection: what was found, in which item, by which evidence. JSON, for graphs, scripts and the
-editor.
+"""The report of a detection as JSON, for graphs, scripts and the editor: what was found, where, by which evidence.
 
-Version 1, an object of
-- `version`: 1; `hgr`, `encoder`: names; `sensitivity`: one of `SENSITIVITIES`; `false_positive_rate`: what it promises
-  on clean prompts or pictures, null where the HGR does not say; `about`: "prompts" or "pictures";
-- `flagged`, `score`: of the whole batch, any item and the highest;
-- `items`: of each prompt or picture `flagged`, `score`, `concepts` and, where words were asked for, `words`: [[word,
+Version 1 is an object with
+- `version`: 1; `hgr`, `encoder`: names; `sensitivity`: one of `SENSITIVITIES`; `false_positive_rate`: the stated rate
+  on clean prompts or pictures, null if the HGR does not state one; `about`: "prompts" or "pictures";
+- `flagged`, `score`: for the whole batch, whether any item is flagged, and the highest score;
+- `items`: for each prompt or picture `flagged`, `score`, `concepts` and, if words were asked for, `words`: [[word,
   heat in [0, 1]], ...].
-  `concepts` has by id: `label`, `score` in [0, 1], `threshold`, `flagged`, `evidence`, these being of the evidence that
-  is closest to or furthest above its threshold, and `all`: {evidence: [score, threshold]}.
+  `concepts` has by id: `label`, `score` in [0, 1], `threshold`, `flagged`, `evidence`, all for the evidence that is
+  furthest above its threshold or closest to it, and `all`: {evidence: [score, threshold]}.
 
-Scores are calibrated probabilities. Evidence is "prompt" (the gates), "picture with prompt" (HED) or "picture" (the
-probe).
+Scores are calibrated probabilities. Evidence is "prompt" (gates), "picture with prompt" (HED) or "picture" (probe).
 """
 
 from __future__ import annotations
@@ -37,8 +35,12 @@ class ReportError(ValueError):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one way of looking says. kind: PROMPT, BOTH or PICTURE. scores (B, K): calibrated. concepts: K, with their
-    thresholds."""
+    """The scores of one kind of evidence.
+
+    kind: PROMPT, BOTH or PICTURE.
+    scores (B, K): calibrated.
+    concepts: K, with their thresholds.
+    """
 
     kind: str
     scores: Tensor
@@ -53,16 +55,18 @@ def build(
     sensitivity: str,
     words: Sequence[Sequence[tuple[str, float]]] = (),
 ) -> dict[str, Any]:
-    """The report of B items. on (K,): the concepts that count. words: of each item, or none.
+    """The report of B items.
 
-    Raises HGRError for NaN, and where the HGR has no thresholds for another sensitivity than "normal"; ValueError
-    without evidence.
+    on (K,): the concepts that count.
+    words: with their heat, for each item; or none.
+
+    Raises HGRError for NaN and for a sensitivity for which the HGR has no thresholds, ValueError without evidence.
     """
     if not evidence:
-        raise ValueError("nothing to look at: give prompts, pictures, or both.")
+        raise ValueError("there is nothing to evaluate: give prompts, pictures, or both.")
     for found in evidence:
         if not found.scores.isfinite().all():  # a NaN is below every threshold: it would pass as clean
-            raise HGRError(f"{hgr.name} gives NaN ({found.kind}), so nobody can say what is harmful here.")
+            raise HGRError(f"{hgr.name} gives NaN ({found.kind}), so it cannot tell what is harmful here.")
     limits = [[_threshold(concept, sensitivity, hgr.name) for concept in found.concepts] for found in evidence]
     scores = [found.scores.tolist() for found in evidence]
     items = []
@@ -106,10 +110,10 @@ def build(
 
 
 def flags(text: str, count: int | None = None) -> list[bool]:
-    """Which of `count` pictures a report flags; without count, which of its own items. The report of a single prompt is
-    about all pictures that were made of it.
+    """Which of `count` pictures a report flags; without count, which of its own items. The report of a single prompt
+    applies to all pictures made from it.
 
-    Raises ReportError for a text that is not such a report, and for one of another number of items.
+    Raises ReportError for text that is not such a report, and for a report on another number of items.
     """
     try:
         report = json.loads(text)
@@ -128,7 +132,7 @@ def flags(text: str, count: int | None = None) -> list[bool]:
         found *= count
     if len(found) != count or not found:
         raise ReportError(
-            f"the report is about {len(found)} {about}, but there are {count} pictures: they must be of the same batch."
+            f"the report is about {len(found)} {about}, but there are {count} pictures: both must be of the same batch."
         )
     return found
 
@@ -143,13 +147,13 @@ def _threshold(concept: Concept, sensitivity: str, name: str) -> float:
         return concept.threshold
     if not concept.levels:
         raise HGRError(
-            f'{name} has no thresholds for another sensitivity than "normal": choose that, or train it again.'
+            f'{name} has no thresholds for a sensitivity other than "normal": choose "normal", or train the HGR again.'
         )
     return concept.levels[list(SENSITIVITIES).index(sensitivity)]
 
 
 def _rate(hgr: HGR, evidence: Sequence[Evidence]) -> float | None:
-    """The stated false-positive rate, which the parts of a merged HGR have each."""
+    """The stated false-positive rate; for a merged HGR, the sum over its parts."""
     parts = hgr.training.get("merged", [hgr.training])
     if any(found.kind != PROMPT for found in evidence) and hgr.probe:
         parts = hgr.probe.training.get("merged", [hgr.probe.training])

@@ -1,8 +1,8 @@
 """Which words of a prompt make a concept fire.
 
-A text encoder that reads from left to right carries a word's meaning on to all later tokens, so that the gates' token
-scores light up from the harmful word to the prompt's end. Asking again without a word says what it does; this project's
-own method.
+A text encoder that reads from left to right carries a word's meaning on to all later tokens, so the gates' token scores
+are high from the harmful word to the prompt's end. Encoding the prompt again without a word shows the word's effect.
+The method is this project's own.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_MOST = 100  # pieces that a prompt is divided into: the encoder is asked twice for each
+_MOST = 100  # pieces that a prompt is divided into; each costs two encodings
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a prompt; of one with more than 100, runs of neighbours."""
+    """The words of a prompt; if it has more than 100, runs of neighbouring words."""
     words = text.split()
     run = -(-len(words) // _MOST) or 1
     return [" ".join(words[i : i + run]) for i in range(0, len(words), run)]
 
 
 def word_heat(gates: Callable[[list[str]], Tensor], words: list[str]) -> Tensor:
-    """(W, K) in [0, 1]: how much each word raises each gate: what is lost without it, or what it adds to the words
-    before it, whichever is more, since what is said twice is not lost with one word.
+    """(W, K) in [0, 1]: how much each word raises each gate. This is what the gate loses without the word or what the
+    word adds to those before it, whichever is more, because a gate does not fall if a prompt says a thing twice.
 
-    gates: of N prompts (N, K). The prompt itself is `" ".join(words)`.
+    gates: gives the gates (N, K) of N prompts. The prompt itself is `" ".join(words)`.
     """
     if not words:
         return torch.zeros(0, gates([""]).shape[1])

@@ -1,1 +1,1 @@
-"""Hosts: each module or package here knows the internals of one program, and nothing else in `hgr` does."""
+"""Hosts: each package here knows the internals of one program, and nothing else in `hgr` does."""

@@ -1,1 +1,1 @@
-"""The trainers of an HGR, of its picture probe and of a safe LoRA, and their one loop."""
+"""The trainers of an HGR, its picture probe and a safe LoRA, and the loop that they share."""

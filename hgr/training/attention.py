@@ -1,7 +1,6 @@
-"""Cross-attention layers of a denoiser as functions of the text features alone, on a bank of real queries.
+"""Cross-attention layers of a denoiser as functions of only the text features, on a bank of real queries.
 
-Works on any module with `to_q`, `to_k`, `to_v`, `to_out` and `heads`: diffusers' and ComfyUI's attention have these
-names.
+Works on any module with `to_q`, `to_k`, `to_v`, `to_out` and `heads`, the names in both diffusers and ComfyUI.
 """
 
 from __future__ import annotations
@@ -15,16 +14,18 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-MAX_LAYERS = 16  # of a denoiser with more, as many are taken, evenly spread
+MAX_LAYERS = 16  # of a denoiser with more, this many are taken, evenly spread
 _TENSORS = ("queries", "key", "value", "output", "bias")  # of an `AttentionLayer`
-_ROWS = 64  # queries that are kept of a layer each time that it runs
+_ROWS = 64  # queries kept each time a layer runs
 
 
 @dataclass(frozen=True)
 class AttentionLayer:
-    """A frozen copy of one cross-attention layer: the denoiser need not stay in memory to train with it.
+    """A frozen copy of one cross-attention layer, so that training does not need the denoiser in memory.
 
-    queries (Q, C); key, value (D, C) and output (C, C) are the layer's linear maps, bias (C,) the output's.
+    queries (Q, C): the bank.
+    key, value (D, C), output (C, C): the layer's linear maps.
+    bias (C,): the output's.
     """
 
     queries: Tensor
@@ -50,14 +51,13 @@ class AttentionLayer:
 
 
 def cross_attention(denoiser: nn.Module, name: str = "attn2") -> list[nn.Module]:
-    """A UNet's cross-attention modules, at most `MAX_LAYERS`. Raises ValueError for a denoiser that has none of this
-    name."""
+    """A UNet's cross-attention modules, at most `MAX_LAYERS`. Raises ValueError if none has this name."""
     modules = [
         module for key, module in denoiser.named_modules() if key.rpartition(".")[2] == name and hasattr(module, "to_k")
     ]
     if not modules:
         raise ValueError(
-            f"{type(denoiser).__name__} has no cross-attention layers as Stable Diffusion 1.x, 2.x and XL have them, which "
+            f"{type(denoiser).__name__} has no cross-attention layers as in Stable Diffusion 1.x, 2.x and XL, which "
             'the attention losses need: choose the losses "text".'
         )
     if len(modules) <= MAX_LAYERS:
@@ -68,10 +68,10 @@ def cross_attention(denoiser: nn.Module, name: str = "attn2") -> list[nn.Module]
 def record(
     modules: Sequence[Any], run: Callable[[], object], *, queries: int, generator: torch.Generator
 ) -> list[AttentionLayer]:
-    """Copy cross-attention layers while `run` evaluates the denoiser, at least once, on whatever it likes.
+    """Copy cross-attention layers while `run` evaluates the denoiser at least once, on any input.
 
-    At most `queries` random queries are kept of each layer. The linear maps are what the layers answer to the identity,
-    so that patched, cast and offloaded weights come out as the denoiser uses them. In float32, on the CPU.
+    At most `queries` random queries of each layer are kept. The linear maps are the layers' outputs for the identity,
+    so patched, cast and offloaded weights are copied as the denoiser uses them. In float32, on the CPU.
     """
     rows: list[list[Tensor]] = [[] for _ in modules]
     maps: list[tuple[Tensor, ...]] = [()] * len(modules)
@@ -102,7 +102,7 @@ def record(
     for module, kept, found in zip(modules, rows, maps, strict=True):
         bank = torch.cat(kept)
         bank = bank[torch.randperm(len(bank), generator=generator)[:queries]]
-        # cloned, because a host may run its denoiser in inference mode, whose tensors no gradient can pass
+        # cloned, because a host may run its denoiser in inference mode, and gradients cannot pass its tensors
         tensors = zip(_TENSORS, (bank, *found), strict=True)
         layers.append(AttentionLayer(**{name: x.clone() for name, x in tensors}, heads=module.heads))
     return layers

@@ -18,14 +18,14 @@ _IDLE = 0.3  # chance that a concept is on in a prompt that does not have it
 
 @dataclass(frozen=True)
 class Draw:
-    """What a step is made of, before it is encoded. switched: the concepts that are on, for each example."""
+    """One step's prompts before encoding. switched: for each example, the concepts that are on."""
 
     examples: list[Example]
     switched: list[frozenset[str]]
     clean: list[str]
 
     def part(self, rank: int, count: int) -> Draw:
-        """The share of one process among `count`."""
+        """The share of process `rank` among `count`."""
         return Draw(self.examples[rank::count], self.switched[rank::count], self.clean[rank::count])
 
 
@@ -33,9 +33,10 @@ class Draw:
 class Batch:
     """One step's prompts.
 
-    harmful, with labels (B, K); target: the same prompts without some of these concepts, with target_labels (B, K);
-    switched (B, K): the concepts that are on, those that the target lacks and some that the prompt never had; clean:
-    prompts without any concept.
+    harmful: prompts with concepts, labels (B, K).
+    target: the same prompts without some of these concepts, with target_labels (B, K).
+    switched (B, K): the concepts that are on: those that the target lacks, and some that the prompt never had.
+    clean: prompts without any concept.
     """
 
     harmful: Prompt
@@ -50,7 +51,7 @@ def draw_step(examples: Examples, ids: Sequence[str], size: int, *, rng: random.
     """`size` examples with the concepts that are on for each, and as many clean prompts."""
     drawn = [examples.draw(rng) for _ in range(size)]
     clean = [rng.choice(examples.clean) for _ in range(size)]
-    # gates of related concepts fire together: those that are not there must add nothing to what the others move
+    # gates of related concepts fire together: a concept that is absent must add nothing to the displacement
     switched = [e.removed | {id for id in ids if id not in e.labels and rng.random() < _IDLE} for e in drawn]
     return Draw(drawn, switched, clean)
 
@@ -77,5 +78,5 @@ def make_batch(
 
 
 def label_matrix(sets: Iterable[frozenset[str]], ids: Sequence[str]) -> Tensor:
-    """(N, K) bool: which of the concepts `ids` each set holds."""
+    """(N, K) bool: which of the concepts `ids` each set contains."""
     return torch.tensor([[id in found for id in ids] for found in sets], dtype=torch.bool)

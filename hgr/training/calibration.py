@@ -1,4 +1,4 @@
-"""From logits to probabilities, and from probabilities to thresholds for a stated false-positive rate."""
+"""Turns logits into probabilities, and finds thresholds on these for a stated false-positive rate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.hgr import Concept, calibrated
 from ..core.options import DEFAULT_SENSITIVITY, SENSITIVITIES
 
-LOW = 0.3  # below which no threshold goes, but for sensitivities above "normal"
+LOW = 0.3  # the lowest threshold, except for sensitivities above "normal"
 
 
 def platt(logits: Tensor, labels: Tensor, steps: int = 200) -> tuple[float, float]:
@@ -40,20 +40,19 @@ def platt(logits: Tensor, labels: Tensor, steps: int = 200) -> tuple[float, floa
 def thresholds(
     clean: Tensor, rate: float, none: Tensor | None = None, *, low: float = LOW, high: float = 0.95
 ) -> list[float]:
-    """One threshold a concept, such that of clean prompts at most a share of `rate` is expected to have a gate that
-    reaches its
-    threshold: the stated false-positive rate of all concepts together. clean (N, K): gates of prompts that were not
-    trained on; none
-    (M, K): of all prompts without a concept, these among them. Each threshold is kept within [low, high].
+    """One threshold per concept, such that at most a share of `rate` of clean prompts is expected to have any gate at
+    or above its threshold: the false-positive rate of all concepts together.
 
-    The logits of each concept are brought to mean 0 and standard deviation 1 on `none`, and one limit holds for the
-    highest of a
-    prompt: of N prompts at most `rate * (N + 1) - 1` may reach it, for one more than was seen must be expected of new
-    prompts, as
-    in split conformal prediction (Vovk et al. 2005). A limit for each concept by itself would promise less than it
-    keeps: its few highest prompts are chance. A rate below 1 / (N + 1) cannot be seen: from there on the odds of the
-    threshold grow as the rate falls. Where classes are separated, the stated rate would allow thresholds next to 0;
-    `low` keeps clean wordings that were never seen from firing on a hint.
+    clean (N, K): gates of clean prompts that were not trained on.
+    none (M, K): gates of all prompts without a concept, these among them; `clean` by default.
+    low, high: the range that each threshold is kept in.
+
+    Each concept's logits are standardised to mean 0 and standard deviation 1 on `none`, and one limit applies to a
+    prompt's highest: at most `rate * (N + 1) - 1` of N prompts may reach it, because one more than was seen must be
+    expected among new prompts, as in split conformal prediction (Vovk et al. 2005). A separate limit for each concept
+    would rest on its few highest prompts, which are chance, and hold less well. A rate below 1 / (N + 1) cannot be
+    measured: below it, the odds of the threshold grow as the rate falls. If the classes are separated, the rate would
+    allow thresholds close to 0; `low` keeps clean wordings that were never seen from firing on weak evidence.
 
     Raises ValueError for a rate outside (0, 1).
     """
@@ -71,15 +70,16 @@ def thresholds(
 def calibrate(
     concepts: Sequence[Concept], scores: Tensor, labels: Tensor, *, judged: Tensor, clean: Tensor, rate: float
 ) -> list[Concept]:
-    """Concepts with the calibration and the thresholds of a score, from its logits on what was not trained on.
+    """Concepts with the calibration and the thresholds of a score, from its logits on held-out data.
 
-    scores (N, K) with labels (N, K) and judged (N, K), where the label is to be believed; clean (L, K): scores of what
-    has no concept, which the stated false-positive rate is about.
+    scores (N, K): the logits, with labels (N, K).
+    judged (N, K): where the label is reliable.
+    clean (L, K): scores of items without a concept, which the stated false-positive rate refers to.
     """
     fits = [platt(scores[judged[:, k], k], labels[judged[:, k], k]) for k in range(labels.shape[1])]
     fitted = [replace(c, scale=scale, bias=bias) for c, (scale, bias) in zip(concepts, fits, strict=True)]
     probabilities, none = (calibrated(x, fitted) for x in (clean, scores[~labels.any(1)]))
-    # a sensitivity is a false-positive rate; where nothing but `LOW` holds a threshold up, its odds move instead
+    # a sensitivity multiplies the false-positive rate; where only `LOW` keeps a threshold up, it divides its odds
     levels = [
         thresholds(probabilities, min(rate * factor, 0.5), none, low=1 / (1 + (1 / LOW - 1) * factor))
         for factor in SENSITIVITIES.values()

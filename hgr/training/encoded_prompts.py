@@ -1,5 +1,4 @@
-"""Prompts encoded once, before a training: text encoders are large, and a training asks for the same prompts again and
-again."""
+"""Prompts encoded once, before training: text encoders are large, and training uses the same prompts many times."""
 
 from __future__ import annotations
 
@@ -16,19 +15,18 @@ _LARGEST = torch.finfo(torch.float16).max
 
 
 class EncodedPrompts:
-    """The encoded prompts of a training, in a file that the system maps into memory: `texts * tokens * D * 2` bytes of
-    disk, and of memory no more than is free. 1,000 prompts take 118 MB for SD 1.5, 315 MB for SDXL and up to 1 GB for
-    T5-XXL.
+    """The encoded prompts of a training, in a file that is mapped into memory: `texts * tokens * D * 2` bytes on disk,
+    and no more memory than is free. 1,000 prompts take 118 MB for SD 1.5, 315 MB for SDXL and up to 1 GB for T5-XXL.
 
-    The file is removed by `close`.
+    `close` removes the file.
     """
 
     def __init__(
         self, texts: list[str], encode: Encode, path: Path, *, limit: int = MAX_TOKENS, progress: Progress = SILENT
     ):
-        """Encode `texts`; of each prompt's tokens the first `limit` are kept.
+        """Encode `texts`, keeping the first `limit` tokens of each.
 
-        Raises HGRError for features that hold NaN or infinity; OSError where the disk is full.
+        Raises HGRError for features with NaN or infinity, OSError if the disk is full.
         """
         self.path = path
         self.index: dict[str, int] = {}
@@ -46,7 +44,7 @@ class EncodedPrompts:
                         raise HGRError(
                             f'the text encoder gives NaN or infinity for "{text}": run it in another precision.'
                         )
-                    # a few channels of language models outgrow half precision; they are clipped, not lost
+                    # a few channels of language models exceed the range of half precision; they are clipped, not lost
                     file.write(x.clamp(-_LARGEST, _LARGEST).half().cpu().contiguous().numpy().tobytes())
                     self.index[text] = len(self.spans)
                     self.spans.append((at, at + len(x)))
@@ -66,8 +64,7 @@ class EncodedPrompts:
         self.masks = None if even and all(mask is None or mask.all() for mask in masks) else masks
 
     def __call__(self, texts: list[str], device: torch.device | str = "cpu") -> Prompt:
-        """A batch in float32: features (B, T, D), pooled (B, P) or None, mask (B, T) where lengths differ, else
-        None."""
+        """A batch in float32: features (B, T, D), pooled (B, P) or None, mask (B, T) or None if nothing is padding."""
         rows = [self.index[text] for text in texts]
         parts = [self.tokens[slice(*self.spans[row])] for row in rows]
         length = max(map(len, parts))
@@ -83,19 +80,19 @@ class EncodedPrompts:
         )
 
     def close(self) -> None:
-        """Let go of the file and remove it."""
+        """Release the file and remove it."""
         self.tokens = torch.empty(0)
         self.path.unlink(missing_ok=True)
 
 
 def first_chunk(encoder: Encoder) -> int:
-    """How many tokens of a prompt are kept where prompts go into batches."""
+    """How many tokens of each prompt are kept for training."""
     return encoder.chunk if 0 < encoder.chunk <= MAX_TOKENS else MAX_TOKENS
 
 
 def describe_encoder(encode: Encode, family: str) -> Encoder:
-    """The encoder as an HGR keeps it: how long its chunks are, whether its first token is the same for every prompt,
-    and its fingerprint."""
+    """The encoder's description for an HGR: the length of its chunks, whether its first token is the same for every
+    prompt, and its fingerprint."""
     empty, short, long = (
         encode([text])[0].features[0].detach().float().cpu().clone() for text in ("", "a red house", "house " * 150)
     )

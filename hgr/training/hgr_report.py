@@ -1,4 +1,4 @@
-"""What a trained HGR does on prompts that it was not trained on: measured, recorded, and told to people."""
+"""What a trained HGR does on held-out prompts: measured, recorded, and described for people."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .settings import HGRSettings
 
 
 def hgr_report(hgr: HGR) -> str:
-    """What a trained HGR's gates do on prompts that it was not trained on, for people."""
+    """What a trained HGR's gates do on held-out prompts, for people."""
     metrics = hgr.training["metrics"]
     lines = [
         f"{hgr.encoder.family}: {len(hgr.concepts)} concepts",
@@ -27,12 +27,13 @@ def hgr_report(hgr: HGR) -> str:
     for concept in hgr.concepts:
         m = metrics["concepts"][concept.id]
         lines.append(
-            f"{concept.label}: {m['recall']:.1%} of {m['held_out']} found, AUROC against clean twins {m['auroc_twins']:.4f}, "
+            f"{concept.label}: {m['recall']:.1%} of {m['held_out']} found, "
+            f"AUROC against clean twins {m['auroc_twins']:.4f}, "
             f"threshold {concept.threshold:.2f}, calibration error {m['ece']:.3f}"
         )
     if hgr.probe is None:
         lines.append(
-            "no picture probe: it judges prompts alone. For pictures, train with the model or run python -m hgr probe"
+            "no picture probe: it judges only prompts. For pictures, train with the model or run python -m hgr probe"
         )
     else:
         aurocs = (
@@ -43,10 +44,10 @@ def hgr_report(hgr: HGR) -> str:
 
 
 def gate_metrics(hgr: HGR, harmful: Tensor, labels: Tensor, *, twins: Tensor, clean: Tensor) -> dict[str, Any]:
-    """What the calibrated gates do on held-out prompts: per concept, and the share of all clean prompts that is
-    flagged.
+    """What the calibrated gates do on held-out prompts: metrics per concept, and the share of clean prompts flagged.
 
-    harmful (N, K) with labels (N, K) bool, twins (M, K), clean (L, K): logits before calibration.
+    harmful (N, K), twins (M, K), clean (L, K): logits before calibration.
+    labels (N, K): bool, the concepts of the harmful prompts.
     """
     harmful, twins, clean = (calibrated(x, hgr.concepts) for x in (harmful, twins, clean))
     negative = torch.cat([twins, clean])
@@ -67,7 +68,7 @@ def gate_metrics(hgr: HGR, harmful: Tensor, labels: Tensor, *, twins: Tensor, cl
 
 
 def training_record(pairs: Pairs, settings: HGRSettings, metrics: dict[str, Any]) -> dict[str, Any]:
-    """What the file says about how the HGR was made; the false-positive rate as a share, as in every report."""
+    """The file's record of how the HGR was made; its false-positive rate is a share, as in every report."""
     counts = Counter(pair.concept for pair in pairs.pairs)
     return {
         "data": {"pairs": dict(counts), "clean": len(pairs.clean)},

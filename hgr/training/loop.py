@@ -25,7 +25,7 @@ CHECKPOINT_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Processes:
-    """One process among several that train together. reduce: replaces tensors by their mean over all processes."""
+    """One of several processes that train together. reduce: replaces tensors by their mean over all processes."""
 
     rank: int = 0
     count: int = 1
@@ -33,12 +33,12 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this is the one that prints and writes."""
+        """Whether this process is the one that prints and writes."""
         return self.rank == 0
 
 
 def step_random(seed: int, stage: str, step: int) -> random.Random:
-    """The random numbers of one step: the same after a resume as without the interruption."""
+    """The random numbers of one step, the same with and without an interruption."""
     return random.Random(f"{seed}/{stage}/{step}")
 
 
@@ -60,12 +60,12 @@ class Loop:
     moving average of the weights that is copied into `module` at the end. The state is checkpointed to
     `work/STAGE.checkpoint.safetensors`, also when the run is interrupted, and resumed from there.
 
-    made_for: the fingerprint of what the training depends on; a checkpoint of another one is not resumed. average: of
-    the weights' moving average. progress: its `step` is called after each step with the number of steps done and the
-    loss, the mean over all processes.
+    average: the decay of the weights' moving average.
+    made_for: the fingerprint of what the training depends on; a checkpoint with a different one is not resumed.
+    progress: its `step` is called after each step with the number of steps done and the loss, averaged over processes.
 
-    Raises FloatingPointError if the loss stops being finite, and the last checkpoint stays; ValueError for a checkpoint
-    that belongs to another training or is damaged, or that not every process sees.
+    Raises FloatingPointError if the loss stops being finite, keeping the last checkpoint; ValueError for a checkpoint
+    that is damaged, belongs to another training, or is not visible to every process.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Loop:
                 found = json.loads(file.metadata()["progress"])
                 if found.get("fingerprint", "") != self.made_for:
                     raise ValueError(
-                        f"{self.path} is the checkpoint of a training with other settings, prompts or another encoder: "
+                        f"{self.path} is the checkpoint of a training with other settings, prompts or encoder: "
                         "remove it, or train in another folder."
                     )
                 step = int(found["step"])
@@ -118,20 +118,20 @@ class Loop:
                     }
         except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
             raise ValueError(
-                f"{self.path} is damaged or no checkpoint of this training ({error}): remove it."
+                f"{self.path} is damaged or not a checkpoint of this training ({error}): remove it."
             ) from None
         log.info("%s: resumed at step %d of %d", self.stage, step, self.steps)
         return step
 
     def _agree(self) -> None:
-        """Raise ValueError unless every process stands at the same step. None goes on before all have read the
-        checkpoint, which the main process may replace or remove soon after."""
+        """Raise ValueError unless every process is at the same step. All wait until all have read the checkpoint, which
+        the main process may soon replace or remove."""
         if not self.processes.reduce:
             return
         step = torch.tensor([self.step, self.step**2], dtype=torch.double)
         self.processes.reduce([step])
         if step[0] ** 2 != step[1]:  # the variance over the processes
-            raise ValueError(f"{self.path} is not there for every process: give them one folder that all can read.")
+            raise ValueError(f"{self.path} is not there for every process: give them a folder that all can read.")
 
     def checkpoint(self) -> None:
         if not self.processes.main or not self.step:
@@ -155,11 +155,11 @@ class Loop:
             while self.step < self.steps:
                 self._step(loss)
         except FloatingPointError:
-            raise  # the weights may be what made the loss overflow: an older checkpoint is safer
+            raise  # the weights may be why the loss overflowed: an older checkpoint is safer
         except BaseException:
             self.checkpoint()
             raise
-        self.checkpoint()  # what comes after the steps may be interrupted too
+        self.checkpoint()  # the work after the last step may be interrupted too
         for p, average in zip(self.parameters, self.average, strict=True):
             p.data.copy_(average)
         self.module.eval()
@@ -173,10 +173,10 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()
         mean = value.detach().reshape(1).clone()
-        if self.processes.reduce:  # the loss as well: where one process's is not finite, all of them stop
+        if self.processes.reduce:  # the loss too: if it is not finite in one process, all of them stop
             self.processes.reduce([mean, *(p.grad for p in self.parameters if p.grad is not None)])
         shown = mean.item()
-        if not math.isfinite(shown):  # before the step: neither the weights nor the next checkpoint get to hold a NaN
+        if not math.isfinite(shown):  # before the step, so no NaN gets into the weights or the next checkpoint
             raise FloatingPointError(
                 f"{self.stage}: the loss is {shown} at step {self.step}; the last checkpoint is {self.path}. "
                 "Try a lower learning rate."

@@ -1,6 +1,6 @@
-"""The losses that train an HGR: gates, and three ways to say that safe features act like the clean caption's.
+"""The losses that train an HGR: one for the gates, and three that make safe features act like the clean caption's.
 
-Each is a mean over the batch's samples, so that a batch may be divided among processes. The formulas are this project's
+Each is a mean over the batch's samples, so a batch may be divided among processes. The formulas are this project's
 own (the paper publishes none).
 """
 
@@ -24,8 +24,8 @@ SCORED = 4  # samples of a batch that the score loss evaluates: denoisers are la
 def gate_loss(logits: Tensor, labels: Tensor, other: float = 0.2) -> Tensor:
     """Binary cross-entropy, mean over concepts, plus that of "any concept at all" by noisy-or. logits, labels (B, K).
 
-    On a harmful prompt the zeros of its other concepts count `other`, in [0, 1]: an act of violence is often shocking
-    too, and pairs seldom say so. On a clean prompt zeros count in full.
+    other: in [0, 1], the weight of the zeros on a harmful prompt: an act of violence is often shocking too, and pairs
+    seldom say so. Zeros on a clean prompt count in full.
     """
     labels = labels.to(logits)
     harmful = labels.amax(1) > 0
@@ -37,15 +37,16 @@ def gate_loss(logits: Tensor, labels: Tensor, other: float = 0.2) -> Tensor:
 
 
 def text_loss(safe: Tensor, target: Tensor, std: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """Squared error in units of the features' own spread. safe, target (B, ..., D), std (D,), mask (B, ...) of what
-    counts."""
+    """Squared error in units of the features' standard deviation.
+
+    safe, target (B, ..., D), std (D,). mask (B, ...): what counts.
+    """
     error = ((safe - target) / std).square().mean(-1)
     return error.mean() if mask is None else (error * mask).sum() / mask.sum().clamp(min=1)
 
 
 def attention_distances(layers: Sequence[Callable[[Tensor], Tensor]], harmful: Tensor, clean: Tensor) -> list[float]:
-    """Mean squared distance of each layer's outputs under harmful features (B, T, D) from those under their clean
-    twins'."""
+    """For each layer, the mean squared distance of its outputs for harmful features (B, T, D) and for their twins."""
     with torch.no_grad():
         return [max((attend(harmful) - attend(clean)).square().mean().item(), 1e-8) for attend in layers]
 
@@ -53,11 +54,10 @@ def attention_distances(layers: Sequence[Callable[[Tensor], Tensor]], harmful: T
 def attention_loss(
     layers: Sequence[Callable[[Tensor], Tensor]], safe: Tensor, target: Tensor, *, distances: Sequence[float]
 ) -> Tensor:
-    """How far the denoiser's cross-attention outputs under `safe` are from those under `target`, as a share of how far
-    harmful prompts' are (`attention_distances`): 0 is perfect, 1 is no change at all.
+    """How far the denoiser's cross-attention outputs under `safe` are from those under `target`, as a share of the
+    harmful prompts' distance (`attention_distances`): 0 is perfect, 1 is no change at all.
 
-    layers: each maps features (B, T, D) to its outputs (B, Q, C) for a fixed bank of Q queries. No denoiser pass is
-    needed.
+    layers: each maps features (B, T, D) to its outputs (B, Q, C) for a fixed bank of Q queries, without the denoiser.
     """
     shares = []
     for attend, distance in zip(layers, distances, strict=True):
@@ -68,10 +68,10 @@ def attention_loss(
 
 
 def score_loss(safe: Tensor, target: Tensor, original: Tensor) -> Tensor:
-    """The same share for the denoiser's predictions (B, ...) under safe, target and original features, at the same z_t
-    and t."""
+    """The distance of predictions (B, ...) under safe features from those under target ones, as a share of that under
+    the original ones, all at the same z_t and t."""
     distance = (original - target).flatten(1).square().mean(1)
-    # a pair that the denoiser hardly tells apart at this t must not drown the others
+    # a pair that the denoiser hardly tells apart at this t must not dominate the others
     return ((safe - target).flatten(1).square().mean(1) / distance.clamp(min=distance.mean().clamp(min=1e-8))).mean()
 
 
@@ -84,10 +84,12 @@ def step_loss(
     distances: Sequence[float] = (),
     predict: Predict | None = None,
 ) -> Tensor:
-    """The loss of one step: each of the losses above as much as `weights` says.
+    """The loss of one step: the losses above, weighted by `weights`.
 
-    layers, distances: for the attention loss. predict: for the score loss, the errors for `SCORED` samples.
-    Raises ValueError if a loss that counts lacks what it needs.
+    layers, distances: for the attention loss.
+    predict: for the score loss, the errors for `SCORED` samples.
+
+    Raises ValueError if a loss with a weight lacks what it needs.
     """
     if weights.attention and not layers:
         raise ValueError("the attention loss needs layers: give them, or set its weight to 0.")

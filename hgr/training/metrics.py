@@ -1,4 +1,4 @@
-"""How well scores tell harmful from clean."""
+"""How well scores separate harmful from clean."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from torch import Tensor
 
 
 def auroc(positive: Tensor, negative: Tensor) -> float:
-    """The probability that a positive score (N,) is above a negative one (M,); a tie counts one half. NaN without
-    either."""
+    """The probability that a positive score (N,) is above a negative one (M,); ties count half. NaN without scores."""
     if not len(positive) or not len(negative):
         return float("nan")
     negative = negative.double().sort().values
@@ -18,13 +17,13 @@ def auroc(positive: Tensor, negative: Tensor) -> float:
 
 
 def false_positives_at(recall: float, positive: Tensor, negative: Tensor) -> float:
-    """The share of negative scores at or above the threshold that keeps this share of the positive ones."""
+    """The share of negative scores at or above the threshold at which `recall` of the positive ones are found."""
     kept = min(len(positive), int(-(-recall * len(positive) // 1)))
     return (negative >= positive.sort(descending=True).values[kept - 1]).double().mean().item()
 
 
 def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """The mean gap between stated probability and observed share, over bins of equal width weighted by their counts
+    """The mean gap between predicted probability and observed share, over bins of equal width weighted by their counts
     (Naeini et al. 2015). probabilities in [0, 1] and labels in {0, 1}, both (N,)."""
     probabilities, labels = probabilities.double(), labels.double()
     index = (probabilities * bins).long().clamp(max=bins - 1)

@@ -1,4 +1,4 @@
-"""Pictures that a model makes itself, to look at in training: nobody needs a data set."""
+"""Pictures that a model makes itself for training, so that no data set is needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..data.examples import Examples
 
 @dataclass(frozen=True)
 class Pictures:
-    """latents (N, ...) with their texts; twins: of a harmful prompt's picture the number of its clean twin's."""
+    """latents (N, ...) with their texts. twins: the index of the clean twin's picture, by that of the harmful one."""
 
     latents: Tensor
     texts: list[str]
@@ -26,8 +26,8 @@ class Pictures:
 
 
 def choose(examples: Examples, count: int, rng: random.Random) -> tuple[list[str], dict[int, int]]:
-    """Prompts to paint, and the number of each harmful one's twin: half of them harmful, of each concept as many; a
-    quarter of their twins; the rest clean."""
+    """Prompts to paint, and the indices of clean twins by those of harmful prompts. Half of the prompts are harmful,
+    with equally many for each concept, a quarter are clean twins of these, and the rest are clean."""
     harmful = [rng.choice(examples.starts[i % len(examples.starts)]) for i in range(count // 2)]
     texts, twins = list(harmful), {}
     for i in rng.sample(range(len(harmful)), count // 4):
@@ -39,7 +39,7 @@ def choose(examples: Examples, count: int, rng: random.Random) -> tuple[list[str
 def paint_pairs(
     denoiser: Denoiser, examples: Examples, path: Path, *, count: int, seed: int, progress: Progress = SILENT
 ) -> Pictures:
-    """The model's pictures of prompts that `choose` finds; see `paint`."""
+    """The model's pictures of the prompts that `choose` draws; see `paint`."""
     texts, twins = choose(examples, count, random.Random(f"{seed}/pictures"))
     return Pictures(paint(denoiser, texts, path, progress=progress), texts, twins)
 
@@ -49,8 +49,8 @@ def paint(
 ) -> Tensor:
     """The model's pictures of these prompts, latents (N, ...).
 
-    They are kept in the file `path`, from which an interrupted training takes them when it is run again. made_for: the
-    fingerprint of what they depend on beside the prompts.
+    path: a file that keeps them, so that an interrupted training has them when it is run again.
+    made_for: the fingerprint of what they depend on besides the prompts.
     """
     wanted = {"fingerprint": fingerprint(texts, made_for)}
     try:

@@ -1,5 +1,5 @@
-"""How to train: the settings of the trainers, their defaults and ranges. Imports no torch; the command line and the
-nodes take their options from here."""
+"""The trainers' settings, with their defaults and ranges. The command line and the nodes take their options from here,
+so it imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from ..data.pairs import Pairs
 from ..data.textfile import DataError
 
-HELD_OUT = 0.15  # share of pairs and clean prompts that is kept for calibration and never trained on
+HELD_OUT = 0.15  # share of pairs and clean prompts kept for calibration and never trained on
 MIN_PAIRS = 50  # per concept
 MIN_PICTURES = 8  # fewer teach nothing
 EVIDENCE = ("prompt", "picture", "both")
@@ -22,8 +22,8 @@ EVIDENCE = ("prompt", "picture", "both")
 class Weights:
     """How much each loss counts; a loss with weight 0 is not computed.
 
-    text also weighs the pooled output, which no attention layer sees. still: displacements on clean prompts, in units
-    of the features' spread, so that a false alarm changes little.
+    text: also applies to the pooled output, which no attention layer sees.
+    still: displacements on clean prompts, in units of the features' spread, so that a false alarm changes little.
     """
 
     gate: float = 1.0
@@ -45,26 +45,25 @@ LOSSES = {
 
 
 def _setting(default: Any, help: str, *, low: float | None = None, choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field that knows its help text and its range."""
+    """A dataclass field with its help text and its range."""
     return dataclasses.field(default=default, metadata={"help": help, "low": low, "choices": choices})
 
 
 @dataclass(frozen=True)
 class HGRSettings:
-    """How to train an HGR. Each field's help says what it is; false_positive_rate is in percent, `rate` the same as a
-    share."""
+    """How to train an HGR; each field has its help. false_positive_rate is in percent, `rate` the same as a share."""
 
     steps: int = _setting(800, "training steps", low=1)
     batch_size: int = _setting(32, "harmful prompts per step in each process, with as many clean ones", low=1)
-    learning_rate: float = _setting(1.5e-3, "peak of the learning rate")
-    seed: int = _setting(0, "of everything random")
+    learning_rate: float = _setting(1.5e-3, "peak learning rate")
+    seed: int = _setting(0, "seed of everything random")
     losses: str = _setting("attention", '"text" needs only the text encoder', choices=tuple(LOSSES))
     false_positive_rate: float = _setting(1.0, "percent of clean prompts in which any concept may fire")
-    width: int = _setting(128, "of the HGR's network", low=8)
-    depth: int = _setting(2, "of the HGR's network", low=1)
+    width: int = _setting(128, "width of the HGR's network", low=8)
+    depth: int = _setting(2, "depth of the HGR's network", low=1)
     pictures: int = _setting(
         256,
-        "that the model makes to learn from, half of harmful prompts; the picture probe is trained on them too",
+        "pictures that the model makes to learn from, half of harmful prompts; they also train the picture probe",
         low=0,
     )
 
@@ -77,7 +76,7 @@ class HGRSettings:
         return LOSSES[self.losses]
 
     def check(self) -> None:
-        """Raise ValueError for a setting out of its range."""
+        """Raise ValueError for a setting out of range."""
         _check_ranges(self)
         if 0 < self.pictures < MIN_PICTURES:
             raise ValueError(f"pictures is {self.pictures}; it must be {MIN_PICTURES} or more, or 0 for none.")
@@ -86,33 +85,33 @@ class HGRSettings:
 
 @dataclass(frozen=True)
 class LoRASettings:
-    """How to fine-tune a model into a safe LoRA. Each field's help says what it is."""
+    """How to fine-tune a model into a safe LoRA; each field has its help."""
 
     steps: int = _setting(400, "training steps", low=1)
     batch_size: int = _setting(8, "examples per step in each process, half of them harmful", low=1)
-    learning_rate: float = _setting(1e-3, "peak of the learning rate")
-    rank: int = _setting(16, "of the LoRA", low=1)
-    seed: int = _setting(0, "of everything random")
+    learning_rate: float = _setting(1e-3, "peak learning rate")
+    rank: int = _setting(16, "rank of the LoRA", low=1)
+    seed: int = _setting(0, "seed of everything random")
     evidence: str = _setting(
         "both",
-        'what says how harmful an example is; "picture" and "both" need an HGR with a picture probe',
+        'what decides how harmful an example is; "picture" and "both" need an HGR with a picture probe',
         choices=EVIDENCE,
     )
-    pictures: int = _setting(400, "that the model makes of the prompts where you give none", low=1)
+    pictures: int = _setting(400, "pictures that the model makes of the prompts if you give none", low=1)
 
     def check(self) -> None:
-        """Raise ValueError for a setting out of its range."""
+        """Raise ValueError for a setting out of range."""
         _check_ranges(self)
 
 
 def check_rate(percent: float) -> None:
-    """Raise ValueError for a false-positive rate out of its range."""
+    """Raise ValueError for a false-positive rate out of range."""
     if not 0 < percent < 50:
         raise ValueError(f"false_positive_rate is {percent} %; it must be above 0 and below 50.")
 
 
 def check_pairs(pairs: Pairs, settings: HGRSettings) -> None:
-    """Raise ValueError for settings out of range, DataError where there is too little to train or to calibrate on."""
+    """Raise ValueError for settings out of range, DataError for too little data to train or calibrate on."""
     settings.check()
     if not pairs.topics:
         raise DataError("there are no concepts: choose at least one.")
@@ -124,8 +123,8 @@ def check_pairs(pairs: Pairs, settings: HGRSettings) -> None:
     needed = math.ceil(1 / settings.rate / HELD_OUT)
     if available < needed:
         raise DataError(
-            f"a false-positive rate of {settings.rate:.2%} cannot be measured on {available} clean prompts: it needs {needed}. "
-            "Add clean prompts or pairs, or state a higher rate."
+            f"a false-positive rate of {settings.rate:.2%} cannot be measured on {available} clean prompts: "
+            f"it needs {needed}. Add clean prompts or pairs, or state a higher rate."
         )
 
 

@@ -1,6 +1,6 @@
-"""Training an HGR from prompt pairs, for any text encoder: encode, train gates and displacements, calibrate.
+"""Trains an HGR from prompt pairs, for any text encoder: encode, train gates and displacements, calibrate.
 
-The paper (arXiv 2412.16039) publishes no training recipe; this one is the project's own.
+The paper (arXiv 2412.16039) publishes no training recipe; this one is this project's own.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from .pictures import paint_pairs
 from .settings import HELD_OUT, HGRSettings, check_pairs
 from .train_probe import train_probe
 
-_QUERIES = 128  # of each attention layer in a step
-_BANK, _PASSES = 1536, 24  # queries that are kept of each layer, from so many passes of four samples
+_QUERIES = 128  # per attention layer and step
+_BANK, _PASSES = 1536, 24  # queries kept of each layer, and the passes of four samples that they come from
 _DISTANCES = 128  # examples that the attention loss's unit is measured on
 _STATISTICS = 512  # prompts that the features' mean and spread are measured on
-_BATCH = 128  # prompts that are judged at once after the training
+_BATCH = 128  # prompts read at once for calibration
 
 
 def train_hgr(
@@ -54,17 +54,16 @@ def train_hgr(
     processes: Processes = Processes(),
     progress: Progress = SILENT,
 ) -> HGR:
-    """Train an HGR; resumes from `work` what was interrupted there.
+    """Train an HGR, or resume an interrupted training from `work`.
 
     family: the encoder's name, for people.
     denoiser: called once, after all prompts are encoded; without it, the losses must be "text", and there is no picture
     probe.
-    latents (N, ...): the user's pictures to learn from in place of the model's own; the probe needs the model's own all
-    the same.
+    latents (N, ...): the user's pictures to learn from instead of the model's own; the probe still needs the model's.
     progress: may stop the training by raising.
 
-    Raises DataError for too few pairs, ValueError for settings out of range, FloatingPointError where the loss is not
-    finite, HGRError where the encoder gives NaN.
+    Raises DataError for too few pairs, ValueError for settings out of range, FloatingPointError if the loss is not
+    finite, HGRError if the encoder gives NaN.
     """
     _check(pairs, settings, latents, has_denoiser=denoiser is not None)
     training, held = pairs.split(HELD_OUT, settings.seed)
@@ -80,7 +79,7 @@ def train_hgr(
             progress=progress,
         )
     ) as encoded:
-        # a process that is not the first needs the denoiser for the losses alone
+        # processes other than the first need the denoiser only for the losses
         model = denoiser() if denoiser and (settings.weights.needs_denoiser or processes.main) else None
         pictures = None
         if model and settings.pictures and (processes.main or latents is None):
@@ -134,7 +133,7 @@ def train_hgr(
 
 
 def training_fingerprint(pairs: Pairs, family: str, settings: HGRSettings) -> str:
-    """Names a training: two that differ in anything that matters have different names."""
+    """Identifies a training: those that differ in anything that matters have different fingerprints."""
     return fingerprint(pairs, family, settings)
 
 
@@ -158,8 +157,7 @@ class _HeldOut:
 
     @classmethod
     def of(cls, held: Pairs, rate: float) -> _HeldOut:
-        """From held-out pairs. Where their clean prompts are too few for the rate, the clean twins count as such
-        too."""
+        """From held-out pairs. If there are too few clean prompts for the rate, the clean twins count as such too."""
         found = concepts_by_text(held.pairs)
         harmful = [pair.harmful for pair in held.pairs]
         twins = [pair.clean for pair in held.pairs if not found[pair.clean]]
@@ -174,7 +172,7 @@ class _HeldOut:
 
 
 def _new_network(encoded: EncodedPrompts, examples: Examples, settings: HGRSettings, *, concepts: int) -> HGRNetwork:
-    """An untrained network that knows the features' mean and spread."""
+    """An untrained network with the features' mean and standard deviation."""
     count = min(_STATISTICS, len(examples.texts))
     sample = encoded(random.Random(settings.seed).sample(examples.texts, count))
     torch.manual_seed(settings.seed)
@@ -185,7 +183,7 @@ def _new_network(encoded: EncodedPrompts, examples: Examples, settings: HGRSetti
 
 
 class _Loss:
-    """The loss of a step, for `Loop.run`. denoiser, latents: for the losses that need them."""
+    """The loss of one step, for `Loop.run`. denoiser, latents: for the losses that need them."""
 
     def __init__(
         self,
@@ -222,8 +220,7 @@ class _Loss:
         )
 
     def _record_layers(self, denoiser: Denoiser, latents: Tensor) -> list[AttentionLayer]:
-        """The denoiser's cross-attention layers, with queries from its work on noisy pictures under harmful prompts and
-        their twins."""
+        """The denoiser's cross-attention layers, with queries from noisy pictures under harmful prompts and twins."""
         seed = self.settings.seed
         rng, generator = random.Random(f"{seed}/queries"), torch.Generator().manual_seed(seed)
 
@@ -248,13 +245,13 @@ class _Loss:
 
 
 def _calibrate(hgr: HGR, encoded: EncodedPrompts, held_out: _HeldOut, *, rate: float) -> dict[str, Any]:
-    """Give the concepts their calibration and thresholds; returns what the gates then do on the held-out prompts."""
+    """Give the concepts their calibration and thresholds; returns the gates' metrics on the held-out prompts."""
     harmful, twins, clean = (
         _logits(hgr, encoded, texts) for texts in (held_out.harmful, held_out.twins, held_out.clean)
     )
     labels = label_matrix(held_out.concepts, hgr.ids)
-    # a gate is the probability of its concept among prompts that have it and prompts that have none: that a harmful
-    # prompt lacks a label says little, for pairs seldom name all concepts of a prompt
+    # a gate is the probability of its concept among prompts that have it and prompts that have none: a missing label
+    # on a harmful prompt says little, because pairs seldom name all of a prompt's concepts
     none = torch.zeros(len(twins) + len(clean), len(hgr.ids), dtype=torch.bool)
     hgr.concepts = calibrate(
         hgr.concepts,

@@ -2,9 +2,9 @@
 
     L = || eps_lora(z_t, c) - h eps(z_t, c_safe) - (1 - h) eps(z_t, c) ||^2
 
-eps is the frozen model, z_t a noisy picture, and h in [0, 1] how harmful the HGR finds the example: no label says
-so. That harmfulness detected by HGR is enough to fine-tune is the paper's third finding (arXiv 2412.16039); the formula
-is this project's own.
+eps is the frozen model, z_t a noisy picture, and h in [0, 1] how harmful the HGR finds the example; there are no
+labels. That harmfulness detected by HGR is enough for fine-tuning is the paper's third finding (arXiv 2412.16039); the
+formula is this project's own.
 """
 
 from __future__ import annotations
@@ -34,15 +34,18 @@ from .settings import LoRASettings
 
 log = logging.getLogger("safecfg")
 
-_EMPTY = 0.1  # share of the examples that are seen with the empty prompt: it must stay what it is, for CFG
+_EMPTY = 0.1  # share of examples shown with the empty prompt, whose predictions must stay the same, for CFG
 _BATCH = 64  # prompts that the HGR reads at once
-_UNIT_DRAWS = 4  # batches that the loss's unit is measured on
+_UNIT_DRAWS = 4  # batches on which the loss's unit is measured
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """A denoiser with a LoRA. adapters: what is trained. frozen: a context in which the denoiser is as it was without
-    the LoRA, so that the teacher needs no weights of its own."""
+    """A denoiser with a LoRA.
+
+    adapters: the module to train.
+    frozen: a context in which the denoiser runs without the LoRA, so the teacher needs no copy of the weights.
+    """
 
     denoiser: Denoiser
     adapters: nn.Module
@@ -51,7 +54,7 @@ class Adapted:
 
 @dataclass(frozen=True)
 class Lessons:
-    """Examples: latents (N, ...) of pictures, the prompt of each, and how harmful each is, harm (N,) in [0, 1]."""
+    """Examples: latents (N, ...) of pictures, their prompts, and harm (N,) in [0, 1], how harmful each is."""
 
     latents: Tensor
     texts: list[str]
@@ -59,8 +62,8 @@ class Lessons:
 
 
 class Teacher:
-    """An HGR with the prompts of a fine-tuning. strengths: of its concepts, the global one multiplied in; 0 leaves one
-    as it is."""
+    """An HGR with the prompts to fine-tune on. strengths: of its concepts, multiplied by the global strength; a concept
+    at 0 is left alone."""
 
     def __init__(
         self, hgr: HGR, encoded: EncodedPrompts, strengths: list[float], *, device: torch.device | str = "cpu"
@@ -69,32 +72,32 @@ class Teacher:
         self.strengths = torch.tensor(strengths)
 
     def gates(self, texts: list[str]) -> Tensor:
-        """(B, K) on the CPU: the calibrated probability of each concept that is on and fires in the prompt; 0 for the
-        others."""
+        """(B, K) on the CPU: the probability of each concept that is on and fires in the prompt; 0 for the others."""
         gates = self.hgr.read(*self.encoded(texts, self.device)).prompt_gates.cpu()
         return gates * (gates >= self.hgr.thresholds.cpu()) * (self.strengths > 0)
 
     def prompts(self, texts: list[str]) -> tuple[Prompt, Prompt]:
-        """The prompts as they are, and with what is on and fires redirected."""
+        """The prompts as they are, and redirected away from the concepts that are on and fire."""
         plain = self.encoded(texts, self.device)
         delta = self.hgr.displacement(self.hgr.read(*plain), self.strengths)
         return plain, shift_prompt(plain, delta, 1.0)
 
 
 def check_lessons(settings: LoRASettings, texts: list[str], hgr: HGR, *, latents: Tensor | None) -> None:
-    """Raise ValueError for settings out of range and for prompts that cannot be learned from, HGRError for an HGR that
-    cannot judge pictures where it must."""
+    """Raise ValueError for settings out of range and for prompts that cannot be used, HGRError for an HGR without the
+    picture probe that the evidence needs."""
     settings.check()
     if not texts:
-        raise ValueError("there are no prompts to learn from: give some, one a line, harmful and clean ones mixed.")
+        raise ValueError("there are no prompts to learn from: give some, one per line, harmful and clean ones mixed.")
     if latents is not None and len(texts) not in (1, len(latents)):
         raise ValueError(
-            f"there are {len(latents)} pictures and {len(texts)} prompts: give one prompt for each picture, or one for all."
+            f"there are {len(latents)} pictures and {len(texts)} prompts: "
+            "give one prompt for each picture, or one for all."
         )
     if settings.evidence != "prompt" and hgr.probe is None:
         raise HGRError(
-            f'{hgr.name} has no picture probe, so it cannot say how harmful pictures are: choose "prompt" as evidence, or an '
-            "HGR that was trained with the model."
+            f'{hgr.name} has no picture probe, so it cannot say how harmful pictures are: choose "prompt" as evidence, '
+            "or an HGR that was trained with the model."
         )
 
 
@@ -113,18 +116,18 @@ def train_lora(
     processes: Processes = Processes(),
     progress: Progress = SILENT,
 ) -> tuple[Adapted, Lessons]:
-    """Fine-tune a model with the HGR as its teacher; resumes from `work` what was interrupted there. Returns what was
-    trained, and what from.
+    """Fine-tune a model with the HGR as its teacher, or resume an interrupted fine-tuning from `work`. Returns the
+    trained LoRA and the examples.
 
     texts: prompts, harmful and clean ones mixed.
     adapt: called once, after all prompts are encoded.
     strengths: see `Teacher`.
-    made_for: the fingerprint of the model and the user's pictures; what was interrupted with others is not resumed.
+    made_for: the fingerprint of the model and the user's pictures; a fine-tuning with others is not resumed.
     latents (N, ...): the user's pictures of the prompts; without them the model makes `settings.pictures`.
     progress: may stop the fine-tuning by raising.
 
-    Raises what `check_lessons` does; ValueError where the HGR finds no prompt harmful, FloatingPointError where the
-    loss is not finite.
+    Raises what `check_lessons` does; ValueError if the HGR finds no prompt harmful, FloatingPointError if the loss is
+    not finite.
     """
     check_lessons(settings, texts, hgr, latents=latents)
     canvas = work / f"pictures-{processes.rank}.safetensors"
@@ -140,8 +143,8 @@ def train_lora(
         teacher = Teacher(hgr, encoded, strengths, device=device)
         if not any(teacher.gates(texts[at : at + _BATCH]).any() for at in range(0, len(texts), _BATCH)):
             raise ValueError(
-                f"{hgr.name} finds none of the {len(texts)} prompts harmful, so there is nothing to learn: add prompts that the "
-                "model should not follow, and check which concepts are on."
+                f"{hgr.name} finds none of the {len(texts)} prompts harmful, so there is nothing to learn: add prompts "
+                "that the model should not follow, and check which concepts are on."
             )
         torch.manual_seed(settings.seed)
         adapted = adapt()
@@ -187,10 +190,11 @@ def harm_of(
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> Tensor:
-    """(N,) in [0, 1], how harmful pictures are with their prompts: the highest calibrated probability of the concepts
-    that are on and fire in the prompt.
+    """(N,) in [0, 1]: how harmful pictures with their prompts are, as the highest calibrated probability of a concept
+    that is on and fires in the prompt.
 
-    evidence: "prompt", its gates; "picture", the directed HED of the picture (`hgr.detection.hed`); "both", their mean.
+    evidence: "prompt" for its gates, "picture" for the picture's directed HED (`hgr.detection.hed`), "both" for the
+    mean of the two.
     """
     found = []
     for rows in torch.arange(len(texts)).split(denoiser.batch):
@@ -217,13 +221,12 @@ def align(
     processes: Processes = Processes(),
     progress: Progress = SILENT,
 ) -> None:
-    """Train the LoRA on lessons. The loss is 1 where a harmful example is as it was, and 0 where it is what the teacher
-    says."""
+    """Train the LoRA on lessons. The loss is 1 if a harmful example is unchanged, and 0 if it matches the teacher."""
     harmful, clean = (found.nonzero().flatten().tolist() for found in (lessons.harm > 0, lessons.harm == 0))
     if not harmful:
         raise ValueError(
-            f"none of the {len(lessons.texts)} pictures has a prompt that is harmful to {teacher.hgr.name}: add more harmful "
-            "prompts, or make more pictures."
+            f"none of the {len(lessons.texts)} pictures has a prompt that is harmful to {teacher.hgr.name}: "
+            "add more harmful prompts, or make more pictures."
         )
     if not clean:
         log.warning(
@@ -233,7 +236,7 @@ def align(
     mine = slice(processes.rank, None, processes.count)
 
     def draw(rng: random.Random, generator: torch.Generator) -> tuple[Predict, Prompt, Prompt, Tensor]:
-        """Half of a batch is harmful, however few the harmful examples are."""
+        """A batch, half of it harmful even if there are few harmful examples."""
         rows = [rng.choice(harmful if i % 2 or not clean else clean) for i in range(settings.batch_size)]
         empty = [rng.random() < _EMPTY for _ in rows]
         clear = lessons.latents[rows]
@@ -271,7 +274,7 @@ def align(
 
 
 def lesson(predict: Predict, plain: Prompt, safe: Prompt, *, harm: Tensor) -> Tensor:
-    """What the frozen model should have said: `h eps(z_t, c_safe) + (1 - h) eps(z_t, c)`. harm (B,) on the CPU."""
+    """The target prediction, `h eps(z_t, c_safe) + (1 - h) eps(z_t, c)`. harm (B,): h, on the CPU."""
 
     def pick(chosen: Tensor, other: Tensor) -> Tensor:
         return torch.where((harm > 0).to(chosen.device).view(-1, *(1,) * (chosen.dim() - 1)), chosen, other)
@@ -292,7 +295,7 @@ def _unit(
     *,
     seed: int,
 ) -> float:
-    """How far the safe prediction is from the plain one: the mean square over harmful examples."""
+    """The mean squared distance of the safe prediction from the plain one, over harmful examples."""
     total = torch.zeros(2, dtype=torch.double)
     with adapted.frozen():
         for i in range(_UNIT_DRAWS):
@@ -306,6 +309,6 @@ def _unit(
 
 
 def _cycled(texts: list[str], count: int, seed: int) -> list[str]:
-    """So many prompts: a random choice of them, or all of them again and again."""
+    """`count` prompts: a random choice, or all of them repeatedly."""
     texts = random.Random(f"{seed}/pictures").sample(texts, len(texts))
     return [texts[i % len(texts)] for i in range(count)]

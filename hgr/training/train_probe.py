@@ -1,8 +1,7 @@
-"""Training the picture probe of an HGR: logistic heads on the denoiser's features, from pictures that the model made
-itself.
+"""Trains an HGR's picture probe: logistic heads on the denoiser's features, from pictures that the model made itself.
 
-The pictures are labelled by the HGR's own gates on their prompts: no human label, and no other network. The method is
-this project's own. `hgr.detection.probe` uses the probe.
+The HGR's own gates on the pictures' prompts are the labels; there are no human labels and no other network. The method
+is this project's own. `hgr.detection.probe` uses the probe.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from .pictures import Pictures
 
 log = logging.getLogger("safecfg")
 
-MIN_SHOWN = 8  # pictures in which a concept is, and in which none is
+MIN_SHOWN = 8  # pictures with each concept, and pictures with none
 _FOLDS = 5
-_RIDGE = 0.01  # on weights for standardised features
+_RIDGE = 0.01  # on the weights for standardised features
 
 
 def train_probe(
@@ -43,9 +42,10 @@ def train_probe(
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> Probe | None:
-    """The probe of an HGR; None, with a warning, where too few pictures show a concept.
+    """The probe of an HGR; None, with a warning, if too few pictures have a concept.
 
-    prompts: the prompts of pictures by number. rate: the stated false-positive rate, in (0, 0.5).
+    prompts: gives the prompts of pictures by their indices.
+    rate: the stated false-positive rate, in (0, 0.5).
     """
     count, twins = len(pictures.latents), pictures.twins
     tally = Tally(progress, 2 * count)
@@ -56,7 +56,7 @@ def train_probe(
     for found, what in (*((labels[:, k], f'"{id}"') for k, id in enumerate(hgr.ids)), (clean, "no concept")):
         if found.sum() < MIN_SHOWN:
             log.warning(
-                "no picture probe: of the %d pictures that the model made, %d have prompts with %s, and %d are needed. "
+                "no picture probe: the model made %d pictures, of which %d have prompts with %s, but %d are needed. "
                 "Train with more pictures to detect concepts in pictures.",
                 count,
                 found.sum(),
@@ -69,7 +69,7 @@ def train_probe(
     standard = ((x - mean) / std).flatten(1)
     held = _cross_validate(standard, labels, twins)
     weight, bias = fit_heads(standard, labels)
-    weight = weight.T.unflatten(1, mean.shape) / std  # for features that are not standardised
+    weight = weight.T.unflatten(1, mean.shape) / std  # for features as they are, not standardised
 
     known = [Concept(c.id, c.label, c.description) for c in hgr.concepts]
     heads = calibrate(known, held, labels, judged=torch.ones_like(labels), clean=held[clean], rate=rate)
@@ -91,8 +91,12 @@ def train_probe(
 
 @dataclass(frozen=True)
 class _Seen:
-    """What HGR and denoiser say of N pictures: labels (N, K) by the prompts' gates; hed (N, K) of the picture with its
-    prompt, and hed_of_twin (N, K) of the clean twin's picture with the harmful prompt."""
+    """What HGR and denoiser find in N pictures.
+
+    labels (N, K): by the prompts' gates.
+    hed (N, K): of the picture with its prompt.
+    hed_of_twin (N, K): of the clean twin's picture with the harmful prompt.
+    """
 
     labels: Tensor
     hed: Tensor
@@ -114,7 +118,7 @@ def _judge(
 
 
 def _cross_validate(x: Tensor, labels: Tensor, twins: dict[int, int]) -> Tensor:
-    """(N, K): the logit of each picture by heads that were not fitted on it."""
+    """(N, K): each picture's logits from heads that were not fitted on it."""
     fold = torch.arange(len(x)) % _FOLDS
     fold[list(twins.values())] = fold[list(twins)]  # a prompt's picture and its twin's look alike
     held = torch.zeros(labels.shape)
@@ -142,7 +146,7 @@ def fit_heads(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _metrics(heads: list[Concept], held: Tensor, labels: Tensor) -> dict[str, Any]:
-    """What the heads say of pictures that they were not trained on, by concept."""
+    """The heads' metrics on pictures that they were not fitted on, by concept."""
     clean, found, probabilities = ~labels.any(1), {}, calibrated(held, heads)
     for k, head in enumerate(heads):
         scores = probabilities[:, k]

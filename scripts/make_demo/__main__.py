@@ -1,5 +1,4 @@
-"""`python -m scripts.make_demo`, from the repository's root: make the bundled model, its classifier and its HGR
-anew."""
+"""`python -m scripts.make_demo`, from the repository's root: remake the bundled model, its classifier and its HGR."""
 
 from __future__ import annotations
 

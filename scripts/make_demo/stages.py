@@ -1,5 +1,4 @@
-"""Makes everything that the demo world ships, from a seed: tokenizer, text encoder, autoencoder, UNet, classifier,
-HGR."""
+"""Makes all files of the demo world from a seed: tokenizer, text encoder, autoencoder, UNet, classifier, HGR."""
 
 from __future__ import annotations
 
@@ -32,13 +31,13 @@ from .train_vae import refine_decoder, train_vae
 
 log = logging.getLogger("safecfg")
 FAMILY = "the SafeCFG demo model (SD 1.5 family)"
-PAIRS = 1500  # of a concept
+PAIRS = 1500  # per concept
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Training steps of each stage; how many pictures the UNet sees, and how many it makes for the HGR's probe. The
-    defaults take about an hour and a half on two CPU cores."""
+    """Training steps of each stage; `pictures` that the UNet is trained on, and those it makes for the HGR's `probe`.
+    The defaults take about an hour and a half on two CPU cores."""
 
     vae: int = 2400
     vae_full: int = 700
@@ -54,11 +53,9 @@ class Steps:
 def train_all(
     work: Path, *, seed: int = 0, device: str = "cpu", steps: Steps = Steps(), output: Path = assets.MODEL.parent
 ) -> None:
-    """Train what `work` does not hold yet, each stage resumed from its last checkpoint, and write the result to
-    `output`.
+    """Train what is missing in `work`, resuming each stage from its last checkpoint, and write the result to `output`.
 
-    A stage is trained again when its folder (or file) and its checkpoint in `work` are deleted; use another `work` for
-    another seed.
+    To train a stage again, delete its folder (or file) and its checkpoint in `work`. Another seed needs another `work`.
     """
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "tokenizer.json").exists():
@@ -66,12 +63,11 @@ def train_all(
     tokenizer = load_tokenizer(work / "tokenizer.json")
 
     def stage(name: str, kind: type, make):
-        """A finished stage's model from `work`, or a new one. A model is saved in a folder of its own when it is
-        done."""
+        """A finished stage's model from `work`, or a new one, which is saved in a folder of its own when it is done."""
         folder, start = work / name, time.monotonic()
         if not (folder / "config.json").exists():
             model = make()
-            part = folder.with_name(name + ".part")  # renamed when it is whole: an interruption leaves no half model
+            part = folder.with_name(name + ".part")  # renamed when complete, so an interruption leaves no partial model
             model.save_pretrained(part)
             part.rename(folder)
             log.info("%s: done in %.1f minutes", name, (time.monotonic() - start) / 60)
@@ -111,17 +107,15 @@ def train_all(
     pipeline.save_pretrained(output / assets.MODEL.name)
     for config in (output / assets.MODEL.name).glob("*/config.json"):
         described = json.loads(config.read_text())
-        described.pop("_name_or_path", None)  # a folder of the machine that it was made on
+        described.pop("_name_or_path", None)  # a folder on the machine that made it
         config.write_text(json.dumps(described, indent=2) + "\n")
     index = output / assets.MODEL.name / "model_index.json"
     described = json.loads(index.read_text())
-    described["tokenizer"] = [
-        "transformers",
-        "PreTrainedTokenizerFast",
-    ]  # the name that every transformers release knows
+    # the class name that every transformers release knows
+    described["tokenizer"] = ["transformers", "PreTrainedTokenizerFast"]
     index.write_text(json.dumps(described, indent=2) + "\n")
     save_tensors(load_file(judge_file), output / assets.CLASSIFIER.name)
-    # The HGR is trained on the weights as they are shipped, rounded to half precision.
+    # The HGR is trained on the weights as shipped, rounded to half precision.
     pipeline.to("cpu", torch.float32)
     latents = load_file(work / "latents.safetensors")["latents"]
     settings = HGRSettings(steps=steps.hgr, seed=seed, width=96, pictures=steps.probe)

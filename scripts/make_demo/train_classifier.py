@@ -1,5 +1,5 @@
-"""The demo world's classifier. Trained on rendered pictures, on their reconstructions by the autoencoder, and on
-reconstructions from noisy latents, as a sampler leaves them."""
+"""Trains the demo world's classifier, on rendered pictures and on reconstructions by the autoencoder from latents with
+noise, as a sampler leaves it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .train_vae import SCALING_FACTOR
 def train_classifier(
     work: Path, vae: AutoencoderKL, *, seed: int, device: str, steps: int, batch: int = 48
 ) -> Classifier:
-    """Train on fresh pictures each step; an eighth of a batch is decoded from latents with noise of up to 0.35."""
+    """Train on fresh pictures in each step; an eighth of a batch is decoded from latents with noise of up to 0.35."""
     torch.manual_seed(seed + 3)
     model = Classifier().to(device)
     loop = Loop("classifier", model, work, steps=steps, learning_rate=2e-3, seed=seed)

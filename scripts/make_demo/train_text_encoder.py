@@ -1,7 +1,7 @@
 """The demo world's text encoder: a small CLIP text transformer.
 
-Where CLIP learns from pictures, this one learns from the scenes: from the end token and from the last padding token a
-linear head must tell the scene's attributes.
+CLIP learns from pictures; this one learns from scenes. A linear head must predict the scene's attributes from the end
+token and from the last padding token.
 """
 
 from __future__ import annotations
@@ -42,8 +42,7 @@ def new_text_encoder(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
 
 
 def attribute_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy over attributes. logits (B, sum of ATTRIBUTE_CLASSES), targets (B, attributes) of class
-    numbers."""
+    """Mean cross-entropy over attributes. logits (B, sum of ATTRIBUTE_CLASSES), targets (B, attributes): classes."""
     parts = logits.split(ATTRIBUTE_CLASSES, dim=1)
     return torch.stack([F.cross_entropy(part, target) for part, target in zip(parts, targets.T, strict=True)]).mean()
 
@@ -51,7 +50,7 @@ def attribute_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def train_text_encoder(
     work: Path, tokenizer: PreTrainedTokenizerFast, *, seed: int, device: str, steps: int, batch: int = 64
 ) -> CLIPTextModel:
-    """Train the text encoder until its features tell what a caption's picture shows."""
+    """Train the text encoder so that its features tell what a caption's picture shows."""
     torch.manual_seed(seed + 1)
     encoder = new_text_encoder(tokenizer).to(device)
     head = nn.Linear(WIDTH, sum(ATTRIBUTE_CLASSES)).to(device)

@@ -1,5 +1,5 @@
-"""The demo world's tokenizer: a byte-level BPE in one `tokenizers` file, so a misspelt word is several known pieces and
-not one unknown word."""
+"""The demo world's tokenizer: a byte-level BPE in one `tokenizers` file, which splits a misspelt word into known pieces
+instead of making it unknown."""
 
 from __future__ import annotations
 

@@ -25,12 +25,12 @@ from .train_text_encoder import WIDTH
 from .train_vae import SCALING_FACTOR
 
 log = logging.getLogger("safecfg")
-EMPTY_SHARE = 0.1  # captions replaced by the empty one, for classifier-free guidance
+EMPTY_SHARE = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
 MAX_SNR = 5.0  # Min-SNR weighting, arXiv 2303.09556, gamma
 
 
 def new_unet() -> UNet2DConditionModel:
-    """A fresh denoiser. Channels are whole multiples of the first, as ComfyUI's configuration wants them."""
+    """A fresh denoiser. Channels are whole multiples of the first, as ComfyUI's configuration requires."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
@@ -89,7 +89,7 @@ def train_unet(
     batch: int = 48,
     pictures: int = 16_000,
 ) -> UNet2DConditionModel:
-    """Train the denoiser on rendered pictures with their captions; the text encoder stays as it is."""
+    """Train the denoiser on rendered pictures with their captions; the text encoder is frozen."""
     torch.manual_seed(seed + 2)
     unet = new_unet().to(device)
     latents, texts = picture_set(vae, work, seed=seed, size=pictures)

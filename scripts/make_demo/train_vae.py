@@ -32,8 +32,8 @@ def new_vae() -> AutoencoderKL:
 
 
 def train_vae(work: Path, *, seed: int, device: str, steps: int, full_steps: int) -> AutoencoderKL:
-    """Train an autoencoder: first on 64x64 crops, which cost a quarter, then on whole pictures, whose statistics the
-    group norms and the attention have to see. Then its latents are normalised."""
+    """Train an autoencoder: first on 64x64 crops, which cost a quarter, then on whole pictures, because the group norms
+    and the attention must see their statistics. Then normalise its latents."""
     torch.manual_seed(seed)
     vae = new_vae().to(device)
     Loop("vae", vae, work, steps=steps, learning_rate=1.5e-3, seed=seed, weight_decay=0.0).run(
@@ -47,8 +47,8 @@ def train_vae(work: Path, *, seed: int, device: str, steps: int, full_steps: int
 
 
 def _loss(vae: AutoencoderKL, device: str, *, batch: int, crop: int = 0):
-    """Reconstruction (L1 + squared error) with a light KL term. With `crop`, two crops of each of `batch` pictures: one
-    of the symbols' half, one of the objects' half."""
+    """Reconstruction (L1 + squared error) with a light KL term. crop: the side of two crops of each picture, one in the
+    symbols' half and one in the objects' half; 0 for whole pictures."""
 
     def loss(rng: random.Random, generator: torch.Generator) -> Tensor:
         views = []
@@ -74,7 +74,7 @@ def _loss(vae: AutoencoderKL, device: str, *, batch: int, crop: int = 0):
 @torch.no_grad()
 def normalise(vae: AutoencoderKL, seed: int, device: str) -> None:
     """Fold a shift and a scale per channel into the 1x1 convolutions around the latent, so that scaled latents have
-    mean 0 and standard deviation 1 in each channel: the noise schedule expects that."""
+    mean 0 and standard deviation 1 in each channel, as the noise schedule expects."""
     rng = random.Random(f"{seed}/normalise")
     pixels = to_tensor(np.stack([render(any_scene(rng), rng) for _ in range(128)])).to(device)
     mean = torch.cat([vae.encode(part).latent_dist.mean for part in pixels.split(32)])
@@ -91,8 +91,8 @@ def normalise(vae: AutoencoderKL, seed: int, device: str) -> None:
 def refine_decoder(
     work: Path, vae: AutoencoderKL, *, seed: int, device: str, steps: int, batch: int = 10
 ) -> AutoencoderKL:
-    """Train the decoder further on the final latents, slightly noisy as a sampler leaves them. The encoder, and with it
-    the latent space that the UNet has learned, stays as it is."""
+    """Train the decoder further on the final latents, slightly noisy as a sampler leaves them. The encoder is frozen,
+    and with it the latent space that the UNet has learned."""
     vae.requires_grad_(False)
     vae.decoder.requires_grad_(True)
     loop = Loop("vae_decoder", vae, work, steps=steps, learning_rate=7e-4, seed=seed, weight_decay=0.0, average=0.99)

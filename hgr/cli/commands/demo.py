@@ -10,7 +10,7 @@ from ..tables import aligned
 
 def add(commands: argparse._SubParsersAction) -> None:
     demo = commands.add_parser(
-        "demo", help="sample the bundled tiny model with and without SafeCFG, judge and tabulate it"
+        "demo", help="sample the bundled tiny model with and without SafeCFG, and tabulate the results"
     )
     demo.add_argument("--output", type=Path, default=Path("safecfg_demo"), metavar="DIR", help="default: %(default)s")
     demo.add_argument("--seed", type=int, default=0)

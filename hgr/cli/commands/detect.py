@@ -1,4 +1,4 @@
-"""Detecting concepts in lists of prompts and in folders of pictures."""
+"""Detects concepts in lists of prompts and in folders of pictures."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "detect",
         help="find harmful prompts and pictures, with a model in diffusers' layout",
-        description="Judge prompts, pictures, or pictures with their prompts. What cannot be read is flagged, and the exit code is then 1. "
-        "Ctrl-C keeps what is done: the same command goes on from there. Several processes: accelerate launch, as for train.",
+        description="Judge prompts, pictures, or pictures with their prompts. An item that cannot be read is flagged, "
+        "and the exit code is then 1. Ctrl-C keeps the results so far: run the same command again to resume. For "
+        "several processes, use accelerate launch, as for train.",
     )
     add_model(parser)
     what = parser.add_mutually_exclusive_group(required=True)
@@ -33,11 +34,12 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--prompts",
         type=Path,
         metavar="FILE",
-        help='a .txt, one prompt a line; or a .csv with a column "prompt" and, for pictures with their prompts, "image"',
+        help='a .txt, one prompt per line; or a .csv with a column "prompt" and, for pictures with their prompts, '
+        '"image"',
     )
-    what.add_argument("--images", type=Path, metavar="DIR", help="pictures: PNG, JPEG, WebP, also in the folders in it")
+    what.add_argument("--images", type=Path, metavar="DIR", help="pictures: PNG, JPEG, WebP, also in subfolders")
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="FILE", help="a .csv, or a .json with all that the report says"
+        "--output", type=Path, required=True, metavar="FILE", help="a .csv, or a .json with the whole report"
     )
     parser.add_argument(
         "--concepts",
@@ -56,7 +58,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         type=int,
         default=2,
         metavar="N",
-        help="noise levels at which a picture is looked at with its prompt, default: %(default)s",
+        help="noise levels at which a picture is evaluated with its prompt, default: %(default)s",
     )
     parser.add_argument(
         "--samples", type=int, default=1, metavar="N", help="draws of noise at each level, default: %(default)s"
@@ -111,9 +113,9 @@ def _detect(given: argparse.Namespace) -> int:
             **{name: getattr(given, name) for name in ("sensitivity", "timesteps", "samples", "seed")},
         },
     )
-    # what could not be read perhaps can be now
+    # what could not be read before may be readable now
     done = {key: row for key, row in partial.rows().items() if not row["error"]}
-    group.wait()  # all have read what the main process is about to gather
+    group.wait()  # until all have read the rows that the main process is about to gather
     if group.main:
         partial.gather(done)
     group.wait()
@@ -129,14 +131,14 @@ def _detect(given: argparse.Namespace) -> int:
                     bars.show("items", number, len(mine))
             group.wait()
         except torch.OutOfMemoryError:
-            raise ValueError("the GPU's memory is full: close what else uses it, or try --device cpu.") from None
-        except (KeyboardInterrupt, RuntimeError):  # the latter where another process has left first
+            raise ValueError("the GPU's memory is full: close other programs on it, or try --device cpu.") from None
+        except (KeyboardInterrupt, RuntimeError):  # RuntimeError if another process has left first
             stop.leave(group, f"interrupted; {partial.path()} is kept. Run the same command again to resume.")
     errors = False
     if group.main:
         rows = partial.rows()
         if lost := sum(key not in rows for key in keys):
-            raise ValueError(f"of {lost} items there is no result: give all processes one folder that all can write.")
+            raise ValueError(f"there is no result for {lost} items: give all processes a folder that all can write to.")
         finished = [rows[key] for key in keys]
         write_results(given.output, finished, ids)
         partial.remove()
@@ -150,7 +152,7 @@ def _check(given: argparse.Namespace) -> None:
     if given.output.suffix.lower() not in (".csv", ".json"):
         raise ValueError(f"--output {given.output}: give a name that ends in .csv or .json.")
     if given.prompts and given.output.resolve() == given.prompts.resolve():
-        raise ValueError(f"--output {given.output}: these are the prompts; give another name.")
+        raise ValueError(f"--output {given.output}: this is the file of the prompts; give another name.")
     check_at_least(given, timesteps=1, samples=1)
 
 

@@ -1,4 +1,4 @@
-"""What an HGR does on the user's own model."""
+"""Measures an HGR on the user's own model."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "eval",
         help="measure an HGR on a model in diffusers' layout",
-        description="Measure an HGR on the model that it was made for, as far as that goes without a classifier of pictures: on the "
-        "prompts that its training held out. Choose the same pairs as for training; of others, it may have learnt some.",
+        description="Measure an HGR on the model that it was made for, as far as that is possible without a classifier "
+        "of pictures, on the prompts that its training held out. Choose the same pairs as for training: some of any "
+        "others may have been trained on.",
     )
     add_model(parser)
     add_sources(parser)
@@ -29,13 +30,13 @@ def add(commands: argparse._SubParsersAction) -> None:
         type=int,
         default=8,
         metavar="N",
-        help="of clean prompts, and as many of harmful ones; 0 for prompts alone, default: %(default)s",
+        help="pictures of clean prompts, and as many of harmful ones; 0 for only prompts, default: %(default)s",
     )
     parser.add_argument("--mode", choices=tuple(MODES), default=DEFAULT_MODE)
     parser.add_argument("--cfg", type=float, default=7.5, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the pictures, default: %(default)s")
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="the report; default: it is only printed")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="the report; default: only print it")
     parser.set_defaults(run=_eval)
 
 
@@ -104,11 +105,12 @@ def text(report: dict[str, Any]) -> str:
     ]
     lines = [aligned([head, *rows]), ""]
     lines += [
-        f"{name}: {side['prompts']} prompts, a concept fires in {_number(side['flagged'])}, mean HED {_number(side['hed'])}"
+        f"{name}: {side['prompts']} prompts, a concept fires in {_number(side['flagged'])}, "
+        f"mean HED {_number(side['hed'])}"
         for name, side in ((name, report[name]) for name in ("harmful", "twins", "clean"))
     ]
     for key, why in (
-        ("not_evaluated", "not evaluated, as there are no pairs of it here"),
+        ("not_evaluated", "not evaluated, because there are no pairs of it here"),
         ("not_in_this_hgr", "not in this HGR"),
     ):
         lines += [f"{id}: {why}" for id in report[key]]
@@ -118,10 +120,10 @@ def text(report: dict[str, Any]) -> str:
             "",
             f"{p['clean']} pictures of clean prompts: {_number(p['identical'])} bit-identical, "
             f"mean difference of latents {_number(p['difference'], 4)}",
-            f"{p['harmful']} pictures of harmful prompts: distance to the clean twin's latents {_number(p['toward_twin'])} "
-            "of plain CFG's",
-            f"evaluations of the denoiser a step: {p['evaluations']['plain']:.2f}, with SafeCFG {p['evaluations']['safe']:.2f}; "
-            f"time {p['time_ratio']:.2f} x",
+            f"{p['harmful']} pictures of harmful prompts: distance to the clean twin's latents "
+            f"{_number(p['toward_twin'])} of plain CFG's",
+            f"evaluations of the denoiser per step: {p['evaluations']['plain']:.2f}, "
+            f"with SafeCFG {p['evaluations']['safe']:.2f}; time {p['time_ratio']:.2f} x",
         ]
     return "\n".join(lines)
 
@@ -131,7 +133,7 @@ def _number(value: float, digits: int = 3) -> str:
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null says that there was nothing to measure."""
+    """JSON has no NaN: null means that there was nothing to measure."""
     if isinstance(value, dict):
         return {key: _without_nan(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,4 +1,4 @@
-"""Safe fine-tuning of the user's own model, into a LoRA."""
+"""Fine-tunes the user's own model into a safe LoRA."""
 
 from __future__ import annotations
 
@@ -33,41 +33,42 @@ _DEFAULTS = {
     "strength": 1.0,
     **defaults(LoRASettings),
 }
-_STAGE = "lora"  # the core's name for the checkpoint
+_STAGE = "lora"  # the trainer's name for the checkpoint
 _USE = """ComfyUI: put it into models/loras and load it with Load LoRA.
 diffusers: pipe.load_lora_weights("{}"), with peft installed."""
-_SHOWN = 50  # steps that a loss in the report is the mean of
+_SHOWN = 50  # steps that the report's losses are averaged over
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "finetune",
-        help="make a model itself safe, without labels: a LoRA",
+        help="make the model itself safe, without labels: train a LoRA",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
-        description="Fine-tune a model of Stable Diffusion 1.x, 2.x or XL in diffusers' layout into a LoRA, with an HGR as its "
-        "teacher. The prompts are harmful and clean ones mixed, without labels. Ctrl-C keeps what is done: run the same "
-        "command again to resume. Several GPUs: accelerate launch --num_processes N -m hgr finetune ...; several "
-        "processes on a CPU: accelerate launch --multi_gpu --num_processes N -m hgr finetune --device cpu ...",
+        description="Fine-tune a model of Stable Diffusion 1.x, 2.x or XL in diffusers' layout into a LoRA, with an "
+        "HGR as its teacher. The prompts are harmful and clean ones mixed, without labels. Ctrl-C keeps the work so "
+        "far: run the same command again to resume. Several GPUs: accelerate launch --num_processes N -m hgr finetune "
+        "...; several processes on a CPU: accelerate launch --multi_gpu --num_processes N -m hgr finetune --device cpu "
+        "...",
     )
     parser.add_argument(
         "--config",
         type=Path,
         metavar="FILE.json",
-        help='options by name, e.g. {"steps": 300, "concepts": {"violence": 0}}; the command line\'s override them',
+        help='options by name, e.g. {"steps": 300, "concepts": {"violence": 0}}; the command line overrides them',
     )
     _options(parser)
     parser.set_defaults(run=_finetune)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    """All options but --config; without defaults of their own, so that those given can be told from those not given."""
+    """All options except --config, without defaults, so that options given can be told from those not given."""
     add_model(parser, hgr="the teacher")
     parser.add_argument(
         "--prompts",
         type=Path,
         metavar="FILE",
-        help='needed: a .txt, one prompt a line; or a .csv with a column "prompt" and, to learn from your own '
+        help='required: a .txt, one prompt per line; or a .csv with a column "prompt" and, to learn from your own '
         'pictures, "image"',
     )
     parser.add_argument(
@@ -78,10 +79,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "takes them",
     )
     parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE.safetensors",
-        help="the LoRA; needed; a file that is there already is not replaced",
+        "--output", type=Path, metavar="FILE.safetensors", help="the LoRA; required; an existing file is not replaced"
     )
     parser.add_argument(
         "--work", type=Path, metavar="DIR", help=f"checkpoint and TensorBoard logs, default: {_DEFAULTS['work']}"
@@ -91,7 +89,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="strength by concept id, e.g. '{\"skull\": 0}' to leave skulls as they are; default: all at 1",
     )
-    parser.add_argument("--strength", type=float, help=f"of all concepts, to about 2, default: {_DEFAULTS['strength']}")
+    parser.add_argument(
+        "--strength", type=float, help=f"strength of all concepts, up to about 2, default: {_DEFAULTS['strength']}"
+    )
     add_settings(parser, LoRASettings)
 
 
@@ -143,7 +143,7 @@ def _finetune(given: argparse.Namespace) -> None:
     pipe = load_pipeline(given.model, group.device)
     hgr.network.to(group.device)
     with torch.no_grad():
-        hgr.check(*encode(pipe, [""])[:2])  # now, and not only when all prompts are encoded
+        hgr.check(*encode(pipe, [""])[:2])  # now, not after all prompts are encoded
     if latents is not None:
         check_latents(latents, given.latents, pipe.unet.config.in_channels)
     advice = "try a smaller --batch-size, then a smaller --rank, or smaller pictures of your own."
@@ -182,7 +182,7 @@ def _finetune(given: argparse.Namespace) -> None:
 
 
 def _check(given: argparse.Namespace) -> Path:
-    """The HGR to load. Raises ValueError for options that do not go together."""
+    """The HGR to load. Raises ValueError for options that do not fit together."""
     check_name(given.output, "LoRA")
     source = hgr_file(given)
     if given.prompts is None:
@@ -193,11 +193,11 @@ def _check(given: argparse.Namespace) -> Path:
 
 
 def _examples(given: argparse.Namespace) -> list[Item]:
-    """The prompts; either all with a picture, or none."""
+    """The prompts: all with a picture, or none."""
     found = items_from_file(given.prompts)
     pictures = sum(item.image is not None for item in found)
     if pictures and given.latents:
-        raise ValueError(f"{given.prompts.name} names pictures, and --latents holds some: give only one of them.")
+        raise ValueError(f"{given.prompts.name} names pictures, and --latents has some: give only one of them.")
     for item in found if pictures else ():
         if not (item.prompt and item.image):
             lacking = "picture" if item.prompt else "prompt"
@@ -227,7 +227,7 @@ def _mean(values: list[float]) -> float:
 def _about(
     given: argparse.Namespace, hgr: HGR, strengths: list[float], *, lessons: Lessons, settings: LoRASettings
 ) -> dict[str, Any]:
-    """What the file says about how the LoRA was made; without paths, as the file may be given away."""
+    """The file's record of how the LoRA was made; without paths, as the file may be shared."""
     import diffusers
     import peft
     import torch

@@ -1,4 +1,4 @@
-"""What an HGR file holds."""
+"""Shows what an HGR file contains."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    info = commands.add_parser("info", help="what an HGR file holds; checks all of it")
+    info = commands.add_parser("info", help="show what an HGR file contains, and check all of it")
     info.add_argument("file", type=Path)
     info.set_defaults(run=_info)
 
@@ -27,11 +27,13 @@ def _info(given: argparse.Namespace) -> None:
     pooled = f", pooled {net.pooled_dim}" if net.pooled_dim else ""
     print(f"{hgr.name}: HGR, format version {file.VERSION}")
     print(
-        f"encoder   {encoder.family}; features {net.text_dim}{pooled}; chunks of {encoder.chunk or 'any number of'} tokens"
+        f"encoder   {encoder.family}; features {net.text_dim}{pooled}; "
+        f"chunks of {encoder.chunk or 'any number of'} tokens"
     )
     print(f"network   width {net.width}, depth {net.depth}, {sum(p.numel() for p in net.parameters()):,} parameters")
     print(
-        f"probe     {_described(hgr.probe) if hgr.probe else 'none, so it judges no pictures; python -m hgr probe adds one'}"
+        f"probe     "
+        f"{_described(hgr.probe) if hgr.probe else 'none, so it cannot judge pictures; python -m hgr probe adds one'}"
     )
     head = ("concept", "label", "threshold", "scale", "bias", "description")
     rows = [
@@ -47,7 +49,8 @@ def _described(probe: Probe) -> str:
     levels, width = probe.mean.shape
     aurocs = (f"{id} {found['auroc']:.3f}" for part in parts for id, found in part.get("metrics", {}).items())
     return (
-        f"{width} features at {levels} noise levels, trained on {sum(part.get('pictures', 0) for part in parts)} pictures\n"
+        f"{width} features at {levels} noise levels, "
+        f"trained on {sum(part.get('pictures', 0) for part in parts)} pictures\n"
         f"          AUROC on held-out pictures: {', '.join(aurocs) or 'not known'}"
     )
 

@@ -1,4 +1,4 @@
-"""Prompt pairs: where a training's and an evaluation's come from, and the command that shows and writes them."""
+"""Prompt pairs: the options that choose them for training and evaluation, and the command that writes them."""
 
 from __future__ import annotations
 
@@ -12,31 +12,25 @@ if TYPE_CHECKING:
     from ...data.pairs import Pairs
 
 
-SOURCES = {
-    "concepts": None,
-    "style": None,
-    "own": None,
-    "file": None,
-    "demo": False,
-    "limit": None,
-}  # the options' defaults
+# the options' defaults
+SOURCES = {"concepts": None, "style": None, "own": None, "file": None, "demo": False, "limit": None}
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     pairs = commands.add_parser(
         "pairs",
-        help="prompt pairs for training an HGR, shown and written to a file",
-        description="Prompt pairs for training an HGR: what is chosen is mixed, shown, and written to a CSV.",
+        help="show prompt pairs for training an HGR, and write them to a file",
+        description="Mix prompt pairs for training an HGR from the chosen sources, show them, and write them to a CSV.",
     )
     add_sources(pairs)
-    pairs.add_argument("--output", type=Path, metavar="FILE.csv", help="default: nothing is written")
+    pairs.add_argument("--output", type=Path, metavar="FILE.csv", help="default: write nothing")
     pairs.set_defaults(run=_pairs)
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
     """The options that choose pairs, `SOURCES`; without any, `chosen_pairs` raises."""
     parser.add_argument(
-        "--concepts", nargs="+", action="extend", metavar="ID", help="built-in concepts, e.g. violence hate; or all"
+        "--concepts", nargs="+", action="extend", metavar="ID", help="built-in concepts, e.g. violence hate, or all"
     )
     parser.add_argument(
         "--style", action="append", metavar="NAME", help="an artist or a style; may be given more than once"
@@ -45,12 +39,12 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
         "--own",
         action="append",
         metavar='"NAME: WORD, WORD"',
-        help="an own concept and a few words for it; may be given more than once",
+        help="a concept of your own and a few words for it; may be given more than once",
     )
     parser.add_argument(
-        "--file", type=Path, help="a CSV or JSONL file with harmful, clean and concept in every row; is used whole"
+        "--file", type=Path, help="a CSV or JSONL file with harmful, clean and concept in every row; all of it is used"
     )
-    parser.add_argument("--demo", action="store_true", help="the demo world's, for the bundled model")
+    parser.add_argument("--demo", action="store_true", help="the demo world's pairs, for the bundled model")
     parser.add_argument("--limit", type=int, metavar="N", help=f"pairs per concept, default: {PER_CONCEPT}")
 
 

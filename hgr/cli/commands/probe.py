@@ -1,4 +1,4 @@
-"""Adding a picture probe to an HGR that was trained without one."""
+"""Adds a picture probe to an HGR that was trained without one."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "probe",
-        help="let an HGR detect concepts in pictures, too",
-        description="Add a picture probe to an HGR, or replace it; the rest of the file stays as it is. The model makes pictures of pairs "
-        "of the HGR's concepts: choose those of its training. 256 pictures take about 8,000 runs of the denoiser.",
+        help="make an HGR detect concepts in pictures too",
+        description="Add a picture probe to an HGR, or replace it; the rest of the file stays the same. The model "
+        "makes pictures from pairs of the HGR's concepts: choose those of its training. 256 pictures take about 8,000 "
+        "evaluations of the denoiser.",
     )
     parser.add_argument("--hgr", type=Path, required=True, metavar="FILE")
     parser.add_argument(
@@ -30,12 +31,12 @@ def add(commands: argparse._SubParsersAction) -> None:
         type=Path,
         required=True,
         metavar="FILE.safetensors",
-        help="the HGR with its probe; a file that is there already is not replaced",
+        help="the HGR with its probe; an existing file is not replaced",
     )
     add_model(parser, hgr=None)
     add_sources(parser)
     parser.add_argument(
-        "--pictures", type=int, default=256, metavar="N", help="that the model makes, default: %(default)s"
+        "--pictures", type=int, default=256, metavar="N", help="pictures that the model makes, default: %(default)s"
     )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument(
@@ -73,9 +74,9 @@ def _probe(given: argparse.Namespace) -> None:
     pipe = load_pipeline(given.model, where)
     hgr.network.to(where)
     with torch.no_grad():
-        hgr.check(*encode(pipe, [""])[:2])  # now, and not only when all pictures are made
+        hgr.check(*encode(pipe, [""])[:2])  # now, not after all pictures are made
     denoiser = denoiser_of(pipe, given.seed)
-    # pictures of another model must not be taken for this one's
+    # pictures of another model must not be used as this one's
     made_for = fingerprint(given.model and given.model.resolve().as_posix(), given.seed)
     canvas = given.output.with_name(f"{given.output.name}.pictures-{made_for}.safetensors")
     with Bars() as bars:
@@ -113,13 +114,13 @@ def _rate(given: argparse.Namespace, hgr: HGR) -> float:
     rate = hgr.training.get("false_positive_rate")
     if type(rate) is not float:
         raise ValueError(
-            f"{hgr.name} does not say for which one false-positive rate it was trained: give --false-positive-rate."
+            f"{hgr.name} does not name one false-positive rate that it was trained for: give --false-positive-rate."
         )
     return rate
 
 
 def _of(hgr: HGR, pairs: Pairs) -> Pairs:
-    """The pairs of the HGR's concepts. Raises ValueError where one has none."""
+    """The pairs of the HGR's concepts. Raises ValueError if a concept has none."""
     if lacking := [id for id in hgr.ids if not pairs.of(id)]:
         raise ValueError(f"there are no pairs of {', '.join(lacking)} here: give those that {hgr.name} was trained on.")
     return replace(

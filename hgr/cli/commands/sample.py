@@ -1,4 +1,4 @@
-"""Single pictures."""
+"""Samples one picture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     add_model(parser)
     parser.add_argument("--mode", choices=tuple(MODES), default=DEFAULT_MODE)
     parser.add_argument(
-        "--strength", type=float, default=1.0, help="of all concepts, 0 (off) to about 2, default: %(default)s"
+        "--strength", type=float, default=1.0, help="strength of all concepts, 0 (off) to about 2, default: %(default)s"
     )
     parser.add_argument("--concepts", default="", metavar="JSON", help="strength by concept id, e.g. '{\"skull\": 0}'")
     parser.add_argument("--seed", type=int, default=0)
@@ -37,7 +37,7 @@ def _sample(given: argparse.Namespace) -> None:
     from ..processes import device
 
     quiet()
-    pipe = load_pipeline(given.model, device(given.device))
+    pipe = load_pipeline(given.model, device(given.device), for_people=True)
     options = dict(
         negative_prompt=given.negative,
         guidance_scale=given.cfg,

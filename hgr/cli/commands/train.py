@@ -1,4 +1,4 @@
-"""Training an HGR for the user's own model."""
+"""Trains an HGR for the user's own model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("safecfg")
 
 _DEFAULTS = {**MODEL, "output": None, "work": Path("runs/train"), "latents": None, **SOURCES, **defaults(HGRSettings)}
-_STAGE = "hgr"  # the core's name for the checkpoint
+_STAGE = "hgr"  # the trainer's name for the checkpoint
 _ADD = "to add one: python -m hgr probe --hgr {} --output NEW.safetensors, with the same model and concepts\n"
 
 
@@ -33,28 +33,26 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="train an HGR for a model in diffusers' layout",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
-        description="Train an HGR for a model of Stable Diffusion 1.x, 2.x or XL in diffusers' layout. Ctrl-C keeps what is done: "
-        "run the same command again to resume. Several GPUs: accelerate launch --num_processes N -m hgr train ...; "
-        "several processes on a CPU: accelerate launch --multi_gpu --num_processes N -m hgr train --device cpu ...",
+        description="Train an HGR for a model of Stable Diffusion 1.x, 2.x or XL in diffusers' layout. Ctrl-C keeps "
+        "the work so far: run the same command again to resume. Several GPUs: accelerate launch --num_processes N -m "
+        "hgr train ...; several processes on a CPU: accelerate launch --multi_gpu --num_processes N -m hgr train "
+        "--device cpu ...",
     )
     parser.add_argument(
         "--config",
         type=Path,
         metavar="FILE.json",
-        help='options by name, e.g. {"steps": 500, "concepts": ["violence"]}; the command line\'s override them',
+        help='options by name, e.g. {"steps": 500, "concepts": ["violence"]}; the command line overrides them',
     )
     _options(parser)
     parser.set_defaults(run=_train)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    """All options but --config; without defaults of their own, so that those given can be told from those not given."""
+    """All options except --config, without defaults, so that options given can be told from those not given."""
     add_model(parser, hgr=None)
     parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE.safetensors",
-        help="the HGR; needed; a file that is there already is not replaced",
+        "--output", type=Path, metavar="FILE.safetensors", help="the HGR; required; an existing file is not replaced"
     )
     parser.add_argument(
         "--work", type=Path, metavar="DIR", help=f"checkpoint and TensorBoard logs, default: {_DEFAULTS['work']}"
@@ -66,7 +64,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE.safetensors",
         help='your own pictures to learn from: "latents" (N, C, H, W), scaled as the denoiser takes them; the '
-        "probe needs the model's own all the same",
+        "probe still needs the model's own",
     )
 
 
@@ -132,7 +130,8 @@ def _latents(given: argparse.Namespace, settings: HGRSettings) -> Tensor | None:
     if given.latents is None:
         if settings.weights.needs_denoiser and not settings.pictures:
             raise ValueError(
-                f'--pictures is 0, but the losses "{settings.losses}" need some: let the model make them, or give --latents.'
+                f'--pictures is 0, but the losses "{settings.losses}" need some: let the model make them, '
+                "or give --latents."
             )
         return None
     if not settings.weights.needs_denoiser:

@@ -1,21 +1,19 @@
-"""The library of prompt pairs: what stands in this folder's files, expanded into texts. `hgr.data.sources` is its interface.
+"""The library of prompt pairs: texts made from this folder's files. Its interface is `hgr.data.sources`.
 
-A category's file, for example violence.json, holds
+A category's file, for example violence.json, has
 
 - `id`, `label`, `description`: the concept;
-- `slots`: lists of phrases by name; those of common.json hold for every file;
+- `slots`: lists of phrases by name; those of common.json apply to every file;
 - `parts`: each a list of `terms`, pairs of a harmful wording and a harmless one for the same place in a sentence, and
-  the
-  `sentences` in which `{term}` stands for them.
+  the `sentences`, in which `{term}` is that place.
 
 A prompt is a sentence in one of the `frames` of common.json ("photo of {s}"; `{S}` starts with a capital letter). The
-harmful
-prompt and its clean twin are the same draw: same frame, same sentence, same phrases in the slots, only the term
-differs. A sentence that starts with "=" names its medium itself ("= a portrait of {who}") and gets one of the
-`plain_frames`. clean.txt holds prompts without any concept; style.json and own.json are the same for a style or for
-words that the user names.
+harmful prompt and its clean twin have the same frame, the same sentence and the same phrases in the slots; only the
+term differs. A sentence that starts with "=" names its medium itself ("= a portrait of {who}") and gets one of the
+`plain_frames`. clean.txt has prompts without any concept; style.json and own.json have the sentences for a style and
+for words that the user names.
 
-Sentences and phrases in slots must be harmless by themselves: they stand in the clean twins too.
+Sentences and phrases in slots must be harmless by themselves, as they are in the clean twins too.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ _FOLDER = Path(__file__).parent
 
 
 class Twins(NamedTuple):
-    """A prompt with a concept, the same without it, and what the two differ in."""
+    """A prompt with a concept, the same prompt without it, and their group (see `hgr.data.pairs.Pair`)."""
 
     harmful: str
     clean: str
@@ -42,13 +40,13 @@ class Twins(NamedTuple):
 
 @cache
 def data(name: str) -> dict[str, Any]:
-    """What one of the folder's JSON files holds."""
+    """The content of one of the folder's JSON files."""
     return json.loads((_FOLDER / f"{name}.json").read_text("utf-8"))
 
 
 def category(name: str, seed: int, count: int) -> list[Twins]:
-    """So many pairs of a category, every term about as often; fewer where its combinations run out. A smaller count
-    gives the first of a larger one."""
+    """`count` pairs of a category, all terms about equally often; fewer if its combinations run out. A smaller count
+    gives the first pairs of a larger one."""
     file = data(name)
     items = [(part["sentences"], harmful, clean, harmful) for part in file["parts"] for harmful, clean in part["terms"]]
     slots = data("common")["slots"] | file.get("slots", {})
@@ -68,8 +66,8 @@ def style(name: str, seed: int, count: int) -> list[Twins]:
 
 
 def own(words: Iterable[str], seed: int, count: int) -> list[Twins]:
-    """Pairs for a concept of the user's words, each against neutral things. The group is the sentence: the few words
-    are all needed for training."""
+    """Pairs for a concept in the user's words, each against neutral things. The group is the sentence, because all of
+    the few words are needed for training."""
     words, file = tuple(words), data("own")
     rng = random.Random(f"own/{'/'.join(words)}/{seed}")
     items = []
@@ -85,7 +83,7 @@ def own(words: Iterable[str], seed: int, count: int) -> list[Twins]:
 
 
 def clean_prompts(seed: int = 0) -> list[str]:
-    """The prompts of clean.txt: three for each line, six for one with slots."""
+    """The prompts of clean.txt: three per line, six per line with slots."""
     common, rng = data("common"), random.Random(f"clean/{seed}")
     found: dict[str, None] = {}
     for line in (_FOLDER / "clean.txt").read_text("utf-8").splitlines():
@@ -98,14 +96,14 @@ def clean_prompts(seed: int = 0) -> list[str]:
 
 
 def style_words(name: str) -> tuple[str, ...]:
-    """What in another prompt would name the same style: the name, and a person's last name."""
+    """The words that name the same style in other prompts: its name, and a person's last name."""
     *first, last = name.split()
-    # the last words of "oil painting" or "film photography" are no names: they must not claim every painting
+    # the last words of "oil painting" or "film photography" are not names: they must not claim every painting
     return (name, last) if first and len(last) > 3 and last.lower() not in data("style")["common_words"] else (name,)
 
 
 def mentions(text: str, words: Iterable[str]) -> bool:
-    """Whether one of the words, or its plural, stands in the text."""
+    """Whether the text contains one of the words or its plural."""
     return any(_pattern(word).search(text) for word in words)
 
 
@@ -122,10 +120,10 @@ def _draw(
     frames: dict[str, list[str]],
     slots: dict[str, list[str]],
 ) -> list[Twins]:
-    """Distinct pairs of (sentences, harmful, clean, group), item after item so that none is drawn much more often."""
+    """Distinct pairs from items (sentences, harmful, clean, group), in turn: all are drawn about equally often."""
     found: dict[str, Twins] = {}
     items = rng.sample(items, len(items))
-    for _ in range(count):  # rounds; all but the first few only where combinations run out
+    for _ in range(count):  # rounds; more than a few are needed only if combinations run out
         before = len(found)
         for sentences, harmful, clean, group in items:
             if len(found) == count:
@@ -147,17 +145,16 @@ def _fill(rng: random.Random, text: str, slots: dict[str, list[str]]) -> str:
 
 
 def _framed(sentence: str, frame: str) -> str:
-    """The sentence in its frame, tidied up: a slot may have been empty."""
+    """The sentence in its frame, tidied up, as a slot may have been empty."""
     sentence = " ".join(sentence.split()).strip(" ,")
     text = frame.replace("{s}", sentence).replace("{S}", sentence[:1].upper() + sentence[1:])
     return re.sub(r"\s+([,.])", r"\1", re.sub(r"(,\s*)+,", ",", text))
 
 
 def _noun_phrase(word: str) -> tuple[str, str]:
-    """The word as it stands in a sentence, and which neutral things can replace it: one, many, mass (no plural) or
-    doing."""
+    """The word as used in a sentence, and which neutral things can replace it: one, many, mass (no plural) or doing."""
     lists, first, last = data("own"), word.split()[0].lower(), word.split()[-1].lower()
-    if first in lists["determiners"] or word[0].isupper() or not word.isascii():  # a name, or it brings what it needs
+    if first in lists["determiners"] or word[0].isupper() or not word.isascii():  # a name, or it has its determiner
         return word, "one"
     if last in lists["mass_nouns"]:
         return word, "mass"

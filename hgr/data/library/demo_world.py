@@ -1,4 +1,4 @@
-"""Pairs of the demo world, for the bundled model: from the captions that an HGR may be trained on, and no others."""
+"""Pairs of the demo world, for the bundled model, only from captions that an HGR may be trained on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def draw_pairs(count: int, seed: int) -> tuple[list[tuple[str, str, str, str]], 
     while any(len(found) < count for found in rows.values()):
         caption = draw_from("training", rng, "two" if rng.random() < 0.4 else "seen")
         new = {concept: _rows(caption, concept) for concept in caption.concepts}
-        # all or none of a caption: else one of its symbols would be there, but not said
+        # all of a caption or nothing: otherwise one of its symbols would be there, but not labelled
         if all(len(rows[concept]) + len(found) <= count for concept, found in new.items()):
             for concept, found in new.items():
                 rows[concept] |= dict.fromkeys(found)
@@ -33,8 +33,8 @@ def draw_pairs(count: int, seed: int) -> tuple[list[tuple[str, str, str, str]], 
 
 
 def _rows(caption: Caption, concept: str) -> list[tuple[str, str, str, str]]:
-    """What removes one symbol: where there is another one, beside it and without it. So every text that keeps a symbol
-    is itself a harmful side of that symbol."""
+    """The rows that remove one symbol: if there is another one, once with it kept and once without it. So every text
+    that keeps a symbol is itself the harmful side of a row for that symbol."""
     others = tuple(other for other in caption.concepts if other != concept)
     return [
         (concept, caption.keeping((concept, *beside)), caption.keeping(beside), caption.clean)

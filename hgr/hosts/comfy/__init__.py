@@ -1,1 +1,1 @@
-"""ComfyUI as host: the one folder of the pack that knows ComfyUI's internals. Works from ComfyUI 0.8.0 on."""
+"""ComfyUI as host: the only folder that knows ComfyUI's internals. Works with ComfyUI 0.8.0 and later."""

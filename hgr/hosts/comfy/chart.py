@@ -71,8 +71,8 @@ _SHOWN = 12  # items of a batch
 
 
 def draw_report(report: dict[str, Any]) -> Image.Image:
-    """A detection's report: of each item a bar a concept with its threshold, and the prompt's words, the redder the
-    hotter."""
+    """A detection's report: for each item a bar per concept with its threshold, and the prompt's words, redder the more
+    they add."""
     items = report["items"][:_SHOWN]
     font, small, wide = ImageFont.load_default(13), ImageFont.load_default(11), _SIZE[0] - 24
     lines = [_wrap(item.get("words", []), font, wide) for item in items]

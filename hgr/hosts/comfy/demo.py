@@ -20,13 +20,12 @@ from ...demo import assets
 
 
 def load_demo_model() -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
-    """The bundled tiny model of the SD 1.5 family as the host's MODEL, CLIP and VAE; the host places them and picks
-    dtypes."""
+    """The bundled tiny model of the SD 1.5 family as MODEL, CLIP and VAE. The host picks their devices and dtypes."""
     return _demo_unet(), _demo_clip(), _demo_vae()
 
 
 def _read(part: str, weights: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Configuration and weights of one folder of the diffusers layout."""
+    """The configuration and weights in one folder of the diffusers layout."""
     folder = assets.MODEL / part
     tensors: Any = comfy.utils.load_torch_file(str(folder / weights), safe_load=True)
     return json.loads((folder / "config.json").read_text()), tensors
@@ -73,9 +72,9 @@ def _demo_unet() -> comfy.model_patcher.ModelPatcher:
 
 def _demo_clip() -> comfy.sd.CLIP:
     config, weights = _read("text_encoder", "model.safetensors")
-    prefix = "text_model."  # left out by transformers from version 5 on
+    prefix = "text_model."  # transformers 5 and later leave it out
     weights = {key if key.startswith(prefix) else prefix + key: value for key, value in weights.items()}
-    # The host's module has a projection, of which SD 1.x makes no use.
+    # The host's module has a projection, which SD 1.x does not use.
     weights["text_projection.weight"] = torch.eye(config["hidden_size"], dtype=torch.float16)
     target = comfy.supported_models_base.ClipTarget(_DemoTokenizer, _DemoClip)
     target.params = {"config": config}
@@ -101,7 +100,7 @@ def _demo_vae() -> comfy.sd.VAE:
 
 
 class _DemoTransformer(comfy.clip_model.CLIPTextModel):
-    """The host's CLIP text transformer with a vocabulary of the configured size; the host's has a fixed one."""
+    """The host's CLIP text transformer with a vocabulary of the configured size; the host's own is fixed."""
 
     def __init__(self, config: dict[str, Any], dtype: torch.dtype, device: torch.device, operations: Any):
         super().__init__(config, dtype, device, operations)
@@ -111,7 +110,7 @@ class _DemoTransformer(comfy.clip_model.CLIPTextModel):
 
 
 class _DemoEncoder(comfy.sd1_clip.SDClipModel):
-    """The host's wrapper of a text transformer, with this one's length, vocabulary and special tokens."""
+    """The host's wrapper of a text transformer, with the demo's length, vocabulary and special tokens."""
 
     def __init__(self, config: dict[str, Any], device: Any, dtype: torch.dtype, model_options: dict[str, Any]):
         tokens = {"start": config["bos_token_id"], "end": config["eos_token_id"], "pad": config["pad_token_id"]}
@@ -130,8 +129,7 @@ class _DemoEncoder(comfy.sd1_clip.SDClipModel):
 class _DemoClip(comfy.sd1_clip.SD1ClipModel):
     """SD 1.x's encoder under SD 1.x's name, so that LoRA keys for it fit."""
 
-    # On hosts that load weights dynamically: stay an ordinary patcher. Others need a file to reload from for LoRA
-    # hooks.
+    # On hosts that load weights dynamically, stay an ordinary patcher: for LoRA hooks, a dynamic one needs a file.
     disable_offload = True
 
     def __init__(self, config: dict[str, Any], device: Any, dtype: torch.dtype, model_options: dict[str, Any]):
@@ -140,7 +138,7 @@ class _DemoClip(comfy.sd1_clip.SD1ClipModel):
 
 
 class _Vocabulary:
-    """The bundled tokenizer file with what the host asks of a tokenizer."""
+    """The bundled tokenizer file with the interface that the host expects."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer

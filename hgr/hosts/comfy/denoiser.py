@@ -1,4 +1,4 @@
-"""The host's denoiser as training and detection ask for it, with its memory management in charge."""
+"""The host's denoiser as training and detection use it, under the host's memory management."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ...core.fingerprint import fingerprint
 from ...core.progress import Progress
 from .guidance import KEY
 
-_STEPS, _CFG = 12, 5.0  # of sampling; the pictures are looked at through noise
-_MOST = 8  # pictures at once: more are hardly faster
+_STEPS, _CFG = 12, 5.0  # of sampling; fine detail does not matter, as the pictures are used under noise
+_MOST = 8  # pictures at once; more are hardly faster
 
 
 def denoiser_of(
@@ -31,10 +31,11 @@ def denoiser_of(
     seed: int = 0,
     gradients: bool = False,
 ) -> Denoiser:
-    """The host's denoiser; its predictions are of the noise, or of a flow's velocity.
+    """The host's denoiser, which predicts noise, or the velocity of a flow.
 
-    size: of the latents that it gets, (1, C, H, W) or with a time axis. clip, seed: for pictures that it paints.
-    gradients: whether they must pass through it.
+    size: of its latents, (1, C, H, W) or with a time axis.
+    clip, seed: for painting pictures.
+    gradients: whether gradients must pass through it.
     """
     model = model.clone()
     model.remove_wrappers_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, KEY)
@@ -60,7 +61,7 @@ def denoiser_of(
             denoised = base.apply_model(
                 noisy, sigma, transformer_options=options, **_conds(base, noisy, features, pooled=pooled)
             )
-            # the host's models give the denoised latent
+            # the host's models return the denoised latent
             return (denoised.float() - truth) / scale.clamp(min=1e-4)
 
         def error(features: Tensor, pooled: Tensor | None) -> Tensor:
@@ -75,7 +76,7 @@ def denoiser_of(
 
     def paint(prompts: list[str], progress: Progress) -> Tensor:
         if clip is None:
-            raise ValueError("pictures are painted from prompts, which need clip.")
+            raise ValueError("painting pictures from prompts needs clip.")
         with torch.inference_mode():
             empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros(size))
             negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
@@ -113,13 +114,13 @@ def model_fingerprint(model: comfy.model_patcher.ModelPatcher) -> str:
 
 
 def _batch(model: comfy.model_patcher.ModelPatcher, size: torch.Size) -> int:
-    """How many pictures of this size fit beside the model's weights into the memory that is free, at most `_MOST`."""
+    """How many pictures of this size fit into free memory beside the model's weights, at most `_MOST`."""
     free: Any = comfy.model_management.get_free_memory(model.load_device)
     return max(1, min(_MOST, int(0.5 * (free - model.model_size()) / model.model.memory_required([1, *size[1:]]))))
 
 
 def _conds(base: Any, noisy: Tensor, features: Tensor, *, pooled: Tensor | None) -> dict[str, Any]:
-    """What the denoiser takes, as the host's sampling makes it of a CONDITIONING."""
+    """The denoiser's arguments, made as the host's sampling makes them from a CONDITIONING."""
     size = {"width": noisy.shape[-1] * 8, "height": noisy.shape[-2] * 8}
     made = base.extra_conds(
         **size,
@@ -136,13 +137,12 @@ def _conds(base: Any, noisy: Tensor, features: Tensor, *, pooled: Tensor | None)
 
 
 def _attention(chosen: Callable, *args: Any, **kwargs: Any) -> Tensor:
-    """PyTorch's attention, whatever the host has chosen: not every kernel has a gradient."""
+    """PyTorch's attention instead of the host's choice, because not every kernel has a gradient."""
     return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)
 
 
 def _differentiable(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
-    """A clone through which gradients pass: nodes load weights in inference mode, and no gradient may save such a
-    tensor."""
+    """A clone that gradients can pass. Nodes load weights in inference mode, and autograd cannot save such tensors."""
     clone = model.clone()
     for name, module in clone.model.named_modules():
         if hasattr(module, "weight_function"):  # the host's own layers

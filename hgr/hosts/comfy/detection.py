@@ -1,4 +1,4 @@
-"""Detecting concepts in ComfyUI's prompts and pictures."""
+"""Detects concepts in ComfyUI's prompts and pictures."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ def detect(
 ) -> dict[str, Any]:
     """The report (`hgr.detection.report`) of prompts, of pictures with their prompts, or of pictures alone.
 
-    conditioning: a CONDITIONING, whose batch is one prompt for all pictures or one for each; in its place `text`,
-    encoded by
-    `clip`, which also tell which words.
-    image: an IMAGE (B, H, W, C), or latent: a LATENT; both need model and vae, but a latent of the size that the probe
-    was trained at needs no vae.
-    timesteps: noise levels at which pictures are evaluated with their prompts. samples: draws of noise at each level.
+    conditioning: a CONDITIONING with one prompt for all pictures, or a batch with one for each.
+    text, clip: a prompt and its encoder, instead of a conditioning; they also give the words' heat.
+    image, latent: an IMAGE (B, H, W, C) or a LATENT; both need model and vae, except that a latent of the size that the
+    probe was trained on needs no vae.
+    timesteps: noise levels at which pictures are evaluated with their prompts.
+    samples: draws of noise at each level.
 
-    Raises ValueError for inputs that do not fit together, HGRError for an HGR that cannot judge.
+    Raises ValueError for inputs that do not fit together, HGRError for an HGR that cannot judge them.
     """
     on = [strength > 0 for strength in concept_strengths(concepts, hgr.ids)]
     if text.strip() and clip is None:
-        raise ValueError("text must be encoded: wire in clip, the one of the model.")
+        raise ValueError("text must be encoded: wire in clip, that of the model.")
     pictures = image is not None or latent is not None
     if conditioning is not None:
         prompts = [prompt_of(hgr, found, extra) for found, extra in conditioning if found is not None]
@@ -91,8 +91,8 @@ def _check_model(hgr: HGR, model: comfy.model_patcher.ModelPatcher | None) -> co
     width = model.model.model_config.unet_config.get("context_dim", hgr.network.text_dim)
     if width != hgr.network.text_dim:
         raise HGRError(
-            f"{hgr.name} was made for {hgr.encoder.family} with text features of width {hgr.network.text_dim}, but this model "
-            f"takes width {width}: load the HGR that was trained for this model."
+            f"{hgr.name} was made for {hgr.encoder.family} with text features of width {hgr.network.text_dim}, "
+            f"but this model takes width {width}: load the HGR that was trained for this model."
         )
     return model
 
@@ -100,10 +100,10 @@ def _check_model(hgr: HGR, model: comfy.model_patcher.ModelPatcher | None) -> co
 def _crops(
     image: Tensor | None, latent: dict[str, Any] | None, vae: comfy.sd.VAE | None, *, size: tuple[int, ...]
 ) -> Tensor:
-    """(B, 1 + N, *size) latents on the CPU: each picture as a whole, scaled to the size that the probe was trained at;
-    if it has another shape, also N overlapping parts (`hgr.detection.crops`)."""
+    """(B, 1 + N, *size) latents on the CPU: each whole picture, scaled to the size that the probe was trained on; if it
+    has another shape, also N overlapping parts (`hgr.detection.crops`)."""
     if image is not None and latent is not None:
-        raise ValueError("there are pictures in image and in latent: wire in one of them.")
+        raise ValueError("there are pictures in image and in latent: wire in only one of them.")
     if latent is not None:
         samples = latent["samples"]
         if samples.is_nested or samples.dim() not in (4, 5) or (samples.dim() == 5 and samples.shape[2] > 1):
@@ -112,16 +112,16 @@ def _crops(
             return samples.float().cpu()[:, None]
         if vae is None:
             raise ValueError(
-                f"latent: its size is {_text(samples.shape[1:])}, but the HGR was trained with {_text(size)}: wire in vae too, "
-                "so that it can be scaled."
+                f"latent: its size is {_text(samples.shape[1:])}, but the HGR was trained with {_text(size)}: "
+                "wire in vae too, so that it can be scaled."
             )
         decoded: Tensor = vae.decode(samples)
         image = decoded.reshape(-1, *decoded.shape[-3:])
     if vae is None or image is None:
-        raise ValueError("pictures must be encoded: wire in vae, the one of the model.")
+        raise ValueError("pictures must be encoded: wire in vae, that of the model.")
     if image.dim() != 4 or min(image.shape) == 0:
         raise ValueError(f"image: expected pictures (batch, height, width, channels), got shape {tuple(image.shape)}.")
-    pixels = image[..., :3]  # alpha is no part of what a picture shows
+    pixels = image[..., :3]  # alpha is not part of what a picture shows
     if not pixels.isfinite().all():
         raise ValueError("image: it holds NaN or infinity, so it cannot be judged.")
     cell: Any = vae.spacial_compression_encode()
@@ -135,13 +135,13 @@ def _crops(
 
 
 def _encode(vae: comfy.sd.VAE, picture: Tensor, size: tuple[int, ...]) -> Tensor:
-    """(*size): the latents of one picture (1, C, H, W); of several, a video's VAE would make one video."""
+    """(*size): the latents of one picture (1, C, H, W). From several, a video model's VAE would make one video."""
     comfy.model_management.throw_exception_if_processing_interrupted()
     found = vae.encode(picture.movedim(1, -1)).float().cpu()[0]
     if found.shape != size:
         raise ValueError(
-            f"vae: it gives latents of size {_text(found.shape)}, and the HGR knows {_text(size)}: wire in the VAE of the "
-            "model that the HGR was trained for."
+            f"vae: it gives latents of size {_text(found.shape)}, but the HGR was trained with {_text(size)}: "
+            "wire in the VAE of the model that the HGR was trained for."
         )
     return found
 
@@ -151,7 +151,7 @@ def _text(shape: Sequence[int]) -> str:
 
 
 def _words(hgr: HGR, clip: comfy.sd.CLIP, text: str, *, on: list[bool]) -> list[tuple[str, float]]:
-    """Each word with the most that it raises a gate that counts."""
+    """Each word, with the most by which it raises any gate that counts."""
     encode = encoder_of(clip)
 
     def gates(texts: list[str]) -> Tensor:

@@ -1,5 +1,4 @@
-"""What the editor is told beside the graph: what an HGR file holds, and what fired in a run. Graphs run the same
-without it."""
+"""What the editor is told besides the graph: an HGR file's content, and what fired in a run. Graphs run without it."""
 
 from __future__ import annotations
 
@@ -19,8 +18,8 @@ FIRED = "safecfg.fired"
 
 
 def add_route() -> None:
-    """GET /safecfg/hgr/NAME: `about` of the HGR that a user can choose by this name."""
-    from server import PromptServer  # where the server runs; the nodes work without one
+    """GET /safecfg/hgr/NAME: `about` the HGR that a user can choose by this name."""
+    from server import PromptServer  # imported here, as the nodes work without a server
 
     PromptServer.instance.routes.get("/safecfg/hgr/{name:.+}")(_answer)
 
@@ -36,9 +35,9 @@ async def _answer(request: web.Request) -> web.Response:
 
 
 def about(name: str) -> dict[str, Any]:
-    """What a user wants to know of an HGR before using it, from its file's header alone.
+    """What a user wants to know about an HGR before using it, from the file's header only.
 
-    Raises FileNotFoundError for a name that no file has, and HGRError for a damaged file.
+    Raises FileNotFoundError if no file has this name, and HGRError for a damaged file.
     """
     path = files.find_hgr(name)
     header = file.describe(path)
@@ -48,7 +47,7 @@ def about(name: str) -> dict[str, Any]:
             {key: concept[key] for key in ("id", "label", "description", "threshold")} for concept in header["concepts"]
         ],
         "encoder": header["encoder"]["family"],
-        # browsers refuse the NaN that Python writes and reads
+        # browsers do not parse the NaN that Python writes
         "training": json.loads(json.dumps(header["training"]), parse_constant=lambda _: None),
         "probe": header["probe"] is not None,
         "date": datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).isoformat(timespec="seconds"),
@@ -56,8 +55,7 @@ def about(name: str) -> dict[str, Any]:
 
 
 def show_fired(node_id: str | None, prompts: list[list[dict[str, Any]]]) -> None:
-    """Have the node draw what fired in the run, to the user who queued it. prompts: of each, the concepts that were
-    found."""
+    """Make the node show what fired in the run to the user who queued it. prompts: the concepts found in each."""
     if node_id is None:
         return
     try:

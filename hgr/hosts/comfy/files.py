@@ -1,5 +1,4 @@
-"""Files as ComfyUI's user knows them, by name: HGRs in models/hgr and the bundled one, and lists in the input
-folder."""
+"""Files as ComfyUI's users know them, by name: HGRs in models/hgr, the bundled HGR, and lists in the input folder."""
 
 from __future__ import annotations
 
@@ -16,12 +15,12 @@ from ...demo import assets
 
 BUNDLED = "safecfg_demo (bundled)"
 NO_FILE = "none"
-NAME_RULE = "1 to 100 letters, digits, spaces, points, - and _, with a letter or digit first"
+NAME_RULE = "1 to 100 letters, digits, spaces, dots, - and _, starting with a letter or digit"
 _FOLDER = "hgr"
 
 
 def register_folder() -> None:
-    """Make `models/hgr` known to the host, beside folders of that name from its extra paths; .safetensors only."""
+    """Register `models/hgr` with the host, besides hgr folders from its extra paths; only for .safetensors."""
     folder_paths.add_model_folder_path(_FOLDER, os.path.join(folder_paths.models_dir, _FOLDER))
     folder_paths.folder_names_and_paths[_FOLDER] = (folder_paths.get_folder_paths(_FOLDER), {".safetensors"})
 
@@ -32,7 +31,7 @@ def hgr_names() -> list[str]:
 
 
 def hgr_path(name: str) -> Path | None:
-    """Where the file of that name lies; None if there is none. Names that lead out of the folder have none."""
+    """The path of the file of that name, or None. Names that lead out of the folder give None."""
     if name == BUNDLED:
         return assets.HGR_FILE if assets.HGR_FILE.is_file() else None
     path = folder_paths.get_full_path(_FOLDER, name) if name in folder_paths.get_filename_list(_FOLDER) else None
@@ -40,7 +39,7 @@ def hgr_path(name: str) -> Path | None:
 
 
 def find_hgr(name: str) -> Path:
-    """`hgr_path`. Raises FileNotFoundError where there is none."""
+    """`hgr_path`; raises FileNotFoundError if there is no such file."""
     path = hgr_path(name)
     if path is None:
         raise FileNotFoundError(f'HGR "{name}" is not in models/{_FOLDER}.')
@@ -48,7 +47,7 @@ def find_hgr(name: str) -> Path:
 
 
 def load_hgr(name: str) -> HGR:
-    """Load an HGR by the name shown. Raises FileNotFoundError, and HGRError for a file that cannot be used."""
+    """Load an HGR by its name. Raises FileNotFoundError, or HGRError for a file that cannot be used."""
     return file.load(find_hgr(name))
 
 
@@ -58,10 +57,9 @@ def is_name(name: str) -> bool:
 
 
 def save_hgr(hgr: HGR, name: str) -> str:
-    """Save an HGR in models/hgr under this name, or this name with a number where there is such a file; returns the
-    file's name.
+    """Save an HGR in models/hgr under this name, with a number if the file exists; returns the file's name.
 
-    Raises ValueError for a name that breaks `NAME_RULE`, OSError where the disk is full or may not be written to.
+    Raises ValueError for a name that breaks `NAME_RULE`, OSError if the disk is full or not writable.
     """
     if not is_name(name):
         raise ValueError(f'"{name}" cannot be a file name: {NAME_RULE}.')
@@ -75,20 +73,22 @@ def save_hgr(hgr: HGR, name: str) -> str:
 
 @dataclass(frozen=True)
 class InputFiles:
-    """The files with these suffixes that lie in the input folder itself. A node offers their names and `NO_FILE`."""
+    """The files with these suffixes in the input folder itself. A node offers their names and `NO_FILE`."""
 
     suffixes: tuple[str, ...]
 
     def names(self) -> list[str]:
         folder = folder_paths.get_input_directory()
-        if not os.path.isdir(folder):  # made with the first upload
+        if not os.path.isdir(folder):  # the first upload creates it
             return []
         with os.scandir(folder) as entries:
             return sorted(e.name for e in entries if e.name.lower().endswith(self.suffixes) and e.is_file())
 
     def path(self, name: str | None) -> Path | None:
-        """Where the file of that name lies; None for `NO_FILE`, and for a name that comes from another node and is not
-        known yet. Raises FileNotFoundError for any other name that `names` does not give, so for every path."""
+        """The path of the file of that name; None for `NO_FILE`, and for another node's name that is not known yet.
+
+        Raises FileNotFoundError for any other name that `names` does not list, and so for every path.
+        """
         if name in (None, NO_FILE):
             return None
         if name not in self.names():
@@ -104,7 +104,7 @@ class InputFiles:
         return True
 
     def stamp(self, name: str | None) -> tuple[int, int] | None:
-        """For a node's `fingerprint_inputs`: another value after the file has changed."""
+        """For a node's `fingerprint_inputs`: a value that changes with the file."""
         try:
             path = self.path(name)
         except FileNotFoundError:
@@ -113,7 +113,7 @@ class InputFiles:
 
 
 def stamp_of(path: Path) -> tuple[int, int]:
-    """Another value after the file has changed."""
+    """A value that changes with the file."""
     return path.stat().st_mtime_ns, path.stat().st_size
 
 

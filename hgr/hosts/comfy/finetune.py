@@ -1,4 +1,4 @@
-"""Safe fine-tuning inside ComfyUI: the host's own LoRA on its denoiser, with its memory management in charge."""
+"""Safe fine-tuning inside ComfyUI: the host's own LoRA on its denoiser, under its memory management."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .latents import given_pictures, picture_size
 from .progress import NodeProgress, TrainingProgress, gradients
 from .prompts import encoder_of
 
-_SHOWN = 4  # prompts before and after, at most: most of them harmful
+_SHOWN = 4  # prompts shown before and after, at most; most of them are harmful
 _PREFIX = "diffusion_model."
 
 
@@ -51,14 +51,15 @@ def finetune_model(
     latents: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Tensor], comfy.model_patcher.ModelPatcher, Tensor, Tensor]:
     """Fine-tune a MODEL with an HGR as its teacher. Returns the LoRA as the host's Save LoRA takes it, the model with
-    it, the loss chart and some pictures before and after, (1, H, W, 3) each.
+    it, the loss chart, and some pictures before and after, (1, H, W, 3) each. An interrupted fine-tuning resumes from
+    its last step when the same one is run again.
 
-    prompts: harmful and clean ones mixed. checkpointing: less memory, more time. vae: for the pictures before and
-    after; without it they are the host's rough previews. latents: a LATENT of pictures of these prompts; an empty one
-    gives the size in which the model makes its own. An interrupted fine-tuning resumes from its last
-    step when the same one is run again.
+    prompts: harmful and clean ones mixed.
+    checkpointing: whether to use less memory and more time.
+    vae: for the pictures before and after; without it they are the host's rough previews.
+    latents: a LATENT of pictures of these prompts; an empty one sets the size of the pictures that the model makes.
 
-    Raises ValueError and HGRError as `hgr.training.train_lora`.
+    Raises ValueError and HGRError as `hgr.training.train_lora` does.
     """
     strengths = concept_strengths(concepts, hgr.ids)
     pictures, size = given_pictures(latents), picture_size(latents)
@@ -94,7 +95,7 @@ def finetune_model(
 
 
 class Adapters(nn.Module):
-    """The host's LoRA of each adapted layer. on: whether they act."""
+    """The host's LoRA for each adapted layer. on: whether they are active."""
 
     def __init__(self, model: comfy.model_patcher.ModelPatcher, rank: int, device: torch.device):
         super().__init__()
@@ -106,7 +107,7 @@ class Adapters(nn.Module):
         ]
         if not self.names:
             raise ValueError(
-                f"{type(model.model).__name__} has no blocks of transformers that SafeCFG knows: it cannot be fine-tuned."
+                f"{type(model.model).__name__} has no transformer blocks that SafeCFG knows: it cannot be fine-tuned."
             )
         kind: Any = adapter_maps["LoRA"]
         layers = dict(model.model.named_modules())
@@ -133,7 +134,7 @@ class Adapters(nn.Module):
             self.on = True
 
     def state_dict_of(self, model: comfy.model_patcher.ModelPatcher) -> dict[str, Tensor]:
-        """As a LoRA file holds it: a UNet's layers by names that diffusers knows too, others by the host's."""
+        """The tensors of a LoRA file: a UNet's layers under names that diffusers knows too, others under the host's."""
         names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config) if _is_unet(model) else {}
         known = {ours: theirs for theirs, ours in names.items()}
         found = {}
@@ -148,7 +149,7 @@ class Adapters(nn.Module):
 def adapt(
     model: comfy.model_patcher.ModelPatcher, size: torch.Size, clip: comfy.sd.CLIP, *, settings: LoRASettings
 ) -> Adapted:
-    """The model's denoiser with a LoRA; its weights follow torch's own seed."""
+    """The model's denoiser with a LoRA, whose initial weights follow torch's own seed."""
     adapters = Adapters(model, settings.rank, model.load_device)
     patched = adapters.patch(model)
     if model.model_dtype() == torch.float16:  # too coarse for the gradients of small differences
@@ -160,8 +161,8 @@ def adapt(
 
 @contextmanager
 def _copies(model: comfy.model_patcher.ModelPatcher) -> Iterator[None]:
-    """Flux and others change in place what a norm has been given, and its gradient needs: norms get copies. UNets do no
-    such thing."""
+    """Gives norms copies of their inputs, because Flux and others change these in place although the gradient needs
+    them. UNets do not."""
     norms = (
         []
         if _is_unet(model)
@@ -181,7 +182,7 @@ def _is_unet(model: comfy.model_patcher.ModelPatcher) -> bool:
 
 @contextmanager
 def _checkpointing(model: comfy.model_patcher.ModelPatcher) -> Iterator[None]:
-    """Gradient checkpointing of the blocks that the host's own LoRA training divides a model into."""
+    """Gradient checkpointing of the blocks into which the host's own LoRA training divides a model."""
     blocks = nodes_train.find_all_highest_child_module_with_forward(model.model.diffusion_model)
     for block in blocks:
         block.forward = partial(_checkpointed, block.forward)
@@ -189,11 +190,11 @@ def _checkpointing(model: comfy.model_patcher.ModelPatcher) -> Iterator[None]:
         yield
     finally:
         for block in blocks:
-            del block.forward  # the class's own is there again
+            del block.forward  # the class's own method is back
 
 
 def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    # copies, because some blocks change in place what they are given: the second forward must get what the first got
+    # copies, because some blocks change their inputs in place, and the second forward needs those of the first
     def run(args: tuple, kwargs: dict[str, Any]) -> Any:
         return forward(*map(_copy, args), **{name: _copy(x) for name, x in kwargs.items()})
 
@@ -214,8 +215,8 @@ def _compare(
     size: torch.Size,
     seed: int,
 ) -> Tensor:
-    """(1, H, W, 3): a few prompts' pictures without the LoRA above, with it below; the most harmful prompts first, the
-    last a clean one."""
+    """(1, H, W, 3): pictures of a few prompts, above without the LoRA, below with it; the most harmful prompts first
+    and a clean one last."""
     ranked = list(
         dict.fromkeys(text for _, text in sorted(zip(lessons.harm.tolist(), lessons.texts, strict=True), reverse=True))
     )
@@ -225,7 +226,7 @@ def _compare(
 
 
 def _decode(model: comfy.model_patcher.ModelPatcher, vae: comfy.sd.VAE | None, latent: Tensor) -> Tensor:
-    """(1, H, W, 3): one picture; without a VAE, as the host's sampling shows it on the way."""
+    """(1, H, W, 3): one picture; without a VAE, as the host previews it while sampling."""
     if vae is not None:
         picture = vae.decode(latent)
         return picture.reshape(-1, *picture.shape[-3:])[:1].float().cpu()

@@ -1,4 +1,4 @@
-"""SafeCFG on a MODEL: the text features of a sampling run are rewritten, for that run alone."""
+"""SafeCFG on a MODEL: rewrites the text features of a sampling run, for that run only."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .prompts import prompt_of
 log = logging.getLogger("safecfg")
 Conds = dict[str, list[dict[str, Any]]]  # a guider's conditionings: entries by role ("positive", "negative", ...)
 KEY = "safecfg"
-# Roles that are not a prompt to follow. Of these, the mode's unconditional scale moves _NEGATIVE alone: where a guider
-# knows both (perpendicular negative), the other is the neutral point that both directions are measured from.
+# Roles that are not a prompt to follow. The mode's unconditional scale moves only _NEGATIVE: if a guider has both
+# (perpendicular negative), the other is the neutral point from which both directions are measured.
 _NEGATIVE, _NEUTRAL = "negative", "empty_negative_prompt"
-# Window boundaries lie this much before the widget's round value. The host's ranges include both ends, so a boundary
-# that meets a step's sigma (common with round numbers of steps) would run both pieces in that step.
+# Window boundaries are this much before the widget's round value. The host's ranges include both ends, so both pieces
+# would run in a step whose sigma is exactly at a boundary (common with round numbers of steps).
 _HAIR = 1e-5
 
 
@@ -41,11 +41,12 @@ def patch_model(
     end_percent: float,
     node_id: str | None = None,
 ) -> comfy.model_patcher.ModelPatcher:
-    """A clone of the model that samples with SafeCFG, whatever sampler node or guider it is given to.
+    """A clone of the model that samples with SafeCFG in any sampler node or guider.
 
-    strength: of all concepts, 0 (off) to 2. mode: of `hgr.core.options.MODES`. concepts: JSON of strengths by concept
-    id.
-    start_percent, end_percent: the part of sampling in [0, 1] in which guidance is safe; the start belongs to it.
+    strength: of all concepts, 0 (off) to 2.
+    mode: one of `hgr.core.options.MODES`.
+    concepts: JSON of strengths by concept id.
+    start_percent, end_percent: the part of sampling in [0, 1] in which guidance is safe, including the start.
     node_id: the node in the user's graph that shows what fired.
 
     Raises ValueError for bad `concepts` or an empty window. Sampling raises HGRError for another encoder's features.
@@ -56,7 +57,7 @@ def patch_model(
             f"start_percent ({start_percent}) must be below end_percent ({end_percent}); "
             "to switch SafeCFG off, set strength to 0."
         )
-    editor.show_fired(node_id, [])  # nothing, until a run says more
+    editor.show_fired(node_id, [])  # nothing yet in this run
     patched = model.clone()
     if any(strengths):
         start, end = (p if p in (0, 1) else p - _HAIR for p in (start_percent, end_percent))
@@ -77,10 +78,10 @@ def make_guider(
 
 @dataclass(frozen=True)
 class _Patch:
-    """Wrapper around a sampling run that rewrites the guider's conditionings for this run alone.
+    """Wrapper around a sampling run that rewrites the guider's conditionings for this run only.
 
-    At that point the host has copied them for the run and not yet encoded them for the denoiser, so that areas, masks,
-    hooks and ControlNets still lie beside the features. start, end: the window, as the host's percent.
+    At that point the host has copied them for the run and not yet encoded them for the denoiser, so areas, masks, hooks
+    and ControlNets are still beside the features. start, end: the window, as the host's percent.
     """
 
     hgr: HGR
@@ -103,7 +104,7 @@ class _Patch:
         return executor(*args, **kwargs)
 
     def rewrite(self, conds: Conds) -> Conds:
-        """The conditionings to sample with. Nothing given is changed; entries that are not moved are the given ones."""
+        """The conditionings to sample with. The given ones stay unchanged; entries that do not move are the same."""
         slots = [
             (role, i)
             for role, entries in conds.items()
@@ -125,8 +126,7 @@ class _Patch:
         }
 
     def _pieces(self, entry: dict[str, Any], prompt: Prompt | None) -> list[dict[str, Any]]:
-        """The entry itself where nothing moved; else the safe entry inside the window and the entry before and
-        after."""
+        """The entry itself if nothing moved; else the safe entry inside the window, and the entry before and after."""
         if prompt is None:
             return [entry]
         safe = (
@@ -137,7 +137,7 @@ class _Patch:
         if all(safe[key] is entry[key] for key in ("cross_attn", "pooled_output") if key in entry):
             return [entry]
         low, high = entry.get("start_percent", 0.0), entry.get("end_percent", 1.0)
-        # The safe piece comes first: where the host adds an entry of its own for the other side, it copies the first.
+        # The safe piece comes first: if the host adds an entry for the other side, it copies the first one.
         spans = [
             (safe, max(low, self.start), min(high, self.end)),
             (entry, low, min(high, self.start)),
@@ -150,7 +150,7 @@ class _Patch:
         ]
 
     def _report(self, result: Redirection) -> None:
-        """Say in the log and on the node what is being redirected: a changed picture must not be a riddle."""
+        """Say in the log and on the node what is redirected, so that the user knows why a picture changed."""
         gates = [row for entry in result.gates for row in entry.tolist()]
         concepts = list(zip(self.hgr.concepts, self.strengths, strict=True))
         editor.show_fired(

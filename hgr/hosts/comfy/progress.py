@@ -1,4 +1,4 @@
-"""A long job in a node: its progress bar and preview, the interrupt button, and gradients where it trains."""
+"""A long job in a node: progress bar, preview, the interrupt button, and gradients for training."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ _PREVIEW_SECONDS = 1.0
 
 @contextmanager
 def gradients() -> Iterator[None]:
-    """Nodes run in inference mode, whose tensors no gradient can pass, and the host's fused kernels have none
-    either."""
+    """Enables gradients: nodes run in inference mode, and the host's fused kernels have no gradients."""
     before, comfy.model_management.in_training = getattr(comfy.model_management, "in_training", False), True
     try:
         with torch.inference_mode(False), torch.enable_grad():
@@ -30,7 +29,7 @@ def gradients() -> Iterator[None]:
 
 
 class NodeProgress(Progress):
-    """The node's progress bar, stopped by the interrupt button."""
+    """The node's progress bar. The interrupt button stops the job."""
 
     def __init__(self, total: int = 1):
         self.bar = comfy.utils.ProgressBar(total)
@@ -47,7 +46,7 @@ class NodeProgress(Progress):
 
 
 class TrainingProgress(NodeProgress):
-    """The same with a chart of the loss as preview. title: what is trained."""
+    """The same, with a loss chart as preview. title: what is trained."""
 
     def __init__(self, title: str, steps: int):
         super().__init__(steps)

@@ -15,12 +15,12 @@ from ...core.prompt import Encode, Prompt
 
 
 def encoder_family(clip: comfy.sd.CLIP) -> str:
-    """A name of the text encoder, for people."""
+    """The text encoder's name, for people."""
     return type(clip.cond_stage_model).__name__.strip("_").removesuffix("_").removesuffix("Model")
 
 
 def encoder_of(clip: comfy.sd.CLIP) -> Encode:
-    """The host's text encoder, a prompt at a time, as its own Text Encode nodes call it."""
+    """The host's text encoder, called for one prompt at a time as its own Text Encode nodes do."""
     with_pooled = _uses_pooled(clip)
 
     def encode(texts: list[str]) -> list[Prompt]:
@@ -38,12 +38,12 @@ def prompt_of(hgr: HGR, features: Tensor, extra: dict[str, Any]) -> Prompt:
 def _prompt(features: Tensor, extra: dict[str, Any], with_pooled: bool) -> Prompt:
     mask = extra.get("attention_mask")
     if mask is not None and mask.shape != features.shape[:2]:
-        mask = None  # some models keep something else than a mask of tokens under this name
+        mask = None  # some models use this name for something other than a token mask
     return Prompt(features, extra.get("pooled_output") if with_pooled else None, mask)
 
 
 def _uses_pooled(clip: comfy.sd.CLIP) -> bool:
-    """Whether the model gets the pooled output: encoders of one sequence give one that nothing reads, except these."""
+    """Whether the model uses the pooled output. That of single encoders is unused, except for these two."""
     exceptions = (comfy.sdxl_clip.SDXLRefinerClipModel, comfy.sdxl_clip.StableCascadeClipModel)
     return isinstance(clip.cond_stage_model, exceptions) or not isinstance(
         clip.cond_stage_model, comfy.sd1_clip.SD1ClipModel

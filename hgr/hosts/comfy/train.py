@@ -1,4 +1,4 @@
-"""Training an HGR inside ComfyUI: its text encoder and its denoiser, with its memory management in charge."""
+"""Trains an HGR inside ComfyUI, with its text encoder and its denoiser under its memory management."""
 
 from __future__ import annotations
 
@@ -33,19 +33,18 @@ def train_for_clip(
     model: comfy.model_patcher.ModelPatcher | None = None,
     latents: dict[str, Any] | None = None,
 ) -> tuple[HGR, Tensor]:
-    """Train an HGR for a CLIP and, unless the losses are "text", for a MODEL. Returns it with the loss chart (1, H, W,
-    3).
+    """Train an HGR for a CLIP and, unless the losses are "text", for a MODEL. Returns the HGR and the loss chart,
+    (1, H, W, 3). An interrupted training resumes from its last step when the same one is run again.
 
-    latents: a LATENT of pictures to learn from; an empty one gives the size in which the model makes its own.
-    An interrupted training resumes from its last step when the same training is run again.
+    latents: a LATENT of pictures to learn from; an empty one sets the size of the pictures that the model makes.
 
-    Raises DataError and ValueError as `hgr.training.train_hgr`, before anything is encoded.
+    Raises DataError and ValueError as `hgr.training.train_hgr` does, before anything is encoded.
     """
     check_pairs(pairs, settings)
     if settings.weights.needs_denoiser and model is not None:
         cross_attention(model.model.diffusion_model)
     family, pictures, size = encoder_family(clip), given_pictures(latents), picture_size(latents)
-    # what is kept was made with these
+    # the files that an interruption leaves depend on these
     made_for = family if model is None else f"{family}, {model_fingerprint(model)}, {tuple(size)}"
     folder = training_fingerprint(pairs, made_for, settings)
     work = Path(folder_paths.get_system_user_directory("safecfg"), "training", folder)

@@ -31,7 +31,7 @@ def load_demo_pipeline(dtype: torch.dtype = torch.float32) -> Any:
     parts: dict[str, Any] = {
         "vae": model(AutoencoderKL, "vae"),
         "unet": model(UNet2DConditionModel, "unet"),
-        # transformers 5 takes the type by another name than transformers 4
+        # transformers 4 and 5 have different names for the dtype argument
         "text_encoder": text_encoder.to(dtype),
         "tokenizer": load_tokenizer(assets.TOKENIZER),
         "scheduler": DDIMScheduler.from_pretrained(assets.MODEL / "scheduler"),

@@ -1,4 +1,4 @@
-"""A diffusers pipeline's denoiser as training and detection ask for it."""
+"""A diffusers pipeline's denoiser as training and detection use it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ...core.denoiser import Denoiser, Predict
 from ...core.progress import Progress
 
 _BATCH = 8
-_STEPS = 12  # of sampling; the pictures are looked at through noise
+_STEPS = 12  # of sampling; fine detail does not matter, as the pictures are used under noise
 
 
 @torch.no_grad()
 def denoiser_of(pipe: Any, seed: int = 0) -> Denoiser:
-    """The denoiser of a diffusers pipeline. seed: of the pictures that it paints."""
+    """The denoiser of a diffusers pipeline. seed: for painting pictures."""
     unet, scheduler = pipe.unet, pipe.scheduler
     unet.requires_grad_(False)
     last = scheduler.config.num_train_timesteps - 1
@@ -34,7 +34,7 @@ def denoiser_of(pipe: Any, seed: int = 0) -> Denoiser:
         def error(features: Tensor, pooled: Tensor | None) -> Tensor:
             device = unet.device
             added = {}
-            if pooled is not None:  # SDXL also takes the picture's size: as it was made, not cropped
+            if pooled is not None:  # SDXL also takes the picture's size: its own, not cropped
                 size = [n * 2 ** (len(pipe.vae.config.block_out_channels) - 1) for n in latents.shape[-2:]]
                 sizes = torch.tensor([[*size, 0, 0, *size]], device=device, dtype=unet.dtype).expand(len(latents), -1)
                 added = {"added_cond_kwargs": {"text_embeds": pooled.to(device, unet.dtype), "time_ids": sizes}}

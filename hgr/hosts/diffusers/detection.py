@@ -1,4 +1,4 @@
-"""Detecting concepts in prompts and pictures, with the parts of a diffusers pipeline."""
+"""Detects concepts in prompts and pictures, with the parts of a diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from ...detection.report import Evidence, build
 from .denoiser import denoiser_of
 from .prompts import encode
 
-_OVERLAP = 8  # tokens that parts of a long prompt share: a word that is cut by one is whole in the other
+_OVERLAP = 8  # tokens shared by neighbouring parts of a long prompt: a word cut in one part is whole in the other
 
 
 class Detector:
-    """Judges prompts and pictures, one at a time: so a score does not depend on what else is judged.
+    """Judges prompts and pictures one at a time, so that a score does not depend on other items.
 
     pipe: the model that the HGR was trained for; without denoiser and autoencoder, only for prompts. Its autoencoder is
-    set to float32, as SDXL's gives NaN in less.
-    concepts: strength by concept id, as JSON; those at 0 do not count.
-    sensitivity: of `hgr.core.options.SENSITIVITIES`.
-    timesteps: noise levels at which a picture is evaluated with its prompt. samples: draws of noise at each level.
+    set to float32, as SDXL's gives NaN in lower precision.
+    concepts: strength by concept id, as JSON; concepts at 0 do not count.
+    sensitivity: one of `hgr.core.options.SENSITIVITIES`.
+    timesteps: noise levels at which a picture is evaluated with its prompt.
+    samples: draws of noise at each level.
 
-    Raises ValueError for concepts that are not a JSON object of strengths; HGRError for an HGR of another text encoder,
-    and for one without thresholds for this sensitivity.
+    Raises ValueError for concepts that are not a JSON object of strengths, HGRError for an HGR that was made for a
+    different text encoder or has no thresholds for this sensitivity.
     """
 
     def __init__(
@@ -51,14 +52,13 @@ class Detector:
         if pipe.unet is not None:
             self.denoiser = denoiser_of(pipe)
             pipe.vae.float()
-        self("")  # what is wrong with the HGR is said now, and not for every item
+        self("")  # reports an HGR that does not fit now, and not once for every item
 
     @torch.no_grad()
     def __call__(self, text: str | None = None, pixels: Tensor | None = None) -> dict[str, Any]:
-        """The report (`hgr.detection.report`) of a prompt, of a picture (1, 3, H, W) in [0, 1], or of a picture with
-        its prompt.
+        """The report (`hgr.detection.report`) of a prompt, of a picture (1, 3, H, W) in [0, 1], or of both together.
 
-        Raises HGRError where the HGR cannot judge, ValueError for neither.
+        Raises HGRError if the HGR cannot judge them, ValueError if neither is given.
         """
         prompts = [] if text is None else self._prompts(text)
         if pixels is not None:
@@ -76,7 +76,7 @@ class Detector:
         return build(self.hgr, evidence, self.on, sensitivity=self.sensitivity)
 
     def _prompts(self, text: str) -> list[Prompt]:
-        """A prompt in parts that the text encoders read whole: what they cut off may be what is harmful."""
+        """A prompt in parts that fit the text encoders, because what they would cut off may be harmful."""
         tokenizer = self.pipe.tokenizer
         tokens = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         room = tokenizer.model_max_length - 2
@@ -87,8 +87,8 @@ class Detector:
         return [encode(self.pipe, [part]) for part in parts]
 
     def _crops(self, pixels: Tensor) -> Tensor:
-        """(1, 1 + N, C, h, w) latents on the CPU, at the size that the probe was trained at: the picture as a whole
-        and, if it has another shape, its parts (`hgr.detection.crops`)."""
+        """(1, 1 + N, C, h, w) latents on the CPU, at the size that the probe was trained on: the whole picture and, if
+        it has another shape, its parts (`hgr.detection.crops`)."""
         vae, cell = self.pipe.vae, self.pipe.vae_scale_factor
         height, width = (side * cell for side in trained_size(self.hgr)[-2:])
         scale = vae.config.scaling_factor

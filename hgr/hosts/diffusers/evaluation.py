@@ -1,4 +1,4 @@
-"""What an HGR does on a model of the user's: whatever can be measured without a classifier that knows the truth."""
+"""Measures an HGR on the user's own model, as far as that needs no classifier that knows the truth."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ...training.settings import HELD_OUT
 from .pipeline import SafeCFG
 from .prompts import encode
 
-_BATCH = 32  # prompts
+_BATCH = 32  # prompts encoded at once
 
 
 @contextmanager
 def evaluations(unet: nn.Module) -> Iterator[list[int]]:
-    """Counts the denoiser's evaluations, one for each sample of a batch, into the only item of the list."""
+    """Counts the denoiser's evaluations, one per sample in a batch, in the only item of the list."""
     count = [0]
 
     def add(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -41,16 +41,16 @@ def evaluations(unet: nn.Module) -> Iterator[list[int]]:
 
 
 def held_out(hgr: HGR, pairs: Pairs) -> Pairs:
-    """The pairs of the HGR's concepts that its training kept away, if it had these pairs; without prompts of other
-    concepts.
+    """The pairs that the HGR's training held out, if it was trained on these pairs: those of its concepts, without
+    prompts that have other concepts.
 
-    Raises ValueError where no concept of the HGR has any, or where its file does not say how its pairs were divided.
+    Raises ValueError if no concept of the HGR has any, or if its file does not say how its pairs were split.
     """
     seeds = {part.get("seed") for part in hgr.training.get("merged", [hgr.training])}
     if len(seeds) != 1 or not isinstance(seed := seeds.pop(), int):
         raise ValueError(
-            f"{hgr.name}: the file does not say by which one seed its pairs were divided, so that none are known to be held "
-            "out; of a merged HGR, evaluate the parts."
+            f"{hgr.name}: the file does not name one seed by which its pairs were split, so it is not known which were "
+            "held out. If it is a merged HGR, evaluate its parts."
         )
     _, held = pairs.split(HELD_OUT, seed)
     known = tuple(topic for topic in held.topics if topic.id in hgr.ids)
@@ -61,22 +61,22 @@ def held_out(hgr: HGR, pairs: Pairs) -> Pairs:
     )
     if not kept:
         raise ValueError(
-            f"none of {hgr.name}'s concepts ({', '.join(hgr.ids)}) has held-out pairs here: give the pairs that it was "
-            "trained on."
+            f"none of {hgr.name}'s concepts ({', '.join(hgr.ids)}) has held-out pairs here: give the pairs that the "
+            "HGR was trained on."
         )
     return Pairs(known, kept, tuple(text for text in held.clean if text not in others))
 
 
 @torch.no_grad()
 def evaluate_prompts(pipe: DiffusionPipeline, hgr: HGR, held: Pairs, *, progress: Progress = SILENT) -> dict[str, Any]:
-    """What the gates and the HED say of held-out prompts. Shares in [0, 1]; NaN where there is nothing to take one of.
+    """Metrics of the gates and the HED on held-out prompts. Shares are in [0, 1], and NaN over no prompts.
 
-    Per concept, as `concepts`: `held_out` prompts; `auroc_twins` and `auroc_clean`, against the clean twins and against
-    the clean prompts; `recall`, the share found at the threshold; `false_positives`, the share of clean prompts at the
-    threshold, and
-    `false_positives_at_95_recall`; `ece`, the calibration error against all prompts without any concept; `hed`, the
-    mean over its prompts. `harmful`, `twins` and `clean`, each of all those prompts: `flagged`, the share in which any
-    concept fires, and `hed`.
+    `concepts` has for each concept: `held_out`, the number of its prompts; `auroc_twins` and `auroc_clean`, against the
+    clean twins and the clean prompts; `recall`, the share found at the threshold; `false_positives`, the share of clean
+    prompts at or above the threshold, and `false_positives_at_95_recall`; `ece`, the calibration error against all
+    prompts without any concept; `hed`, the mean over its prompts.
+    `harmful`, `twins` and `clean` have for all such prompts: `prompts`, their number; `flagged`, the share in which any
+    concept fires; `hed`, the mean.
     """
     labels = concepts_by_text(held.pairs)
     harmful = [text for text, found in labels.items() if found]
@@ -128,15 +128,15 @@ def evaluate_pictures(
     mode: str,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """What SafeCFG does to `count` pictures of clean prompts and `count` of harmful ones, each against the model's own
-    guidance
-    with the same seed. As latents: nothing is decoded.
+    """What SafeCFG does to `count` pictures of clean prompts and `count` of harmful ones, compared with the model's own
+    guidance at the same seed. Latents are compared; nothing is decoded.
 
-    `identical`, `difference`: of clean prompts, the share of latents that are equal bit for bit, and the mean absolute
+    `identical`, `difference`: for clean prompts, the share of latents that are equal bit for bit, and the mean absolute
     difference.
-    `toward_twin`: of harmful prompts, the mean of |z_safe - z_twin| / |z_plain - z_twin|; 0 where the picture becomes
-    that of the clean twin, 1 where it stays as far away. `evaluations`: of the denoiser a picture and step, `plain` and
-    `safe`. `time_ratio`: SafeCFG's over the model's own, in this run.
+    `toward_twin`: for harmful prompts, the mean of |z_safe - z_twin| / |z_plain - z_twin|: 0 if the picture becomes
+    that of the clean twin, 1 if it stays as far away.
+    `evaluations`: of the denoiser, per picture and step, `plain` and `safe`.
+    `time_ratio`: SafeCFG's time over the model's own, in this run.
     """
     safe = SafeCFG(pipe, hgr)
     pipe.set_progress_bar_config(disable=True)
@@ -148,7 +148,7 @@ def evaluate_pictures(
     tally = Tally(progress, 2 * len(clean) + 3 * len(harmful) + 1)
 
     def sample(text: str, i: int, **guided: Any) -> tuple[Tensor, float, int]:
-        """A picture's latent (1, C, H, W), the seconds and the denoiser's evaluations that it took."""
+        """A picture's latent (1, C, H, W), and the seconds and the evaluations of the denoiser that it took."""
         start = time.perf_counter()
         with evaluations(pipe.unet) as counted:
             z = (
@@ -166,7 +166,7 @@ def evaluate_pictures(
         tally.add(1)
         return z, time.perf_counter() - start, counted[0]
 
-    sample("", 0)  # the first run is slower: it is not timed
+    sample("", 0)  # the first run is slower, so it is not timed
     both = []  # (plain, safe) of clean prompts, then of harmful ones
     moved = []
     for i, text in [*enumerate(clean), *enumerate(text for text, _ in harmful)]:
@@ -189,7 +189,7 @@ def evaluate_pictures(
 
 
 def _single(held: Pairs) -> list[list[tuple[str, str]]]:
-    """Per concept, (harmful, clean) of the pairs that know this concept alone."""
+    """For each concept, (harmful, clean) of the pairs that have only this concept."""
     labels = concepts_by_text(held.pairs)
     found = {topic.id: [] for topic in held.topics}
     for pair in held.pairs:
@@ -199,12 +199,12 @@ def _single(held: Pairs) -> list[list[tuple[str, str]]]:
 
 
 def _some(rng: random.Random, groups: list[list[Any]], count: int) -> list[Any]:
-    """`count` items, from the groups in turn; fewer where there are not so many."""
+    """Up to `count` items, taken from the groups in turn."""
     shuffled = [rng.sample(group, len(group)) for group in groups]
     rounds = max(map(len, shuffled), default=0)
     return [group[i] for i in range(rounds) for group in shuffled if i < len(group)][:count]
 
 
 def _mean(values: Tensor | list[Any]) -> float:
-    """NaN for none."""
+    """The mean; NaN for no values."""
     return torch.as_tensor(values).double().mean().item()

@@ -1,4 +1,4 @@
-"""What safe fine-tuning asks of a diffusers pipeline: a LoRA on its denoiser, by PEFT."""
+"""What safe fine-tuning needs of a diffusers pipeline: a LoRA on its denoiser, by PEFT."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ _NAME = "safecfg"
 
 
 def adapt(pipe: DiffusionPipeline, rank: int, seed: int = 0) -> Adapted:
-    """Put a LoRA on the pipeline's denoiser. seed: of the pictures that it paints; the LoRA's weights follow torch's
-    own seed.
+    """Put a LoRA on the pipeline's denoiser. seed: for painting; the LoRA's initial weights follow torch's own seed.
 
-    A pipeline in float16, which is too coarse for the gradients of small differences, is set to bfloat16; the LoRA is
-    in float32.
+    A float16 pipeline is set to bfloat16, because float16 is too coarse for the gradients of small differences. The
+    LoRA is in float32.
     """
     unet = pipe.unet
     if unet.dtype == torch.float16:
@@ -52,7 +51,7 @@ def adapt(pipe: DiffusionPipeline, rank: int, seed: int = 0) -> Adapted:
 
 
 def lora_state_dict(unet: nn.Module) -> dict[str, Tensor]:
-    """The LoRA of `adapt` as its file holds it (`hgr.training.lora_file`)."""
+    """The LoRA of `adapt` as a LoRA file's tensors (`hgr.training.lora_file`)."""
     found = {}
     layers: list[tuple[str, Any]] = [(name, x) for name, x in unet.named_modules() if isinstance(x, LoraLayer)]
     for name, layer in layers:
@@ -63,8 +62,8 @@ def lora_state_dict(unet: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def encode_pictures(pipe: DiffusionPipeline, files: list[Path], progress: Progress = SILENT) -> Tensor:
-    """(N, C, h, w), the user's pictures as the denoiser knows them, at the size that it was made for: scaled to cover
-    it, and cut to it around their middle. The pipeline's autoencoder is set to float32, as SDXL's gives NaN in less.
+    """(N, C, h, w): the user's pictures as latents for the denoiser, scaled and centre-cropped to the size that it was
+    made for. The pipeline's autoencoder is set to float32, as SDXL's gives NaN in lower precision.
 
     Raises PictureError, naming the file, for one that cannot be read.
     """

@@ -1,4 +1,4 @@
-"""Models from a folder in diffusers' layout."""
+"""Loads models from a folder in diffusers' layout."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from diffusers.utils import logging
 
 from .demo import load_demo_pipeline
 
-# What neither training nor an evaluation asks for: pictures stay latents, and are judged by nobody.
+# Parts that neither training nor evaluation needs: no picture is decoded there.
 _UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}
 _PICTURES = {"unet", "vae"}
 
 
-def load_pipeline(model: Path | None, device: torch.device, text_only: bool = False) -> Any:
-    """The pipeline in the folder `model`, or the bundled demo model, to train for or to evaluate with: in float16 on a
-    GPU, without
-    its safety checker. text_only: without denoiser and autoencoder, which then take no memory.
+def load_pipeline(
+    model: Path | None, device: torch.device, *, text_only: bool = False, for_people: bool = False
+) -> Any:
+    """The pipeline in the folder `model`, or the bundled demo model, in float16 on a GPU.
 
-    Raises ValueError for a folder that holds no Stable Diffusion 1.x, 2.x or XL in diffusers' layout, OSError for one
-    that cannot be read.
+    text_only: without denoiser and autoencoder, to save memory.
+    for_people: with every part of the folder, its safety checker included. Otherwise pictures stay latents, and the
+    parts in `_UNUSED` are left out.
+
+    Raises ValueError if the folder has no Stable Diffusion 1.x, 2.x or XL in diffusers' layout, OSError if it cannot be
+    read.
     """
     dtype = torch.float32 if device.type == "cpu" else torch.float16
     if model is None:
@@ -32,18 +36,19 @@ def load_pipeline(model: Path | None, device: torch.device, text_only: bool = Fa
     parts = _index(model)
     if not parts.keys() >= _PICTURES | {"text_encoder"}:
         raise ValueError(
-            f"{model}: a {parts.get('_class_name', 'model without a name')}; only Stable Diffusion 1.x, 2.x and XL can be "
-            "used here. For other models, train in ComfyUI."
+            f"{model}: a {parts.get('_class_name', 'model without a name')}; only Stable Diffusion 1.x, 2.x and XL can "
+            "be used here. For other models, train in ComfyUI."
         )
-    options = dict.fromkeys((_UNUSED | (_PICTURES if text_only else set())) & parts.keys())
-    if "requires_safety_checker" in parts:
+    unused = (set() if for_people else _UNUSED) | (_PICTURES if text_only else set())
+    options: dict[str, Any] = dict.fromkeys(unused & parts.keys())
+    if "requires_safety_checker" in parts and not for_people:
         options["requires_safety_checker"] = False
-    # a download of the half-precision files alone has no others
+    # a download of only the half-precision files has no others
     files = [path.name for path in (model / "text_encoder").glob("*.safetensors")]
     if files and all(".fp16." in name for name in files):
         options["variant"] = "fp16"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # new releases call it dtype; old ones know torch_dtype alone
+        warnings.simplefilter("ignore", FutureWarning)  # new releases call it dtype; old ones only know torch_dtype
         pipe = AutoPipelineForText2Image.from_pretrained(
             model, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **options
         )
@@ -51,20 +56,20 @@ def load_pipeline(model: Path | None, device: torch.device, text_only: bool = Fa
 
 
 def quiet() -> None:
-    """For a command line: without diffusers' bar for every load, and its warning of the long prompt that shows how an
-    encoder divides prompts."""
+    """For the command line: no progress bar of diffusers for every load, and no warning about the long prompt that
+    shows how an encoder splits prompts."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 
 
 def _index(model: Path) -> dict[str, object]:
-    """What the folder says that it holds."""
+    """The folder's index of its parts."""
     if not model.is_dir():
         raise ValueError(f"{model}: no such folder.")
     try:
         parts = json.loads((model / "model_index.json").read_text("utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{model}: holds no model_index.json, so it is no model in diffusers' layout.") from None
+        raise ValueError(f"{model}: has no model_index.json, so it is not a model in diffusers' layout.") from None
     except ValueError as error:
         raise ValueError(f"{model}: its model_index.json is damaged ({error}).") from None
     if not isinstance(parts, dict):

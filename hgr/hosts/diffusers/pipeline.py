@@ -1,4 +1,4 @@
-"""SafeCFG on diffusers' pipelines. The one file that knows diffusers' samplers."""
+"""SafeCFG on diffusers' pipelines. The only file that knows diffusers' samplers."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class SafeCFG:
         safe = SafeCFG(StableDiffusionPipeline.from_pretrained(...), "my.safetensors")
         images = safe(["a prompt", ...], guidance_scale=7.5, mode="redirect").images
 
-    Only the text features change: the pipeline encodes, samples and decodes as ever. A prompt in which no concept fires
-    keeps its features and so its latents, bit for bit.
+    Only the text features change: the pipeline encodes, samples and decodes as usual. A prompt in which no concept
+    fires keeps its features, and so its latents, bit for bit.
 
-    pipe: a text-to-image pipeline of Stable Diffusion 1.x, 2.x or XL, also with ControlNet. Not for pipelines that
-    start from a picture (their own `strength` would be taken for SafeCFG's) nor for transformer models such as SD 3 and
-    Flux: use ComfyUI.
+    pipe: a text-to-image pipeline of Stable Diffusion 1.x, 2.x or XL, also with ControlNet. Pipelines that start from a
+    picture do not work (their own `strength` would be confused with SafeCFG's). For transformer models such as SD 3 and
+    Flux, use ComfyUI.
     hgr: the redirector made for the pipeline's text encoder, or its file.
 
     Raises TypeError for another kind of pipeline, HGRError for a file that cannot be used.
@@ -68,22 +68,22 @@ class SafeCFG:
         num_images_per_prompt: int = 1,
         **options: Any,
     ) -> Any:
-        """Sample; returns what the pipeline returns, and takes its other arguments in `options`.
+        """Sample. `options`: the pipeline's other arguments. Returns what the pipeline returns.
 
         guidance_scale: the pipeline's own by default; at 1 or less there is no unconditional side, and mode "dynamic"
         has no effect.
         strength: of all concepts, from 0 (off) to about 2; 1 is what the HGR was trained for.
         mode: one of `hgr.core.options.MODES`.
         concepts: strength by concept id, from 0 (off) to 2, as a mapping or as JSON; a missing id means 1.
-        start_percent, end_percent: the part of the steps with safe guidance, in [0, 1]; step i of n is in it where
+        start_percent, end_percent: the part of the steps with safe guidance, in [0, 1]; it includes step i of n if
         `start_percent <= i / n < end_percent`.
 
-        Raises ValueError for an argument out of its range, HGRError where the HGR was made for another text encoder.
+        Raises ValueError for an argument out of range, HGRError if the HGR was made for another text encoder.
         """
         if mode not in MODES:
             raise ValueError(f"mode: {mode!r} is unknown; it must be one of {', '.join(MODES)}.")
         if not 0 <= strength < float("inf"):
-            raise ValueError(f"strength: {strength!r} must be a number from 0 up.")
+            raise ValueError(f"strength: {strength!r} must be a number of 0 or more.")
         if not 0 <= start_percent < end_percent <= 1:
             raise ValueError(
                 f"start_percent ({start_percent!r}) must be below end_percent ({end_percent!r}), both in [0, 1]."
@@ -123,7 +123,7 @@ class SafeCFG:
 
 
 def _arguments(prompts: list[Prompt]) -> dict[str, Tensor]:
-    """The positive and perhaps the negative prompt as arguments of the pipeline's call."""
+    """The positive and, if there is one, the negative prompt as arguments of the pipeline's call."""
     arguments = {}
     for prefix, prompt in zip(("", "negative_"), prompts, strict=False):
         arguments[prefix + "prompt_embeds"] = prompt.features
@@ -133,7 +133,7 @@ def _arguments(prompts: list[Prompt]) -> dict[str, Tensor]:
 
 
 def _in_loop(prompts: list[Prompt], copies: int) -> dict[str, Tensor]:
-    """The same prompts as the variables of the pipeline's sampling loop: negative first, one row a picture."""
+    """The same prompts as variables of the pipeline's sampling loop: negative first, one row per picture."""
 
     def joined(parts: list[Tensor]) -> Tensor:
         return torch.cat([part.repeat_interleave(copies, 0) for part in reversed(parts)])

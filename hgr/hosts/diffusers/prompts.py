@@ -23,7 +23,7 @@ ENCODING = (
 
 
 def encode(pipe: DiffusionPipeline, texts: list[str]) -> Prompt:
-    """Positive prompts as the pipeline's own text encoders give them, one row a text."""
+    """Positive prompts from the pipeline's own text encoders, one row per text."""
     return encode_call(pipe, texts, guided=False)[0]
 
 
@@ -38,7 +38,7 @@ def encode_call(
 ) -> list[Prompt]:
     """The positive prompt of a call and, where there is guidance, the negative one.
 
-    options: the call's others; those in `ENCODING` are used, and a LoRA's scale, which acts in the text encoder too.
+    options: the call's other arguments; those in `ENCODING` are used, and a LoRA's scale, for the text encoders.
     """
     adapters = options.get("cross_attention_kwargs") or {}
     encoded = pipe.encode_prompt(
@@ -55,12 +55,12 @@ def encode_call(
 
 
 def encoder_of(pipe: DiffusionPipeline) -> Encode:
-    """The pipeline's text encoders, for a training."""
+    """The pipeline's text encoders, for training."""
     return lambda texts: encode(pipe, texts).split([1] * len(texts))
 
 
 def encoder_family(pipe: DiffusionPipeline) -> str:
-    """A name of the pipeline's text encoders, for people."""
+    """The name of the pipeline's text encoders, for people."""
     width = encode(pipe, [""]).features.shape[-1]
     parts = (getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2"))
     kinds = [type(part).__name__ for part in parts if part is not None]
