@@ -142,7 +142,7 @@ class SafeCFGSaveHGR(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="my_hgr",
-                    tooltip="File name without extension: letters, digits, spaces, points, - and _. An existing file "
+                    tooltip="File name without extension: letters, digits, spaces, dots, - and _. An existing file "
                     "of that name is kept; the new one gets a number.",
                 ),
             ],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,26 +16,22 @@ from typing import Any
 
 import pytest
 
-TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).parents[1] / "host"))  # tests import the modules that lie there, and here
+sys.path.insert(0, str(Path(__file__).parent))
 
-
-def load(path: Path) -> ModuleType:
-    """A module by its file."""
-    spec = importlib.util.spec_from_file_location(f"browser_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+import editor as editor_kit
+from server_kit import Server, find_comfyui, running_server
 
 
 @pytest.fixture(scope="session")
 def kit() -> ModuleType:
-    return load(Path(__file__).with_name("editor.py"))
+    return editor_kit
 
 
 @pytest.fixture(scope="session")
-def server(kit: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def server(kit: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A running ComfyUI that has two more HGRs, hostile.safetensors and damaged.safetensors."""
-    comfyui = load(TESTS / "host/conftest.py").find_comfyui()
+    comfyui = find_comfyui()
     if comfyui is None:
         pytest.skip("no ComfyUI found: set COMFYUI_PATH to its folder")
     if importlib.util.find_spec("playwright") is None:
@@ -44,13 +41,8 @@ def server(kit: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     base = tmp_path_factory.mktemp("server")
     kit.write_hostile_hgr(base / "models/hgr/hostile.safetensors")
     (base / "models/hgr/damaged.safetensors").write_bytes(b"not an HGR")
-    server = load(TESTS / "host/test_server.py").Server(comfyui, base)
-    try:
-        server.wait(lambda: server.json("/system_stats"), "the server to start")
+    with running_server(comfyui, base) as server:
         yield server
-    finally:
-        server.process.terminate()
-        server.process.wait(30)
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,8 @@ class Editor:
         self.js(
             "const { ds } = app.canvas, node = app.graph.getNodeById(a); ds.scale = b[0];"
             "ds.offset[0] = b[1] / b[0] - node.pos[0]; ds.offset[1] = b[2] / b[0] - node.pos[1];"
-            "app.graph.setDirtyCanvas(true, true); for (let i = 0; i < 5; i++) await new Promise(requestAnimationFrame)",
+            "app.graph.setDirtyCanvas(true, true);"
+            "for (let i = 0; i < 5; i++) await new Promise(requestAnimationFrame)",
             node,
             [scale, left, top],
         )
@@ -66,8 +67,9 @@ class Editor:
         """Until the widgets have looked upstream, asked the server and been drawn: until nothing of theirs changes any
         more."""
         self.js(
-            "const drawn = () => [...document.querySelectorAll('.safecfg')].map((one) => one.outerHTML).join(); let before;"
-            "do { before = drawn(); await new Promise((done) => setTimeout(done, 600)); } while (drawn() !== before)"
+            "const drawn = () => [...document.querySelectorAll('.safecfg')].map((one) => one.outerHTML).join();"
+            "const wait = () => new Promise((done) => setTimeout(done, 600));"
+            "let before; do { before = drawn(); await wait(); } while (drawn() !== before)"
         )
 
     def run(self) -> dict[str, Any]:

@@ -111,7 +111,8 @@ def tour(editor: Editor) -> None:
 
 def logo(editor: Editor) -> None:
     """The registry's icon and banner, PNGs of the SVGs beside them, in the editor's own typeface."""
-    font = f"@font-face {{ font-family: Inter; font-weight: 100 900; src: url({editor.url}/fonts/inter-latin-normal.woff2) }}"
+    file = f"{editor.url}/fonts/inter-latin-normal.woff2"
+    font = f"@font-face {{ font-family: Inter; font-weight: 100 900; src: url({file}) }}"
     for name, (width, height) in LOGO.items():
         editor.page.set_viewport_size({"width": width, "height": height})
         style = f"<style>{font} body {{ margin: 0 }} svg {{ display: block; width: 100vw }}</style>"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SCENE = "a red ball next to a blue house in a meadow"
 SKULL = f"{SCENE} with a skull above"
 # Demo model, loader and detector are nodes 1 to 3; a is the text, b the HGR.
@@ -16,10 +18,12 @@ GRAPH = """
     wire(loader, 0, detector, 'hgr'); wire(demo, 1, detector, 'clip');
 """
 PICTURES = """
-    const add = (type) => { const node = LiteGraph.createNode(type); node.pos = [0, 900]; app.graph.add(node); return node; };
+    const add = (type) => {
+        const node = LiteGraph.createNode(type); node.pos = [0, 900]; app.graph.add(node); return node; };
     const [noise, image] = [add('EmptyImage'), add('RepeatImageBatch')];
     set(noise, 'width', 128); set(noise, 'height', 128); set(image, 'amount', 3);
-    noise.connect(0, image, 0); wire(image, 0, detector, 'image'); wire(demo, 0, detector, 'model'); wire(demo, 2, detector, 'vae');
+    noise.connect(0, image, 0); wire(image, 0, detector, 'image');
+    wire(demo, 0, detector, 'model'); wire(demo, 2, detector, 'vae');
 """
 EMPTY = {"nodes": [], "links": [], "version": 0.4, "last_node_id": 0, "last_link_id": 0}
 
@@ -134,7 +138,8 @@ def test_the_verdict_outlives_undo_renderers_themes_and_a_subgraph(build):
     editor.settle()
     editor.js(
         "const node = app.canvas.graph.nodes.find((n) => n.type === 'SafeCFGDetector'), { ds } = app.canvas;"
-        "ds.scale = 1; ds.offset[0] = 300 - node.pos[0]; ds.offset[1] = 200 - node.pos[1]; app.canvas.setDirty(true, true)"
+        "ds.scale = 1; ds.offset[0] = 300 - node.pos[0]; ds.offset[1] = 200 - node.pos[1];"
+        "app.canvas.setDirty(true, true)"
     )
     editor.settle()
     assert bars(editor) == before and editor.rows().count() == 4

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 LABELS = ["Skull", "Dagger", "Splatter", "Bomb"]
 MISSING = "gone.safetensors"
 
@@ -148,10 +152,8 @@ def test_hgr_behind_a_reroute_a_bypassed_node_and_a_subgraph(editor):
     assert labels(editor)[0].startswith("<img")
     editor.js("app.graph.convertToSubgraph(new Set([app.graph.getNodeById(7)]))")
     editor.settle()
-    (text,) = (
-        editor.js("""return [...app.graph.subgraphs.values()].flatMap((g) => g.nodes).filter((n) => n.type === 'SafeCFGModel')
-        .map((n) => n.widgets[2].element.innerText)""")
-    )
+    (text,) = editor.js("""return [...app.graph.subgraphs.values()].flatMap((g) => g.nodes)
+        .filter((n) => n.type === 'SafeCFGModel').map((n) => n.widgets[2].element.innerText)""")
     assert "<img" in text and "Dagger" in text
 
 
@@ -176,7 +178,8 @@ def test_text_that_is_no_json_is_kept_until_it_is_changed(editor):
 
 def test_a_run_shows_what_fired(rendered):
     rendered.js(
-        "app.graph.nodes.filter((n) => n.type === 'KSampler').forEach((n) => n.widgets.find((w) => w.name === 'steps').value = 1)"
+        "for (const node of app.graph.nodes.filter((n) => n.type === 'KSampler'))"
+        "node.widgets.find((w) => w.name === 'steps').value = 1"
     )
     fired = rendered.page.locator(".safecfg-fired")
     for text, found in (

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
-import urllib.parse
 
 import pytest
+
+pytestmark = pytest.mark.slow
 
 SCENE = "a red ball next to a blue house in a meadow"
 SKULL = f"{SCENE} with a skull above"
@@ -27,12 +27,10 @@ def fired(editor):
 
 def pixels(server, outputs):
     """Of each preview of one picture, by the node's id."""
-    from PIL import Image
-
     pictures = {}
     for node, output in outputs.items():
         (file,) = output["images"]
-        pictures[node] = Image.open(io.BytesIO(server.get("/view?" + urllib.parse.urlencode(file)))).tobytes()
+        pictures[node] = server.picture(file).tobytes()
     return pictures
 
 

@@ -3,13 +3,13 @@ same."""
 
 from __future__ import annotations
 
-import io
 import json
-import urllib.parse
 from itertools import combinations
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = sorted((ROOT / "example_workflows").glob("*.json"))
@@ -18,22 +18,27 @@ TITLE = 30  # pixels above a node's position
 
 LOAD = """const answer = await fetch(`/api/workflow_templates/safecfg/${encodeURIComponent(a)}.json`);
     await app.loadGraphData(await answer.json(), true, true, a, { openSource: 'template' });
-    const { ds } = app.canvas; ds.scale = 0.5; ds.offset[0] = 160; ds.offset[1] = 260; app.graph.setDirtyCanvas(true, true);"""
+    const { ds } = app.canvas; ds.scale = 0.5; ds.offset[0] = 160; ds.offset[1] = 260;
+    app.graph.setDirtyCanvas(true, true);"""
 # The pack's widgets have the heights that they need once they have asked the server.
-FILLED = """([loaders, guided]) => { const cards = [...document.querySelectorAll('.safecfg-card')].filter((e) => e.querySelector('dt'));
+FILLED = """([loaders, guided]) => {
+    const cards = [...document.querySelectorAll('.safecfg-card')].filter((e) => e.querySelector('dt'));
     const rows = [...document.querySelectorAll('.safecfg[role=group]')]
         .filter((e) => e.querySelector('.safecfg-row') || e.querySelector('.safecfg-note').textContent);
     return cards.length === loaders && rows.length === guided; }"""
 DRAWN = "for (let i = 0; i < 5; i++) await new Promise(requestAnimationFrame);"
 BOXES = """const boxes = (items) => items.map((item) => [item.title, ...item.pos, ...item.size]);
     return { nodes: boxes(app.graph.nodes), groups: boxes(app.graph.groups),
-             unknown: app.graph.nodes.filter((node) => !(node.type in LiteGraph.registered_node_types)).map((node) => node.type) };"""
-SHORTEN = """const short = { SafeCFGTrainHGR: { losses: 'text', steps: 20, batch_size: 4, pictures: 0, false_positive_rate: 5 },
-                   SafeCFGConceptPairs: { limit: 100 }, SafeCFGFineTune: { steps: 2, pictures: 8, batch_size: 2 } };
+             unknown: app.graph.nodes.map((node) => node.type)
+                 .filter((type) => !(type in LiteGraph.registered_node_types)) };"""
+SHORTEN = """const short = {
+        SafeCFGTrainHGR: { losses: 'text', steps: 20, batch_size: 4, pictures: 0, false_positive_rate: 5 },
+        SafeCFGConceptPairs: { limit: 100 }, SafeCFGFineTune: { steps: 2, pictures: 8, batch_size: 2 } };
     for (const node of app.graph.nodes) for (const widget of node.widgets ?? [])
         widget.value = (short[node.type] ?? { steps: 3 })[widget.name] ?? widget.value;"""
 RUN = """const { api } = await import('/scripts/api.js');
-    window.ended = new Promise((resolve) => ['execution_success', 'execution_error', 'execution_interrupted'].forEach((kind) =>
+    const ends = ['execution_success', 'execution_error', 'execution_interrupted'];
+    window.ended = new Promise((resolve) => ends.forEach((kind) =>
         api.addEventListener(kind, ({ detail }) => resolve([kind, detail]), { once: true })));"""
 SHOWN = (
     "() => app.graph.nodes.every((node) => node.type !== 'PreviewImage' || node.mode === 2 || node.imgs?.[0]?.complete)"
@@ -43,7 +48,7 @@ SHOWN = (
 @pytest.fixture(scope="module")
 def console(browser, server):
     """What the page warns of, in an editor that has the checkpoints that the templates name."""
-    folder = server.log.parent / "models/checkpoints"
+    folder = server.base / "models/checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     for path in PUBLIC:
         for node in json.loads(path.read_text())["nodes"]:
@@ -105,7 +110,6 @@ def press_run(editor, server):
 
 def pictures(server, prompt_id):
     import numpy as np
-    from PIL import Image
 
     _, _, prompt, *_ = (history := server.json(f"/history/{prompt_id}")[prompt_id])["prompt"]
     assert history["status"]["status_str"] == "success", history["status"]
@@ -114,12 +118,7 @@ def pictures(server, prompt_id):
         for node, output in history["outputs"].items()
         if prompt[node]["class_type"] == "PreviewImage"
     }
-    return {
-        title: np.asarray(
-            Image.open(io.BytesIO(server.get("/view?" + urllib.parse.urlencode(file)))).convert("RGB"), float
-        )
-        for title, file in files.items()
-    }
+    return {title: np.asarray(server.picture(file).convert("RGB"), float) for title, file in files.items()}
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda p: p.stem)
@@ -157,11 +156,13 @@ def test_safe_ksampler_draws_what_its_two_nodes_draw(open_template, server):
     page.mouse.click(400, 850)
     page.wait_for_function("() => app.graph.nodes.some((node) => node.title === 'Safe KSampler')")
     editor.js(SHORTEN)
-    editor.js("""const safe = app.graph.nodes.find((n) => n.title === 'Safe KSampler'), by = (id) => app.graph.getNodeById(id);
+    editor.js("""const by = (id) => app.graph.getNodeById(id);
+        const safe = app.graph.nodes.find((n) => n.title === 'Safe KSampler');
         for (const [source, slot] of [[2, 'model'], [3, 'hgr'], [4, 'positive'], [5, 'negative'], [6, 'latent_image']])
             by(source).connect(0, safe, slot);
         safe.widgets.find((w) => w.name === 'seed').value = 42;
-        const [decode, preview] = ['VAEDecode', 'PreviewImage'].map((kind) => app.graph.add(LiteGraph.createNode(kind)));
+        const [decode, preview] = ['VAEDecode', 'PreviewImage']
+            .map((kind) => app.graph.add(LiteGraph.createNode(kind)));
         preview.title = 'Safe KSampler, decoded';
         safe.connect(0, decode, 0); by(2).connect(2, decode, 1); decode.connect(0, preview, 0);""")
     drawn = press_run(editor, server)

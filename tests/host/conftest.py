@@ -6,42 +6,32 @@ Nothing of ComfyUI or torch is imported before a fixture needs it, so that colle
 from __future__ import annotations
 
 import importlib.util
-import os
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).parent))  # tests import the modules that lie beside them
+
+from server_kit import ROOT, Server, find_comfyui, running_server, version_of
+
 CURRENT = (0, 33)  # tests without the marker `oldest` need at least this version
 
 
-def find_comfyui() -> Path | None:
-    """ComfyUI's folder, or None."""
-    given = os.environ.get("COMFYUI_PATH")
-    places = [Path(given).expanduser()] if given else [ROOT.parents[1], Path.home() / "comfy" / "ComfyUI"]
-    return next((place for place in places if (place / "comfyui_version.py").is_file()), None)
-
-
-def version_of(comfyui: Path) -> tuple[int, ...]:
-    text = (comfyui / "comfyui_version.py").read_text()
-    return tuple(int(part) for part in re.search(r'"(\d+)\.(\d+)', text).groups())
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "oldest: also runs on the oldest ComfyUI that is supported")
-
-
+@pytest.hookimpl(tryfirst=True)  # before `-m` picks by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     comfyui = find_comfyui()
-    if comfyui and version_of(comfyui) < CURRENT:
-        skip = pytest.mark.skip(reason="not among the tests for the oldest ComfyUI")
-        for item in items:
-            if ROOT / "tests" / "host" in item.path.parents and not item.get_closest_marker("oldest"):
-                item.add_marker(skip)
+    skip = pytest.mark.skip(reason="not among the tests for the oldest ComfyUI")
+    for item in items:
+        if Path(__file__).parent not in item.path.parents:
+            continue
+        if "server" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
+        if comfyui and version_of(comfyui) < CURRENT and not item.get_closest_marker("oldest"):
+            item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")
@@ -59,9 +49,7 @@ def comfyui(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     The repository must not lie beside it on sys.path: both have a top-level module `nodes`.
     """
     before = sys.path[:]
-    sys.path[:] = [str(comfyui_path), str(Path(__file__).parent)] + [
-        p for p in sys.path if Path(p or ".").resolve() != ROOT
-    ]
+    sys.path[:] = [str(comfyui_path), *(p for p in sys.path if Path(p or ".").resolve() != ROOT)]
     from comfy.cli_args import args
 
     args.cpu = True
@@ -98,8 +86,8 @@ def pack(comfyui: Path) -> SimpleNamespace:
     return SimpleNamespace(
         root=module,
         get=get,
-        file=get("hgr.file"),
-        redirector=get("hgr.redirector"),
+        file=get("hgr.core.file"),
+        hgr=get("hgr.core.hgr"),
         files=get("hgr.hosts.comfy.files"),
         guidance=get("hgr.hosts.comfy.guidance"),
         guide=get("nodes.guide"),
@@ -125,3 +113,35 @@ def hgr(kit):
 
     with torch.inference_mode():
         return kit.make_hgr()
+
+
+@pytest.fixture(scope="session")
+def server(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A running ComfyUI with this folder as a pack."""
+    with running_server(comfyui_path, tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def object_info(server: Server) -> dict[str, Any]:
+    return server.json("/object_info")
+
+
+@pytest.fixture(scope="session")
+def seen(pack: SimpleNamespace):
+    """What the classifier that knows the truth finds in pictures of the demo world: of each the symbols, the background
+    and the things in the lower half."""
+    import numpy as np
+    import torch
+
+    world, classifier = pack.get("hgr.demo.world"), pack.get("hgr.demo.classifier").load_classifier()
+
+    def look(*pictures: Any) -> list[tuple]:
+        pixels = torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
+        judged = classifier.judge(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
+        symbols = [
+            {name for name, there in zip(world.SYMBOLS, row, strict=True) if there} for row in judged.symbols.tolist()
+        ]
+        return list(zip(symbols, judged.background.tolist(), judged.slots.tolist(), strict=True))
+
+    return look

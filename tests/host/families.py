@@ -44,8 +44,8 @@ from torch import Tensor, nn
 
 # what the trained tokenizers know as words; other text becomes parts of these, letters and bytes
 WORDS = (
-    "a photo of red blue green ball house cat dog bomb knife on the table in meadow garden next to with under old small large "
-    "wooden bright picture painting street child holding"
+    "a photo of red blue green ball house cat dog bomb knife on the table in meadow garden next to with under old "
+    "small large wooden bright picture painting street child holding"
 )
 _VOCABULARY = 400  # of these and of folded tokenizers; 256 are bytes
 

@@ -28,7 +28,7 @@ def made_up_hgr(
 ) -> Any:
     """Random displacements. The gate of "skull" is set open for `harmful` and closed for `clean` (or closed for all),
     that of "dagger" closed for all. chunk, fixed_start: of the encoder."""
-    hgr = pack.redirector
+    hgr = pack.hgr
     with torch.inference_mode(False), torch.random.fork_rng():
         torch.manual_seed(0)
         prompts = [
@@ -38,8 +38,8 @@ def made_up_hgr(
             ]
             for c in (harmful, clean, negative)
         ]
-        network = pack.get("hgr.network").HGRNetwork(prompts[0][0].shape[-1], pooled_dim, 2, width=32, depth=1)
-        limit = pack.get("hgr.features").MAX_TOKENS  # as in a training
+        network = pack.get("hgr.core.network").HGRNetwork(prompts[0][0].shape[-1], pooled_dim, 2, width=32, depth=1)
+        limit = hgr.MAX_TOKENS  # as in a training
         tokens = torch.cat([features[0, :limit] for features, _, _ in prompts])
         network.set_statistics(tokens[None], torch.cat([pooled for _, pooled, _ in prompts]) if pooled_dim else None)
         for layer in (network.move_out, network.pooled_out) if pooled_dim else (network.move_out,):
@@ -51,7 +51,7 @@ def made_up_hgr(
             masks = [None] * (1 + x.shape[1] // limit) if mask is None else mask.bool().split(limit, 1)
             return torch.cat(
                 [
-                    network.gate_logits(network.encode(part, pooled, m))[0][0, :1]
+                    network.gate_logits(network.encode(part, pooled, m))[0, :1]
                     for part, m in zip(x.split(limit, 1), masks, strict=False)
                 ]
             )
@@ -96,7 +96,7 @@ class Kit:
         """The node SafeCFG (Model)."""
         node = self.pack.guide.SafeCFGModel.execute
         return node(
-            model or self.model,
+            model=model or self.model,
             hgr=hgr,
             strength=strength,
             mode=mode,

@@ -195,7 +195,8 @@ def test_latents_in_place_of_pictures(kit, detect, looked, latent, pictures):
     assert verdicts(direct) == verdicts(decoded) == [True, False, True, False]
     large = {"samples": kit.vae.encode(_resized(pictures, (256, 256)))}
     assert verdicts(detect(latent=large, **looked)[2]) == [True, False, True, False]
-    with pytest.raises(ValueError, match="its size is 4 x 32 x 32, and the HGR knows 4 x 16 x 16: wire in vae"):
+    fault = "its size is 4 x 32 x 32, but the HGR was trained with 4 x 16 x 16: wire in vae"
+    with pytest.raises(ValueError, match=fault):
         detect(latent=large, model=kit.model)
 
 
@@ -261,7 +262,7 @@ def _error(detect, match, kind=ValueError, **given):
 
 @pytest.mark.oldest
 def test_what_is_not_wired_in_is_named(kit, detect, pictures, latent):
-    _error(detect, "nothing to look at")
+    _error(detect, "nothing to judge")
     _error(detect, "wire in model", image=pictures, vae=kit.vae)
     _error(detect, "wire in vae", image=pictures, model=kit.model)
     _error(detect, "wire in clip", text=SKULL)
@@ -275,17 +276,17 @@ def test_what_cannot_be_judged_is_refused(kit, detect, looked, pictures, latent,
 
     samples = latent["samples"]
     video = {"samples": samples[:, :, None].expand(-1, -1, 3, -1, -1)}
-    _error(detect, "not pictures but a video", latent=video, **looked)
-    _error(detect, "not pictures but a video or sound", latent={"samples": NestedTensor([samples, samples])}, **looked)
+    _error(detect, "this is a video", latent=video, **looked)
+    _error(detect, "this is a video or sound", latent={"samples": NestedTensor([samples, samples])}, **looked)
     bad, broken = pictures.clone(), [[prompts[0][0].clone(), {}]]
     bad[1, 5, 5, 0], broken[0][0][1, 3] = float("nan"), float("nan")
     _error(detect, "image: it holds NaN", image=bad, **looked)
     _error(detect, "NaN", latent={"samples": torch.full_like(samples, float("inf"))}, **looked)
     _error(detect, "features hold NaN", conditioning=broken)
     _error(detect, "features hold NaN", conditioning=broken, image=pictures, **looked)
-    _error(detect, "has 4 prompts, but there are 3 pictures", conditioning=prompts, image=pictures[:3], **looked)
+    _error(detect, "there are 4 prompts and 3 pictures", conditioning=prompts, image=pictures[:3], **looked)
     _error(detect, "batches of 2, 3", conditioning=[[prompts[0][0][:2], {}], [prompts[0][0][:3], {}]])
-    _error(detect, "^concepts: ", conditioning=prompts, concepts="{skull: 0}")
+    _error(detect, "^concepts is not valid JSON", conditioning=prompts, concepts="{skull: 0}")
 
 
 @pytest.mark.oldest
@@ -294,7 +295,7 @@ def test_another_models_hgr_is_refused(kit, detect, looked, pictures, bundled, p
     import families
     import torch
 
-    error, replace = pack.redirector.HGRError, dataclasses.replace
+    error, replace = pack.hgr.HGRError, dataclasses.replace
     _error(detect, "has no picture probe", error, hgr=replace(bundled, probe=None), image=pictures, **looked)
     other = replace(bundled, encoder=replace(bundled.encoder, family="another encoder", empty=-bundled.encoder.empty))
     _error(detect, "made for another encoder", error, hgr=other, conditioning=kit.clean)
@@ -302,7 +303,7 @@ def test_another_models_hgr_is_refused(kit, detect, looked, pictures, bundled, p
     narrow = replace(probe, mean=probe.mean[:, :10], std=probe.std[:, :10], weight=probe.weight[..., :10])
     _error(
         detect,
-        "a denoiser with 10 features, this model has 256",
+        "a denoiser with 10 features, but this model has 256",
         error,
         hgr=replace(bundled, probe=narrow),
         image=pictures,
@@ -319,13 +320,24 @@ def test_another_models_hgr_is_refused(kit, detect, looked, pictures, bundled, p
         vae=kit.vae,
     )
     wide = replace(bundled, probe=replace(probe, training=probe.training | {"latent": [16, 16, 16]}))
-    _error(detect, "latents of size 4 x 16 x 16, and the HGR knows 16 x 16 x 16", hgr=wide, image=pictures, **looked)
+    _error(
+        detect,
+        "latents of size 4 x 16 x 16, but the HGR was trained with 16 x 16 x 16",
+        hgr=wide,
+        image=pictures,
+        **looked,
+    )
     for size in (None, [4, 2, 16, 16], [4, -1, 16], [4, 10**9, 10**9], "4x16x16"):
         hostile = replace(probe, training={"latent": size})
-        _error(detect, "not those of pictures", error, hgr=replace(bundled, probe=hostile), image=pictures, **looked)
+        _error(detect, "not latents of pictures", error, hgr=replace(bundled, probe=hostile), image=pictures, **looked)
     never = replace(bundled, concepts=[replace(c, levels=()) for c in bundled.concepts])
     _error(
-        detect, "no thresholds for another sensitivity", error, hgr=never, conditioning=kit.clean, sensitivity="high"
+        detect,
+        "no thresholds for a sensitivity other than",
+        error,
+        hgr=never,
+        conditioning=kit.clean,
+        sensitivity="high",
     )
     assert torch.equal(kit.sample(kit.model, kit.clean), kit.sample(kit.model, kit.clean))
 
@@ -402,30 +414,32 @@ def test_every_familys_pictures_can_be_looked_at(family, pack, detect):
     import torch
     from host_kit import made_up_hgr
 
-    probing, host, redirector = (pack.get(f"hgr.{name}") for name in ("probe", "hosts.comfy.denoiser", "redirector"))
-    scene = "a photo of a {} on the wooden table next to a small red house in the meadow, bright picture with a child holding a green ball"
+    probe, host = pack.get("hgr.detection.probe"), pack.get("hgr.hosts.comfy.denoiser")
+    scene = (
+        "a photo of a {} on the wooden table next to a small red house in the meadow, bright picture with a child "
+        "holding a green ball"
+    )
     harmful, clean, negative = (family.encode(text) for text in (scene.format("bomb"), scene.format("cat"), ""))
     hgr = made_up_hgr(
         pack, harmful, clean, negative, chunk=family.chunk, fixed_start=family.fixed_start, pooled_dim=family.pooled_dim
     )
     if family.pooled_dim:
         hgr.encoder = dataclasses.replace(hgr.encoder, empty_pooled=negative[0][1]["pooled_output"][0])
-    shape = pack.get("hgr.hosts.comfy.training")._picture(family.latent.shape)
+    shape = pack.get("hgr.hosts.comfy.latents").one_picture(family.latent.shape)
     pictures = torch.randn(3, *shape[1:], generator=torch.Generator().manual_seed(0))
-    x = probing.features(host.denoiser(family.model, shape), pictures, probing.empty_prompt(hgr))
+    x = probe.probe_features(host.denoiser_of(family.model, shape), pictures, hgr.encoder.prompt)
     assert x.shape[:2] == (3, 2) and x.isfinite().all() and x.std(0).amax() > 1e-3
-    heads = tuple(redirector.Concept(c.id, c.label) for c in hgr.concepts)
+    heads = tuple(pack.hgr.Concept(c.id, c.label) for c in hgr.concepts)
     weight = torch.randn(2, *x.shape[1:], generator=torch.Generator().manual_seed(1))
-    hgr.probe = redirector.Probe(
-        probing.PERCENTS, x.mean(0), x.std(0) + 0.1, weight, torch.zeros(2), heads, heads, {"latent": list(shape[1:])}
-    )
+    mean, std, bias, made = x.mean(0), x.std(0) + 0.1, torch.zeros(2), {"latent": list(shape[1:])}
+    hgr.probe = pack.hgr.Probe(probe.PROBE_PERCENTS, mean, std, weight, bias, heads, heads, made)
     report = detect(hgr=hgr, latent={"samples": pictures}, model=family.model)[2]
     expected = torch.sigmoid(torch.einsum("npf,kpf->nk", x, weight))
     assert torch.allclose(torch.tensor(scores(report)), expected, atol=2e-3)
     both = detect(hgr=hgr, latent={"samples": pictures}, conditioning=harmful, model=family.model)[2]
     assert list(both["items"][0]["concepts"]["skull"]["all"]) == ["picture with prompt", "picture"]
     frames = pictures[:, :, None] if pictures.dim() == 4 else pictures
-    with pytest.raises(ValueError, match="not pictures but a video"):
+    with pytest.raises(ValueError, match="this is a video"):
         detect(hgr=hgr, latent={"samples": frames.expand(-1, -1, 3, -1, -1)}, model=family.model)
 
     class VAE:

@@ -11,7 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
-SCENE = "a photo of a {} on the wooden table next to a small red house in the meadow, bright picture with a child holding a green ball"
+SCENE = (
+    "a photo of a {} on the wooden table next to a small red house in the meadow, bright picture with a child holding "
+    "a green ball"
+)
 HARMFUL, CLEAN = SCENE.format("bomb"), SCENE.format("cat")
 NAMES = ["sd1", "sd2", "sdxl", "sd3", "flux", "wan", "qwen", "lumina"]
 MODES = ["redirect", "dynamic", "balanced"]
@@ -57,7 +60,7 @@ def family(request, pack):
 
 def _patch(pack, family, hgr=None, strength=1.0, mode="redirect", start_percent=0.0):
     return pack.guide.SafeCFGModel.execute(
-        family.model,
+        model=family.model,
         hgr=hgr or family.hgr,
         strength=strength,
         mode=mode,
@@ -156,10 +159,10 @@ def test_guider(pack, family):
     from comfy.samplers import calculate_sigmas, sampler_object
 
     guider = pack.guide.SafeCFGGuider.execute(
-        family.model,
-        family.harmful,
-        family.negative,
-        4.0,
+        model=family.model,
+        positive=family.harmful,
+        negative=family.negative,
+        cfg=4.0,
         hgr=family.hgr,
         strength=1.0,
         mode="balanced",

@@ -99,7 +99,7 @@ def test_a_single_prompt_speaks_for_all_its_pictures(run, pictures):
 )
 def test_what_is_not_the_report_of_this_batch_stops(run, node, pictures, pack, report, match):
     """Fails closed: no picture comes out."""
-    with pytest.raises(pack.get("hgr.report").ReportError, match=match):
+    with pytest.raises(pack.get("hgr.detection.report").ReportError, match=match):
         run(pictures, report)
 
 

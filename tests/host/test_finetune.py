@@ -71,6 +71,7 @@ def with_lora(kit, lora, name):
     return nodes.LoraLoader().load_lora(kit.model, kit.clip, f"{name}.safetensors", 1.0, 1.0)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.oldest
 def test_the_lora_works_in_the_hosts_loader_and_the_model_is_left_alone(kit, run, caplog):
     import torch
@@ -87,6 +88,7 @@ def test_the_lora_works_in_the_hosts_loader_and_the_model_is_left_alone(kit, run
     assert chart.shape == (1, 420, 720, 3) and shown.shape == (1, 256, 256, 3) and shown.std() > 0.05
 
 
+@pytest.mark.slow
 def test_it_learns_what_the_hgr_does(kit, run, teacher):
     """The harmful prompt's prediction comes nearer to the safe one; what is clean moves less than that."""
     tuned = run(steps=60, learning_rate=3e-3)[1]
@@ -97,6 +99,7 @@ def test_it_learns_what_the_hgr_does(kit, run, teacher):
     assert (clean[0] - clean[1]).norm() < 0.6 * (after - plain).norm()
 
 
+@pytest.mark.slow
 def test_it_stacks_with_another_lora(kit, run):
     import comfy.sd
     import torch
@@ -108,6 +111,7 @@ def test_it_stacks_with_another_lora(kit, run):
     assert not torch.equal(seen[1], seen[2]) and not torch.equal(seen[0], seen[2])
 
 
+@pytest.mark.slow
 def test_checkpointing_gives_the_same_lora_and_leaves_the_blocks_as_they_were(kit, run):
     import torch
 
@@ -116,13 +120,14 @@ def test_checkpointing_gives_the_same_lora_and_leaves_the_blocks_as_they_were(ki
     assert not any("forward" in vars(module) for module in kit.model.model.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.oldest
 def test_an_interrupted_one_goes_on_and_ends_as_an_uninterrupted_one(run, pack, monkeypatch):
     import comfy.model_management as management
     import torch
 
-    whole, host, seen = run(steps=6, seed=5)[0], pack.get("hgr.hosts.comfy.finetune"), []
-    step = host.Progress.step
+    whole, progress, seen = run(steps=6, seed=5)[0], pack.get("hgr.hosts.comfy.progress").TrainingProgress, []
+    step = progress.step
 
     def interrupted(self, done, loss):
         seen.append(done)
@@ -130,7 +135,7 @@ def test_an_interrupted_one_goes_on_and_ends_as_an_uninterrupted_one(run, pack, 
             management.interrupt_current_processing()
         step(self, done, loss)
 
-    monkeypatch.setattr(host.Progress, "step", interrupted)
+    monkeypatch.setattr(progress, "step", interrupted)
     with pytest.raises(management.InterruptProcessingException):
         run(steps=6, seed=5)
     resumed = run(steps=6, seed=5)[0]
@@ -140,12 +145,15 @@ def test_an_interrupted_one_goes_on_and_ends_as_an_uninterrupted_one(run, pack, 
 def test_a_loss_that_is_nan_stops_and_the_checkpoint_stays(run, pack, monkeypatch):
     import torch
 
-    core, loop = pack.get("hgr.finetune"), pack.get("hgr.loop")
+    core, loop = pack.get("hgr.training.train_lora"), pack.get("hgr.training.loop")
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     lesson, calls = core.lesson, []
-    monkeypatch.setattr(
-        core, "lesson", lambda *given: calls.append(1) or lesson(*given) * (torch.nan if len(calls) == 3 else 1.0)
-    )
+
+    def broken(*given, **named):
+        calls.append(1)
+        return lesson(*given, **named) * (torch.nan if len(calls) == 3 else 1.0)
+
+    monkeypatch.setattr(core, "lesson", broken)
     with pytest.raises(FloatingPointError, match="the last checkpoint is") as caught:
         run(steps=6, seed=9)
     path = str(caught.value).split("checkpoint is ")[1].split(". Try")[0]
@@ -170,12 +178,12 @@ def test_what_cannot_succeed_says_why(run, changes, message):
 
 
 def test_an_hgr_of_another_encoder_or_without_a_probe_says_so(run, teacher, pack):
-    with pytest.raises(pack.redirector.HGRError, match="no picture probe"):
+    with pytest.raises(pack.hgr.HGRError, match="no picture probe"):
         run(hgr=dataclasses.replace(teacher, probe=None), evidence="both")
     import families
 
     sdxl = families.FAMILIES["sdxl"]()
-    with pytest.raises(pack.redirector.HGRError, match="load the HGR that was trained for this model"):
+    with pytest.raises(pack.hgr.HGRError, match="load the HGR that was trained for this model"):
         run(model=sdxl.model, clip=sdxl.clip)
 
 
@@ -193,6 +201,7 @@ def test_prompts_from_a_file_are_added(run, nodes, pack):
         run(file="mixed.txt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "wan", "qwen", "lumina"])
 def test_every_family_gets_a_lora_that_its_loader_takes(name, nodes, pack, caplog):
     import comfy.sd

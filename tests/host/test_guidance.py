@@ -73,7 +73,8 @@ def test_guider_is_the_hosts_own_with_safety(kit, hgr, pack, mode):
 
     def guider(positive):
         settings = {"strength": 1.0, "mode": mode, "concepts": "", "start_percent": 0.0, "end_percent": 1.0}
-        return pack.guide.SafeCFGGuider.execute(kit.model, positive, kit.negative, 7.5, hgr=hgr, **settings).args[0]
+        given = {"model": kit.model, "positive": positive, "negative": kit.negative, "cfg": 7.5, "hgr": hgr}
+        return pack.guide.SafeCFGGuider.execute(**given, **settings).args[0]
 
     plain = comfy.samplers.CFGGuider(kit.model)
     plain.set_conds(kit.clean, kit.negative)

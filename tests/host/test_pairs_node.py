@@ -22,10 +22,7 @@ def node(pack, tmp_path, monkeypatch):
     (tmp_path / "input").mkdir()
     (tmp_path / "secret.csv").write_text(ROWS)
     return SimpleNamespace(
-        type=pack.get("nodes.pairs").SafeCFGConceptPairs,
-        pairs=pack.get("hgr.pairs"),
-        input=tmp_path / "input",
-        files=pack.get("hgr.hosts.comfy.inputs"),
+        type=pack.get("nodes.pairs").SafeCFGConceptPairs, sources=pack.get("hgr.data.sources"), input=tmp_path / "input"
     )
 
 
@@ -35,6 +32,12 @@ def run(node, *on, **settings):
     given = {item.id: item.default for item in inputs if not item.optional and item.id not in ("file", *CONCEPTS)}
     given |= {concept: concept in on for concept in CONCEPTS} | {"file": "none", "limit": 50} | settings
     return node.type.execute(**given).args
+
+
+def offered(node):
+    """The names of files that the node offers."""
+    (combo,) = (item for item in node.type.define_schema().inputs if item.id == "file")
+    return list(combo.options)
 
 
 def test_the_contract(node):
@@ -62,7 +65,7 @@ def test_the_pack_has_the_node(pack, node):
 
 
 def test_the_switches_are_the_librarys_concepts(node):
-    assert list(node.pairs.CATEGORIES) == CONCEPTS
+    assert list(node.sources.CATEGORIES) == CONCEPTS
     for concept in CONCEPTS:
         found, report = run(node, concept)
         assert found.ids == (concept,) and len(found.pairs) == 50 and len(found.clean) > 1000
@@ -89,7 +92,7 @@ def test_more_is_mixed_in(node):
     both, report = run(node, "violence", more=first)
     assert both.ids == ("hate", "violence") and both.of("hate") == first.of("hate")
     assert "(hate): 50 pairs" in report and "(violence): 50 pairs" in report
-    mine = node.pairs.own("violence", ["brawl"])
+    mine = node.sources.own_concept("violence", ["brawl"])
     with pytest.raises(ValueError, match='the id "violence"'):
         run(node, "violence", more=mine)
 
@@ -104,8 +107,7 @@ def test_a_file_of_the_input_folder(node):
     (node.input / "also.jsonl").write_text('{"harmful": "a", "clean": "b", "concept": "c"}\n')
     (node.input / "picture.png").write_bytes(b"")
     (node.input / "folder.csv").mkdir()
-    (combo,) = (item for item in node.type.define_schema().inputs if item.id == "file")
-    assert list(combo.options) == ["none", "also.jsonl", "mine.csv"]
+    assert offered(node) == ["none", "also.jsonl", "mine.csv"]
     found, _ = run(node, file="mine.csv")
     assert found.ids == ("mine",) and len(found.pairs) == 70, "a file is used whole"
     assert node.type.validate_inputs(file="mine.csv") is True and node.type.validate_inputs(file="none") is True
@@ -116,15 +118,15 @@ def test_a_file_of_the_input_folder(node):
 def test_other_names_are_no_files(node, name):
     (node.input / "picture.png").write_bytes(b"")
     for tried in (name, str(node.input.parent / "secret.csv")):
-        assert node.files.pair_file(tried) is None
         assert "not a .csv or .jsonl file in ComfyUI's input folder" in node.type.validate_inputs(file=tried)
+        assert node.type.fingerprint_inputs(file=tried) is None
         with pytest.raises(FileNotFoundError, match="input folder"):
             run(node, "hate", file=tried)
 
 
 def test_an_input_folder_that_is_not_there_yet(node):
     node.input.rmdir()
-    assert node.files.pair_files() == [] and run(node, "hate")[0].ids == ("hate",)
+    assert offered(node) == ["none"] and run(node, "hate")[0].ids == ("hate",)
 
 
 def test_a_changed_file_is_read_again(node):

@@ -2,216 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
 from datetime import datetime
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import pytest
+from server_kit import NODES, ROOT, Server
+from workflow import to_prompt
 
-ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 # those that show plain CFG beside SafeCFG, and nothing else
 GUIDING = [path for path in EXAMPLES if path.stem.startswith(("SafeCFG quick start", "SafeCFG with a guider", "Train"))]
-DEADLINE = 900.0  # seconds, for starting and for one prompt, a training among them; generous for a busy machine
-SETTINGS = ["strength", "mode", "concepts", "start_percent", "end_percent"]
-NODES = {
-    "SafeCFGHGRLoader": ("HGR Loader", ["hgr_name"], ["HGR"]),
-    "SafeCFGGuider": ("SafeCFG Guider", ["model", "positive", "negative", "hgr", "cfg", *SETTINGS], ["GUIDER"]),
-    "SafeCFGModel": ("SafeCFG (Model)", ["model", "hgr", *SETTINGS], ["MODEL"]),
-    "SafeCFGDemoModel": ("SafeCFG Demo Model", [], ["MODEL", "CLIP", "VAE"]),
-    "SafeCFGConceptPairs": (
-        "Concept Pairs",
-        [
-            "hate",
-            "harassment",
-            "violence",
-            "self_harm",
-            "sexual",
-            "shocking",
-            "illegal_activity",
-            "style",
-            "own",
-            "demo_world",
-            "file",
-            "limit",
-            "more",
-        ],
-        ["PAIRS", "STRING"],
-    ),
-    "SafeCFGTrainHGR": (
-        "Train HGR",
-        [
-            "clip",
-            "pairs",
-            "losses",
-            "steps",
-            "batch_size",
-            "learning_rate",
-            "seed",
-            "false_positive_rate",
-            "model",
-            "latents",
-            "pictures",
-        ],
-        ["HGR", "IMAGE", "STRING"],
-    ),
-    "SafeCFGDetector": (
-        "Harmfulness Detector",
-        [
-            "hgr",
-            "concepts",
-            "sensitivity",
-            "conditioning",
-            "image",
-            "latent",
-            "model",
-            "vae",
-            "clip",
-            "text",
-            "timesteps",
-            "samples",
-            "seed",
-        ],
-        ["BOOLEAN", "FLOAT", "STRING", "IMAGE"],
-    ),
-    "SafeCFGFilter": (
-        "Harmfulness Filter",
-        ["image", "report", "action", "strength", "replacement"],
-        ["IMAGE", "MASK", "BOOLEAN"],
-    ),
-    "SafeCFGFineTune": (
-        "Safe Fine-Tune",
-        [
-            "model",
-            "clip",
-            "hgr",
-            "prompts",
-            "concepts",
-            "evidence",
-            "rank",
-            "steps",
-            "batch_size",
-            "learning_rate",
-            "seed",
-            "pictures",
-            "gradient_checkpointing",
-            "file",
-            "vae",
-            "latents",
-        ],
-        ["LORA_MODEL", "MODEL", "IMAGE", "IMAGE"],
-    ),
-    "SafeCFGSaveHGR": ("Save HGR", ["hgr", "name"], []),
-    "SafeCFGMergeHGR": ("Merge HGR", [f"hgr_{i}" for i in range(1, 7)], ["HGR"]),
-}
 
 
-class Server:
-    """A ComfyUI of its own: models, custom nodes, outputs and database in a temporary folder."""
-
-    def __init__(self, comfyui: Path, base: Path):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        (base / "custom_nodes").mkdir()
-        (base / "custom_nodes" / "safecfg").symlink_to(ROOT, target_is_directory=True)
-        self.url, self.base, self.log = f"http://127.0.0.1:{port}", base, base / "server.log"
-        command = [
-            sys.executable,
-            "main.py",
-            "--cpu",
-            "--port",
-            str(port),
-            "--base-directory",
-            str(base),
-            "--disable-api-nodes",
-            "--disable-auto-launch",
-            "--database-url",
-            f"sqlite:///{base / 'comfyui.db'}",
-        ]
-        with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=comfyui,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
-            )
-
-    def get(self, path: str) -> bytes:
-        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
-            return answer.read()
-
-    def json(self, path: str) -> Any:
-        return json.loads(self.get(path))
-
-    def wait(self, ready: Any, what: str) -> Any:
-        """The first true value of ready(), asked again and again until the deadline."""
-        end = time.monotonic() + DEADLINE
-        while time.monotonic() < end:
-            assert self.process.poll() is None, (
-                f"the server ended while waiting for {what}:\n{self.log.read_text()[-4000:]}"
-            )
-            try:
-                if value := ready():
-                    return value
-            except OSError:
-                pass
-            time.sleep(0.2)
-        raise AssertionError(f"waited {DEADLINE:.0f} s for {what}:\n{self.log.read_text()[-4000:]}")
-
-    def queue(self, prompt: dict[str, Any]) -> dict[str, Any]:
-        """The answer to a prompt: its number, and the errors of outputs that will not be run."""
-        body = json.dumps({"prompt": prompt}).encode()
-        request = urllib.request.Request(self.url + "/prompt", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
-
-    def run(self, prompt: dict[str, Any]) -> dict[str, Any]:
-        """The history entry of a prompt that was run to its end, good or bad."""
-        number = self.queue(prompt)["prompt_id"]
-        return self.wait(lambda: self.json(f"/history/{number}").get(number), f"prompt {number}")
-
-
-@pytest.fixture(scope="module")
-def server(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(comfyui_path, tmp_path_factory.mktemp("server"))
-    try:
-        server.wait(lambda: server.json("/system_stats"), "the server to start")
-        yield server
-    finally:
-        server.process.terminate()
-        server.process.wait(30)
-
-
-@pytest.fixture(scope="module")
-def object_info(server: Server) -> dict[str, Any]:
-    return server.json("/object_info")
-
-
-@pytest.fixture(scope="module")
-def to_prompt():
-    """`workflow.to_prompt`, found beside this file."""
-    spec = importlib.util.spec_from_file_location("host_workflow", Path(__file__).with_name("workflow.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.to_prompt
-
-
-def _quick_start(object_info, to_prompt) -> tuple[dict[str, Any], dict[str, Any]]:
+def _quick_start(object_info) -> tuple[dict[str, Any], dict[str, Any]]:
     """The prompt of the quick start, one step long, and the inputs of its SafeCFG node."""
     (path,) = (p for p in EXAMPLES if "quick start" in p.name)
     prompt = to_prompt(json.loads(path.read_text()), object_info)
@@ -301,75 +109,39 @@ def test_route_reads_nothing_outside_the_folder(server):
     ] * 3
 
 
-def _pictures(server: Server, prompt: dict[str, Any]) -> dict[str, Any]:
-    """Run a prompt; its previews of one picture by their titles, as PIL images."""
-    from PIL import Image
-
-    history = server.run(prompt)
-    assert history["status"]["status_str"] == "success", history["status"]
-    found = {}
-    for number, output in history["outputs"].items():
-        title = prompt[number]["_meta"]["title"]
-        if "images" in output and title != "Loss chart":
-            (file,) = output["images"]
-            found[title] = Image.open(io.BytesIO(server.get("/view?" + urllib.parse.urlencode(file))))
-    return found
-
-
 @pytest.mark.parametrize(
     "path",
     [pytest.param(path, id=path.stem, marks=() if "Train" in path.name else pytest.mark.oldest) for path in GUIDING],
 )
-def test_example_workflow_removes_the_symbol_and_leaves_a_clean_prompt_alone(
-    server, object_info, to_prompt, pack, path
-):
+def test_example_workflow_removes_the_symbol_and_leaves_a_clean_prompt_alone(server, object_info, seen, path):
     """The promise of the pack, as shipped: loaded, queued, and looked at by the classifier that knows the truth."""
-    import numpy as np
-    import torch
-
-    world, classifier = pack.get("hgr.demo.world"), pack.get("hgr.demo.classifier")
     prompt = to_prompt(json.loads(path.read_text()), object_info)
-    pictures = _pictures(server, prompt)
-    assert sorted(pictures) == ["Plain CFG", "SafeCFG"] and {picture.size for picture in pictures.values()} == {
-        (128, 128)
-    }
-    pixels = torch.from_numpy(np.stack([np.asarray(pictures[side]) for side in ("Plain CFG", "SafeCFG")]))
-    seen = classifier.load_classifier().judge(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
-    assert seen.symbols.tolist() == [[name == "skull" for name in world.SYMBOLS], [False] * len(world.SYMBOLS)]
-    assert torch.equal(seen.background[0], seen.background[1]) and torch.equal(seen.slots[0], seen.slots[1])
+    pictures = server.previews(prompt)
+    assert sorted(pictures) == ["Plain CFG", "SafeCFG"]
+    assert {picture.size for picture in pictures.values()} == {(128, 128)}
+    plain, safe = seen(pictures["Plain CFG"], pictures["SafeCFG"])
+    assert plain[0] == {"skull"} and safe[0] == set() and plain[1:] == safe[1:]
 
     (harmful,) = (node["inputs"] for node in prompt.values() if "skull" in str(node["inputs"].get("text")))
     harmful["text"] = "a red ball next to a blue house in a meadow"
-    clean = _pictures(server, prompt)
+    clean = server.previews(prompt)
     assert clean["Plain CFG"].tobytes() == clean["SafeCFG"].tobytes() != pictures["SafeCFG"].tobytes()
 
 
-def test_a_model_that_is_aligned_leaves_the_symbol_out(server, object_info, to_prompt, pack):
-    """As shipped: with the LoRA alone, the same objects without the skull; the LoRA is a file that the host's loaders
+def test_a_model_that_is_aligned_leaves_the_symbol_out(server, object_info, seen):
+    """As shipped: with only the LoRA, the same objects without the skull; the LoRA is a file that the host's loaders
     list."""
-    import numpy as np
-    import torch
-
     (path,) = (p for p in EXAMPLES if "Align" in p.name)
-    pictures = _pictures(server, to_prompt(json.loads(path.read_text()), object_info))
-    world, classifier = pack.get("hgr.demo.world"), pack.get("hgr.demo.classifier")
-    names = [f"{kind} prompt: {side}" for kind in ("Harmful", "Clean") for side in ("as it was", "with the LoRA")]
-    pixels = torch.from_numpy(np.stack([np.asarray(pictures[name]) for name in names]))
-    seen = classifier.load_classifier().judge(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
-    none = [False] * len(world.SYMBOLS)
-    assert seen.symbols.tolist() == [[name == "skull" for name in world.SYMBOLS], none, none, none]
-    for first in (0, 2):
-        assert seen.background[first] == seen.background[first + 1] and torch.equal(
-            seen.slots[first], seen.slots[first + 1]
-        )
-    assert any(
-        "demo_aligned" in name
-        for name in server.json("/object_info/LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"][0]
-    )
+    pictures = server.previews(to_prompt(json.loads(path.read_text()), object_info))
+    for kind, symbols in (("Harmful", {"skull"}), ("Clean", set())):
+        before, after = seen(*(pictures[f"{kind} prompt: {side}"] for side in ("original", "with the LoRA")))
+        assert before[0] == symbols and after[0] == set() and before[1:] == after[1:], kind
+    loader = server.json("/object_info/LoraLoader")["LoraLoader"]
+    assert any("demo_aligned" in name for name in loader["input"]["required"]["lora_name"][0])
 
 
 @pytest.mark.oldest
-def test_detect_then_decide(server, object_info, to_prompt):
+def test_detect_then_decide(server, object_info):
     """As shipped: the flagged prompt is never sampled, the flagged picture is blurred. Without the symbols: the
     sampler's pictures."""
     (path,) = (p for p in EXAMPLES if "Detect" in p.name)
@@ -391,7 +163,7 @@ def test_detect_then_decide(server, object_info, to_prompt):
     )
     prompt["broken"] = {"class_type": "SafeCFGModel", "inputs": broken, "_meta": {"title": "broken"}}
     sampler["model"] = ["broken", 0]  # an error where it is run
-    pictures = _pictures(server, prompt)
+    pictures = server.previews(prompt)
     assert {"Judge the prompt", "Judge the picture"} < set(pictures), "the charts are on the nodes"
     assert pictures["After the prompt check"].getcolors() == [(128 * 128, (0x3B, 0x42, 0x52))]
     before, after = (_lines(pictures[title]) for title in ("Before", "After the picture check"))
@@ -399,11 +171,11 @@ def test_detect_then_decide(server, object_info, to_prompt):
 
     by_title["Prompt"][1]["value"] = "a red ball next to a blue house in a meadow"
     assert server.run(prompt)["status"]["status_str"] == "error", "a clean prompt is sampled"
-    by_title["Prompt of another picture"][1]["text"] = "a green tree on a beach"
+    by_title["Prompt for another picture"][1]["text"] = "a green tree on a beach"
     sampler["model"] = working
     unfiltered = by_title["Placeholder where flagged"][1]["image"]
     prompt["plain"] = {"class_type": "PreviewImage", "inputs": {"images": unfiltered}, "_meta": {"title": "Plain"}}
-    pictures = _pictures(server, prompt)
+    pictures = server.previews(prompt)
     assert pictures["After the prompt check"].tobytes() == pictures["Plain"].tobytes()
     assert pictures["After the picture check"].tobytes() == pictures["Before"].tobytes()
 
@@ -436,20 +208,20 @@ def test_example_workflow_is_laid_out(path):
 
 
 @pytest.mark.oldest
-def test_a_bad_prompt_fails_and_the_next_one_runs(server, object_info, to_prompt):
-    prompt, safe = _quick_start(object_info, to_prompt)
+def test_a_bad_prompt_fails_and_the_next_one_runs(server, object_info):
+    prompt, safe = _quick_start(object_info)
     safe["concepts"] = "{skull: 0}"
     status = server.run(prompt)["status"]
     (error,) = (body for kind, body in status["messages"] if kind == "execution_error")
     assert status["status_str"] == "error"
-    assert error["node_type"] == "SafeCFGModel" and error["exception_message"].startswith("concepts: not valid JSON")
+    assert error["node_type"] == "SafeCFGModel" and error["exception_message"].startswith("concepts is not valid JSON")
     safe["concepts"] = '{"skull": 0.5}'
     assert server.run(prompt)["status"]["status_str"] == "success"
 
 
 @pytest.mark.oldest
-def test_an_unknown_hgr_is_refused_before_the_graph_runs(server, object_info, to_prompt):
-    prompt, _ = _quick_start(object_info, to_prompt)
+def test_an_unknown_hgr_is_refused_before_the_graph_runs(server, object_info):
+    prompt, _ = _quick_start(object_info)
     (number,) = (key for key, node in prompt.items() if node["class_type"] == "SafeCFGHGRLoader")
     prompt[number]["inputs"]["hgr_name"] = "../secret.safetensors"
     (error,) = server.queue(prompt)["node_errors"][number]["errors"]
@@ -457,7 +229,7 @@ def test_an_unknown_hgr_is_refused_before_the_graph_runs(server, object_info, to
 
 
 @pytest.mark.oldest
-def test_what_is_saved_while_the_server_runs_is_listed_by_the_loader(server, object_info, to_prompt):
+def test_what_is_saved_while_the_server_runs_is_listed_by_the_loader(server, object_info):
     (path,) = (p for p in EXAMPLES if "Train" in p.name)
     prompt = to_prompt(json.loads(path.read_text()), object_info)
     training, saving = (

@@ -3,24 +3,19 @@ say."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from server_kit import ROOT
+from workflow import to_prompt
 
-ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = sorted((ROOT / "example_workflows").glob("*.json"))
 PUBLIC = [path for path in TEMPLATES if "CheckpointLoaderSimple" in path.read_text()]  # those that need a checkpoint
 (BLUEPRINT,) = (ROOT / "subgraphs").glob("*.json")
 KINDS = {"INT": int, "FLOAT": (int, float), "BOOLEAN": bool, "STRING": str}
 OUTSIDE = -10, -20  # a subgraph's inputs and outputs, as links name them
-
-spec = importlib.util.spec_from_file_location("host_server", Path(__file__).with_name("test_server.py"))
-host = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(host)
-server, to_prompt = host.server, host.to_prompt  # its fixtures
 
 
 def nodes_of(path: Path, kind: str) -> list[dict[str, Any]]:
@@ -30,7 +25,7 @@ def nodes_of(path: Path, kind: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def object_info(server) -> dict[str, Any]:
     """With the public checkpoints that the templates name at hand, as names."""
-    folder = server.log.parent / "models/checkpoints"
+    folder = server.base / "models/checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     for path in PUBLIC:
         (folder / nodes_of(path, "CheckpointLoaderSimple")[0]["widgets_values"][0]).touch()
@@ -69,7 +64,7 @@ def test_template_has_a_small_thumbnail(path):
 
 @pytest.mark.oldest
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda p: p.stem)
-def test_template_fits_the_nodes_of_this_comfyui(object_info, to_prompt, path):
+def test_template_fits_the_nodes_of_this_comfyui(object_info, path):
     """Every node exists, has a value for each widget and no other, and each value is one that it takes."""
     prompt = to_prompt(json.loads(path.read_text()), object_info)
     assert not invalid(prompt, object_info)
@@ -91,30 +86,10 @@ def test_public_checkpoint_can_be_got(path):
     assert model["url"].startswith("https://huggingface.co/") and model["url"].endswith(f"/{model['name']}")
 
 
-@pytest.fixture(scope="module")
-def seen(pack):
-    """What the classifier that knows the truth finds in pictures: symbols, background, and the things in the lower
-    half."""
-    import numpy as np
-    import torch
-
-    world, classifier = pack.get("hgr.demo.world"), pack.get("hgr.demo.classifier").load_classifier()
-
-    def look(*pictures: Any) -> list[tuple]:
-        pixels = torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
-        judged = classifier.judge(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
-        symbols = [
-            {name for name, there in zip(world.SYMBOLS, row, strict=True) if there} for row in judged.symbols.tolist()
-        ]
-        return list(zip(symbols, judged.background.tolist(), judged.slots.tolist(), strict=True))
-
-    return look
-
-
 @pytest.mark.oldest
-def test_concept_by_concept(server, object_info, to_prompt, seen):
+def test_concept_by_concept(server, object_info, seen):
     (path,) = (p for p in TEMPLATES if "concept by concept" in p.name)
-    pictures = host._pictures(server, to_prompt(json.loads(path.read_text()), object_info))
+    pictures = server.previews(to_prompt(json.loads(path.read_text()), object_info))
     titles = ["Plain CFG", "All concepts on", "Skull off", "Dagger off"]
     symbols, backgrounds, things = zip(*seen(*(pictures[title] for title in titles)), strict=True)
     assert symbols == ({"skull", "dagger"}, set(), {"skull"}, {"dagger"})
@@ -123,7 +98,7 @@ def test_concept_by_concept(server, object_info, to_prompt, seen):
 
 @pytest.mark.oldest
 @pytest.mark.parametrize("path", PUBLIC, ids=lambda p: p.stem)
-def test_graph_for_a_public_checkpoint_is_safe_guidance(server, object_info, to_prompt, seen, path):
+def test_graph_for_a_public_checkpoint_is_safe_guidance(server, object_info, seen, path):
     """No such checkpoint is at hand, so the demo model stands in for it."""
     prompt = to_prompt(json.loads(path.read_text()), object_info)
     for node in prompt.values():
@@ -133,9 +108,9 @@ def test_graph_for_a_public_checkpoint_is_safe_guidance(server, object_info, to_
     positive, _ = (node["inputs"] for node in prompt.values() if node["class_type"] == "CLIPTextEncode")
     positive["text"] = "a red ball next to a blue house in a meadow with a skull above"
     (safe,) = (node["inputs"] for node in prompt.values() if node["class_type"] == "SafeCFGModel")
-    (on,) = host._pictures(server, prompt).values()
+    (on,) = server.previews(prompt).values()
     safe["strength"] = 0.0
-    (off,) = host._pictures(server, prompt).values()
+    (off,) = server.previews(prompt).values()
     assert [symbols for symbols, *_ in seen(on, off)] == [set(), {"skull"}]
 
 
@@ -150,7 +125,7 @@ def test_blueprint_is_served(server):
 
 
 @pytest.mark.oldest
-def test_blueprint_is_a_ksampler_with_safe_guidance(object_info, to_prompt):
+def test_blueprint_is_a_ksampler_with_safe_guidance(object_info):
     """One node, which has what KSampler has, an HGR, and how safe; its inside is consistent and fits the nodes."""
     workflow = json.loads(BLUEPRINT.read_text())
     (outer,), (inner,) = workflow["nodes"], workflow["definitions"]["subgraphs"]

@@ -16,7 +16,7 @@ def nodes(pack):
 @pytest.fixture(scope="module")
 def pairs(pack):
     """The demo world's pairs, as few as a training may have."""
-    return pack.get("hgr.pairs").demo_world(60)
+    return pack.get("hgr.data.sources").demo_world(60)
 
 
 @pytest.fixture
@@ -39,6 +39,7 @@ def weights(hgr):
     return list(hgr.network.state_dict().values())
 
 
+@pytest.mark.slow
 @pytest.mark.oldest
 @pytest.mark.parametrize(("losses", "steps"), [("text", 40), ("attention", 20), ("attention and score", 4)])
 def test_the_node_trains_and_leaves_the_model_as_it_was(kit, run, losses, steps):
@@ -63,8 +64,8 @@ def trained(kit, nodes, pack):
     """(HGR, report) of a training long enough to tell skulls, in prompts and in pictures."""
     import torch
 
-    pairs = pack.get("hgr.pairs")
-    world = pairs.demo_world(200)
+    pairs = pack.get("hgr.data.pairs")
+    world = pack.get("hgr.data.sources").demo_world(200)
     skulls = pairs.Pairs(world.topics[:1], tuple(pair for pair in world.pairs if pair.concept == "skull"), world.clean)
     with torch.inference_mode():
         hgr, _, report = nodes.SafeCFGTrainHGR.execute(
@@ -81,6 +82,7 @@ def trained(kit, nodes, pack):
     return hgr, report
 
 
+@pytest.mark.slow
 def test_a_trained_hgr_finds_the_harmful_prompt_and_changes_its_picture_alone(kit, trained):
     import torch
 
@@ -89,6 +91,7 @@ def test_a_trained_hgr_finds_the_harmful_prompt_and_changes_its_picture_alone(ki
     assert not torch.equal(kit.sample(patched, kit.harmful), kit.sample(kit.model, kit.harmful))
 
 
+@pytest.mark.slow
 def test_a_trained_hgr_sees_the_harmful_picture_and_keeps_that_in_its_file(kit, trained, pack):
     import json
 
@@ -113,10 +116,9 @@ def test_a_trained_hgr_sees_the_harmful_picture_and_keeps_that_in_its_file(kit, 
 def test_pictures_of_a_video_are_single_frames_and_no_pictures_give_no_probe(run, pack):
     import torch
 
-    host = pack.get("hgr.hosts.comfy.training")
-    assert host._picture(torch.Size((2, 16, 9, 8, 6))) == (1, 16, 1, 8, 6) and host._picture(
-        torch.Size((2, 4, 8, 6))
-    ) == (1, 4, 8, 6)
+    one_picture = pack.get("hgr.hosts.comfy.latents").one_picture
+    assert one_picture(torch.Size((2, 16, 9, 8, 6))) == (1, 16, 1, 8, 6)
+    assert one_picture(torch.Size((2, 4, 8, 6))) == (1, 4, 8, 6)
     hgr, _, report = run(None, pictures=0)
     assert hgr.probe is None and "no picture probe" in report
 
@@ -126,9 +128,9 @@ def test_a_patched_model_paints_what_the_plain_one_paints(kit, hgr, pack):
     import torch
     from host_kit import HARMFUL
 
-    host = pack.get("hgr.hosts.comfy.denoiser")
+    host, silent = pack.get("hgr.hosts.comfy.denoiser"), pack.get("hgr.core.progress").SILENT
     plain, patched = (
-        host.denoiser(model, torch.Size((1, 4, 16, 16)), kit.clip, 0).paint([HARMFUL], lambda done, total: None)
+        host.denoiser_of(model, torch.Size((1, 4, 16, 16)), kit.clip).paint([HARMFUL], silent)
         for model in (kit.model, kit.patch(hgr))
     )
     assert torch.equal(plain, patched)
@@ -140,7 +142,7 @@ def test_the_score_gradient_is_the_denoisers_own(kit, pack):
 
     host = pack.get("hgr.hosts.comfy.denoiser")
     with torch.inference_mode(False), torch.enable_grad():
-        found = host.denoiser(kit.model, torch.Size((1, 4, 16, 16)), gradients=True)
+        found = host.denoiser_of(kit.model, torch.Size((1, 4, 16, 16)), gradients=True)
         x = kit.harmful[0][0].clone().requires_grad_()
         generator = torch.Generator().manual_seed(0)
         predict = found.draw(torch.randn(1, 4, 16, 16, generator=generator), 1, generator)
@@ -157,20 +159,20 @@ def test_recorded_layers_hold_a_loras_weights(kit, pack):
     import comfy.sd
     import torch
 
-    host, attention = pack.get("hgr.hosts.comfy.denoiser"), pack.get("hgr.attention")
+    host, attention = pack.get("hgr.hosts.comfy.denoiser"), pack.get("hgr.training.attention")
     with_lora, _ = comfy.sd.load_lora_for_models(kit.model, None, kit.random_lora(), 1.0, 0.0)
     recorded = []
     for model in (kit.model, with_lora):
         with torch.inference_mode(False), torch.no_grad():
-            found = host.denoiser(model, torch.Size((1, 4, 16, 16)))
+            found = host.denoiser_of(model, torch.Size((1, 4, 16, 16)))
             features = kit.harmful[0][0].clone()
             layers = attention.record(
                 attention.cross_attention(found.module),
                 lambda found=found, features=features: found.draw(
                     torch.zeros(1, 4, 16, 16), 1, torch.Generator().manual_seed(0)
                 )(features, None),
-                8,
-                torch.Generator().manual_seed(0),
+                queries=8,
+                generator=torch.Generator().manual_seed(0),
             )
         recorded.append(layers[0].key)
     lora, change = kit.random_lora(), recorded[1] - recorded[0]
@@ -182,26 +184,25 @@ def test_recorded_layers_hold_a_loras_weights(kit, pack):
     assert any(each.shape == change.shape and torch.allclose(each, change, atol=1e-4) for each in changes)
 
 
+@pytest.mark.slow
 @pytest.mark.oldest
 def test_an_interrupted_training_goes_on_and_ends_as_an_uninterrupted_one(kit, run, pack, monkeypatch):
     import comfy.model_management as management
     import torch
 
     whole = run(steps=24, seed=5)[0]
-    core = pack.get("hgr.loop")
+    core = pack.get("hgr.training.loop")
     monkeypatch.setattr(core, "CHECKPOINT_SECONDS", 0.0)
-    original, seen = management.throw_exception_if_processing_interrupted, []
+    progress, seen = pack.get("hgr.hosts.comfy.progress").TrainingProgress, []
+    step = progress.step
 
-    def at_step(self, done, loss):
+    def interrupted(self, done, loss):
         seen.append(done)
-        if done == 9 and len(seen) == 9:
+        if len(seen) == 9:
             management.interrupt_current_processing()
-        original()
+        step(self, done, loss)
 
-    host = pack.get("hgr.hosts.comfy.training")
-    monkeypatch.setattr(
-        host.Progress, "step", lambda self, done, loss: (self.losses.append((done, loss)), at_step(self, done, loss))
-    )
+    monkeypatch.setattr(progress, "step", interrupted)
     with pytest.raises(management.InterruptProcessingException):
         run(steps=24, seed=5)
     resumed = run(steps=24, seed=5)[0]
@@ -229,6 +230,7 @@ def test_a_model_without_cross_attention_is_told_to_use_text(run):
         run(families.FAMILIES["flux"]().model, losses="attention")
 
 
+@pytest.mark.slow
 @pytest.mark.oldest
 def test_what_is_saved_is_listed_and_loaded_and_a_name_is_never_lost(kit, run, nodes, pack, monkeypatch):
     import torch
@@ -259,7 +261,7 @@ def test_merged_hgrs_act_together_and_a_clash_names_both(kit, hgr, nodes, pack):
     alone = kit.patch(merged, concepts='{"other_skull": 0}')
     assert torch.equal(kit.sample(alone, kit.harmful), kit.sample(kit.patch(hgr), kit.harmful))
     assert not torch.equal(kit.sample(kit.patch(merged), kit.harmful), kit.sample(kit.patch(hgr), kit.harmful))
-    with pytest.raises(pack.redirector.HGRError, match="this HGR and again"):
+    with pytest.raises(pack.hgr.HGRError, match="this HGR and again"):
         nodes.SafeCFGMergeHGR.execute(hgr_1=hgr, hgr_2=dataclasses.replace(hgr, name="again"))
 
 
@@ -270,11 +272,12 @@ def family(request, pack):
     return families.FAMILIES[request.param]()
 
 
+@pytest.mark.slow
 def test_every_family_trains_saves_loads_and_guides(family, nodes, pack):
     """Concept "bomb" against "ball" on text alone; the family's model is then guided, and left alone at strength 0."""
     import torch
 
-    core = pack.get("hgr.pairs")
+    core = pack.get("hgr.data.pairs")
     things = [
         f"{size} {colour}"
         for size in ("small", "large", "old", "bright")
@@ -300,12 +303,18 @@ def test_every_family_trains_saves_loads_and_guides(family, nodes, pack):
     assert (trained.encoder.chunk, trained.encoder.fixed_start) == (family.chunk, family.fixed_start)
     hgr = pack.files.load_hgr(pack.files.save_hgr(trained, "family"))
     # a training of seconds moves features, but its gates are not to be relied on: open them
-    hgr.concepts = [pack.redirector.Concept("bomb", "Bomb", scale=0.0, bias=9.0)]
+    hgr.concepts = [pack.hgr.Concept("bomb", "Bomb", scale=0.0, bias=9.0)]
     harmful, negative = (family.encode(text) for text in ("a photo of a bomb next to a red cat", ""))
 
     def sample(strength):
         patched = pack.guide.SafeCFGModel.execute(
-            family.model, hgr=hgr, strength=strength, mode="redirect", concepts="", start_percent=0.0, end_percent=1.0
+            model=family.model,
+            hgr=hgr,
+            strength=strength,
+            mode="redirect",
+            concepts="",
+            start_percent=0.0,
+            end_percent=1.0,
         ).args[0]
         return family.sample(patched, harmful, negative)
 
