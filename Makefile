@@ -45,7 +45,7 @@ test: check .venv/.test-$(SUM) $(if $(COMFYUI),$(READY_COMFY)) ## check, and eve
 	.venv/bin/python tests/run.py "$(COMFYUI)" "$(COMFYUI_OLDEST)"
 
 test-fast: .venv/.test-$(SUM) ## the quick unit tests, in under two minutes
-	.venv/bin/pytest tests --ignore=tests/host --ignore=tests/browser -m "not slow"
+	OMP_NUM_THREADS=1 .venv/bin/pytest tests --ignore=tests/host --ignore=tests/browser -m "not slow" -n auto --dist loadfile
 
 ifeq ($(COMFYUI),)
 comfy:

@@ -25,6 +25,8 @@ NO_COMFYUI = (
     "no ComfyUI found: git clone https://github.com/comfyanonymous/ComfyUI ~/comfy/ComfyUI, "
     "or name yours in COMFYUI_PATH"
 )
+# A process for each core, each with one thread: torch's own threads would wait for each other.
+PARALLEL = ["-n", "auto", "--dist", "loadfile"]
 NO_TESTS = 5  # pytest's exit code; no failure of its own, as long as some run has tests
 
 
@@ -42,13 +44,13 @@ class Run:
         return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
 
 
-def run(name: str, pytest: Path, *arguments: str, comfyui: str = "") -> Run:
+def run(name: str, pytest: Path, *arguments: str, **environment: str) -> Run:
     """Run pytest and count from its JUnit report. A run that broke off counts as a failure, whatever it reported."""
     print(f"\n{name}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        environment = os.environ | ({"COMFYUI_PATH": comfyui} if comfyui else {})
-        code = subprocess.run([pytest, *arguments, f"--junit-xml={report}"], cwd=ROOT, env=environment).returncode
+        command = [pytest, *arguments, f"--junit-xml={report}"]
+        code = subprocess.run(command, cwd=ROOT, env=os.environ | environment).returncode
         suite = ElementTree.parse(report).find("testsuite").attrib if report.exists() else {}
     total, failures, errors, skipped = (int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped"))
     failed = failures + errors
@@ -87,15 +89,18 @@ def version(comfyui: str) -> str:
 
 
 def main(comfyui: str = "", oldest: str = "") -> int:
-    runs = [run("tests", PYTEST, "tests", "--ignore=tests/host", "--ignore=tests/browser"), run_javascript()]
+    units = ["tests", "--ignore=tests/host", "--ignore=tests/browser", *PARALLEL]
+    runs = [run("tests", PYTEST, *units, OMP_NUM_THREADS="1"), run_javascript()]
     if comfyui:
-        runs.append(run(f"tests/host in ComfyUI {version(comfyui)}", PYTEST_IN_COMFYUI, "tests/host", comfyui=comfyui))
-        runs.append(run("tests/browser", PYTEST_IN_COMFYUI, "tests/browser", comfyui=comfyui))
+        runs.append(
+            run(f"tests/host in ComfyUI {version(comfyui)}", PYTEST_IN_COMFYUI, "tests/host", COMFYUI_PATH=comfyui)
+        )
+        runs.append(run("tests/browser", PYTEST_IN_COMFYUI, "tests/browser", COMFYUI_PATH=comfyui))
         if runs[-1].skipped:
             runs[-1].why = "no Chromium found: apt-get install chromium, or the like"
         if oldest:
             name = f"tests/host in ComfyUI {version(oldest)}, the oldest"
-            runs.append(run(name, PYTEST_IN_COMFYUI, "tests/host", "-m", "oldest", comfyui=oldest))
+            runs.append(run(name, PYTEST_IN_COMFYUI, "tests/host", "-m", "oldest", COMFYUI_PATH=oldest))
     else:
         runs += [skip(name, NO_COMFYUI) for name in ("tests/host", "tests/browser")]
 
