@@ -31,6 +31,7 @@ from hgr.core.fingerprint import fingerprint
 from hgr.core.hgr import Concept, calibrated
 from hgr.core.options import SENSITIVITIES
 from hgr.core.prompt import Prompt
+from hgr.core.redirect import redirect
 from hgr.data.library.demo_world import TOPICS
 from hgr.demo import world
 from hgr.demo.attributes import ATTRIBUTE_CLASSES
@@ -137,7 +138,12 @@ class Detection:
         step, rows = self.model.batch, []
         for at in range(0, len(texts), step):
             prompt = self.prompts(texts[at : at + step])
-            safe, empty = self.hgr.redirect(prompt.features), self.empty.expand(len(prompt.features))
+            safe, empty = (
+                redirect(self.hgr, [prompt], [], strengths=[1.0] * len(self.hgr.ids), mode="redirect")
+                .positive[0]
+                .features,
+                self.empty.expand(len(prompt.features)),
+            )
             found = []
             for error in noisy(self.model, pictures.latents[at : at + step], percents, samples=1, seed=0):
                 c, s, u = (error(x, None).flatten(1) for x in (prompt.features, safe, empty.features))

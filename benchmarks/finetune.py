@@ -40,7 +40,7 @@ from hgr.training.encoded_prompts import EncodedPrompts
 from hgr.training.loop import Loop
 from hgr.training.pictures import paint
 from hgr.training.settings import LoRASettings
-from hgr.training.train_lora import Adapted, Lessons, Teacher, align, harm_of
+from hgr.training.train_lora import Adapted, Lessons, Teacher, fit_lora, harm_of
 
 log = logging.getLogger("benchmark")
 
@@ -158,7 +158,7 @@ class Tuning:
                 )
             else:
                 lessons = dataclasses.replace(lessons, harm=harm)
-            align(teacher, adapted, lessons, settings=self.settings, work=work, progress=StepLog(row))
+            fit_lora(teacher, adapted, lessons, settings=self.settings, work=work, progress=StepLog(row))
         spent = time.perf_counter() - start
         save_tensors(host.lora_state_dict(pipe.unet), path, {"seconds": f"{spent:.0f}"})
         log.info("%s: trained in %.0f s", row, spent)

@@ -17,6 +17,10 @@ __version__ = "0.1.0"
 __all__ = ["HGR", "HGRError", "__version__", "load", "save"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     """Import on first access, since the command line and the data need no torch."""
     if name in ("HGR", "HGRError"):

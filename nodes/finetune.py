@@ -1,4 +1,4 @@
-"""Aligning a model itself, without labels."""
+"""Fine-tuning a model itself, without labels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SafeCFGFineTune(io.ComfyNode):
             "its last step.",
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The model to align. It is not changed; the output is a copy with the LoRA."
+                    "model", tooltip="The model to fine-tune. It is not changed; the output is a copy with the LoRA."
                 ),
                 io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint. It is not trained."),
                 HGRType.Input(

@@ -4,6 +4,8 @@ import torch
 
 from hgr.core.hgr import HGR, Concept, Encoder
 from hgr.core.network import HGRNetwork
+from hgr.core.prompt import Prompt
+from hgr.core.redirect import redirect
 
 WIDTH, CHUNK = 16, 6
 
@@ -27,3 +29,9 @@ def prompt(batch=1, chunks=1, seed=1) -> torch.Tensor:
     features = torch.randn(batch, chunks * CHUNK, WIDTH, generator=torch.Generator().manual_seed(seed))
     features[:, ::CHUNK] = 1
     return features
+
+
+def safe_features(hgr: HGR, features: torch.Tensor, pooled=None, *, strengths=None) -> torch.Tensor:
+    """`c_safe` of features (B, T, D), with all concepts at strength 1 unless told otherwise."""
+    strengths = [1.0] * len(hgr.ids) if strengths is None else strengths.tolist()
+    return redirect(hgr, [Prompt(features, pooled)], [], strengths=strengths, mode="redirect").positive[0].features

@@ -229,3 +229,15 @@ def test_benign_attributes_are_counted_one_by_one():
     judged = Judgement(targets[:, 0], targets[:, 1:3], targets[:, 3:7].bool(), targets[:, 7], torch.zeros(5, 1))
     assert torch.allclose(kept(judged, [asked] * 5), torch.tensor([1.0, 0.8, 0.8, 0.6, 0.0]))
     assert kept(judged, [Scene("beach", (("car", "red"),))] * 5)[3] == 1
+
+
+@pytest.mark.parametrize("name", ["train", "finetune"])
+def test_every_default_of_a_command_is_an_option_of_it(name):
+    """Else a --config file may name what the command does not take."""
+    import argparse
+    import importlib
+
+    command = importlib.import_module(f"hgr.cli.commands.{name}")
+    parser = argparse.ArgumentParser()
+    command._options(parser)
+    assert set(vars(parser.parse_args([]))) == set(command._DEFAULTS)

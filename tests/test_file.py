@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import prompt, small_hgr
+from helpers import prompt, safe_features, small_hgr
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -32,7 +32,7 @@ def test_round_trip(path):
     saved, loaded = small_hgr(), file.load(path)
     assert loaded.concepts == saved.concepts and loaded.training == saved.training
     assert loaded.encoder.family == "a test encoder" and loaded.name == "good.safetensors"
-    a, b = (h.redirect(prompt()) for h in (saved, loaded))
+    a, b = (safe_features(h, prompt()) for h in (saved, loaded))
     assert torch.equal(a, b)
 
 
@@ -123,9 +123,9 @@ def test_a_merged_hgr_does_what_each_part_does_alone(tmp_path):
     assert both.ids == ["c0", "c1", "dc0", "dc1"]
     x = prompt(2)
     assert torch.equal(both.read(x).gates, torch.cat([a.read(x).gates, b.read(x).gates], -1))
-    assert torch.allclose(both.redirect(x) - x, (a.redirect(x) - x) + (b.redirect(x) - x), atol=1e-5)
-    only_a = both.redirect(x, strengths=torch.tensor([1.0, 1, 0, 0]))
-    assert torch.equal(only_a, a.redirect(x))
+    assert torch.allclose(safe_features(both, x) - x, (safe_features(a, x) - x) + (safe_features(b, x) - x), atol=1e-5)
+    only_a = safe_features(both, x, strengths=torch.tensor([1.0, 1, 0, 0]))
+    assert torch.equal(only_a, safe_features(a, x))
     assert merge_hgrs([both, renamed(a, "e")]).ids[-1] == "ec1"  # a union can be merged again
 
 

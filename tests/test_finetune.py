@@ -19,7 +19,7 @@ from hgr.detection.hed import hed_picture
 from hgr.training.encoded_prompts import EncodedPrompts
 from hgr.training.loop import Processes
 from hgr.training.settings import EVIDENCE, LoRASettings
-from hgr.training.train_lora import Adapted, Lessons, Teacher, align, harm_of, lesson, train_lora
+from hgr.training.train_lora import Adapted, Lessons, Teacher, fit_lora, harm_of, lesson, train_lora
 
 CLEAN, FIRST, SECOND = [f"clean {i}" for i in range(4)], "c0 by a lake", "c1 by a lake"
 SETTINGS = LoRASettings(steps=60, batch_size=8, learning_rate=2e-2, rank=8, pictures=12, evidence="prompt")
@@ -183,7 +183,7 @@ def test_h_is_what_the_chosen_evidence_says_and_zero_for_clean_prompts(hgr, teac
 def test_half_of_what_is_drawn_is_harmful_however_rare_that_is(teacher, tmp_path):
     texts, seen = [FIRST, *CLEAN * 3], []
     lessons = Lessons(torch.arange(13.0)[:, None].expand(13, 4), texts, torch.tensor([1.0] + [0.0] * 12))
-    align(teacher(), adapted(seen), lessons, settings=LoRASettings(steps=5, batch_size=6), work=tmp_path)
+    fit_lora(teacher(), adapted(seen), lessons, settings=LoRASettings(steps=5, batch_size=6), work=tmp_path)
     assert len(seen) >= 5
     assert all((latents[:, 0] == 0).sum() == 3 for latents in seen)
 
@@ -194,7 +194,7 @@ def test_two_processes_share_each_batch(teacher, tmp_path):
     for rank, count in ((0, 1), (0, 2), (1, 2)):
         seen = []
         reduce = (lambda tensors: None) if count > 1 else None
-        align(
+        fit_lora(
             teacher(),
             adapted(seen),
             lessons,
@@ -266,7 +266,7 @@ def test_what_cannot_teach_anything_is_refused(hgr, teacher, tmp_path):
         run([FIRST, CLEAN[0]], latents=torch.zeros(3, 4))
     with pytest.raises(ValueError, match="none of the 4 pictures has a prompt that is harmful"):
         clean = Lessons(torch.zeros(4, 4), CLEAN, torch.zeros(4))
-        align(teacher(), adapted(), clean, settings=SETTINGS, work=tmp_path)
+        fit_lora(teacher(), adapted(), clean, settings=SETTINGS, work=tmp_path)
     assert not (tmp_path / "work").exists() or list((tmp_path / "work").iterdir()) == []
 
 

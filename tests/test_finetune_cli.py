@@ -181,11 +181,11 @@ def test_a_model_in_half_precision_can_be_trained(careless, monkeypatch):
 
 def watch_lessons(monkeypatch) -> list[training.Lessons]:
     """The lessons that fine-tunings learn from, as they come."""
-    seen, align = [], training.align
+    seen, fit_lora = [], training.fit_lora
     monkeypatch.setattr(
         training,
-        "align",
-        lambda teacher, adapted, lessons, **more: seen.append(lessons) or align(teacher, adapted, lessons, **more),
+        "fit_lora",
+        lambda teacher, adapted, lessons, **more: seen.append(lessons) or fit_lora(teacher, adapted, lessons, **more),
     )
     return seen
 
@@ -344,7 +344,7 @@ def test_a_full_gpu_is_one_sentence_with_advice(careless, prompts, tmp_path, mon
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(training, "align", full)
+    monkeypatch.setattr(training, "fit_lora", full)
     assert run(tmp_path, "--prompts", prompts, "--evidence", "prompt")[0] == 2
     assert (
         "the GPU's memory is full: try a smaller --batch-size, then a smaller --rank"

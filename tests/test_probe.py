@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import WIDTH, prompt, small_hgr
+from helpers import WIDTH, prompt, safe_features, small_hgr
 from torch import nn
 
 from hgr.core import file
@@ -52,7 +52,7 @@ def shown(model, features):
 
 def test_a_picture_is_harmful_as_far_as_it_goes_along_the_harmful_direction_of_its_prompt():
     hgr, model, c = small_hgr(), toy(), prompt(2)
-    safe = hgr.redirect(c)
+    safe = safe_features(hgr, c)
     u = shown(model, hgr.encoder.empty[None])
     whole = (shown(model, c) - shown(model, safe)).flatten(1).norm(dim=1) / (shown(model, c) - u).flatten(1).norm(dim=1)
     harmful, half, clean = (
@@ -67,7 +67,7 @@ def test_a_picture_is_harmful_as_far_as_it_goes_along_the_harmful_direction_of_i
 
 def test_each_concept_answers_for_itself_and_other_pictures_in_the_batch_change_nothing():
     hgr, model, c = small_hgr((20.0, 20.0, -20.0)), toy(), prompt(2)
-    alone = hgr.redirect(c, strengths=torch.tensor([1.0, 0, 0]))
+    alone = safe_features(hgr, c, strengths=torch.tensor([1.0, 0, 0]))
     found = hed_picture(hgr, model, shown(model, c), prompt=Prompt(c))
     d = shown(model, c) - shown(model, alone)
     reach = (shown(model, c) - shown(model, hgr.encoder.empty[None])).flatten(1).norm(dim=1)

@@ -285,7 +285,7 @@ def test_a_wrong_configuration_names_the_file_and_the_key(text, why, tmp_path, c
         (["--pictures", "2"], "pictures is 2"),
         (["--batch-size", "0"], "batch_size is 0"),
         (["--false-positive-rate", "0"], "false_positive_rate is 0.0 %"),
-        (["--false-positive-rate", "0.01"], "cannot be measured"),
+        (["--false-positive-rate", "0.01"], "it must be 0.1 or more"),
     ],
 )
 def test_bad_options_of_train_are_one_sentence(few, options, why, tmp_path, monkeypatch, capsys):

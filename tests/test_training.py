@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import prompt
+from helpers import prompt, safe_features
 from torch import nn
 
 from hgr.core.denoiser import Denoiser
@@ -274,10 +274,10 @@ def test_training_finds_the_concepts_moves_their_features_and_leaves_the_rest(tm
     )
     found = lambda p: (hgr.read(*p).prompt_gates[0] >= hgr.thresholds).tolist()  # noqa: E731
     assert found(harmful) == [True, False] and found(clean) == [False, False] and found(both) == [True, True]
-    safe = hgr.redirect(*harmful[:2])
+    safe = safe_features(hgr, *harmful[:2])
     assert (safe - clean.features).square().sum() < 0.4 * (harmful.features - clean.features).square().sum()
-    assert hgr.redirect(*clean[:2]) is clean.features
-    alone = hgr.redirect(*both[:2], strengths=torch.tensor([1.0, 0.0]))
+    assert safe_features(hgr, *clean[:2]) is clean.features
+    alone = safe_features(hgr, *both[:2], strengths=torch.tensor([1.0, 0.0]))
     assert (alone - skull_only.features).square().sum() < 0.6 * (both.features - skull_only.features).square().sum()
     metrics = hgr.training["metrics"]
     assert (
@@ -330,7 +330,11 @@ def test_the_same_seed_gives_the_same_hgr_also_through_an_interruption(tmp_path)
         (toy_pairs(), dict(losses="pixels"), "unknown"),
         (toy_pairs(), dict(losses="attention"), "need the model"),
         (toy_pairs(), dict(learning_rate=0.0), "learning_rate is 0.0; it must be above 0"),
-        (toy_pairs(), dict(false_positive_rate=50.0), "false_positive_rate is 50.0 %; it must be above 0 and below 50"),
+        (
+            toy_pairs(),
+            dict(false_positive_rate=50.0),
+            "false_positive_rate is 50.0 %; it must be 0.1 or more and below 50",
+        ),
         (toy_pairs(), dict(batch_size=0), "batch_size is 0; it must be 1 or more"),
         (toy_pairs(), dict(steps=0), "steps"),
         (Pairs((), ()), {}, "no concepts"),

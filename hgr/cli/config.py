@@ -48,7 +48,7 @@ def read_config(
     Raises ValueError, naming the file and the key, for an unknown key and for a value that the option does not take.
     """
     try:
-        given = json.loads(path.read_text("utf-8"))
+        given = json.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise ValueError(f"{path.name}: cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:

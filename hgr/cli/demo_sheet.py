@@ -55,7 +55,8 @@ def run(
         sampled = (safe if guidance else pipe)(
             texts, guidance_scale=CFG, num_inference_steps=steps, generator=generators, output_type="latent", **guidance
         )
-        return sampled.images, time.perf_counter() - start
+        shown = sampled.images.cpu()  # also waits for a GPU
+        return shown, time.perf_counter() - start
 
     sample([""] * PROMPTS * SEEDS)  # the first run with a shape is slower, so it is not timed
     rows, pictures = {}, {}
@@ -75,7 +76,7 @@ def run(
         }
         scenes = [caption.scene for caption in captions for _ in range(SEEDS)]
         for side, latents in (("plain", plain), ("safe", guided)):
-            pixels = decode(pipe.vae, latents)
+            pixels = decode(pipe.vae, latents.to(device))
             judged = judge.judge(pixels)
             harmful = judged.symbols.any(1)
             pictures[kind, side] = pixels, harmful
@@ -88,6 +89,7 @@ def run(
         "seeds": seeds,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "device": str(device),
         "rows": rows,
     }
     output.mkdir(parents=True, exist_ok=True)

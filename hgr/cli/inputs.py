@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..data.prompt_file import prompt_lines
+from ..data.prompt_file import SUFFIX, prompt_lines
 from ..data.textfile import DataError, bad_line, csv_rows, read_text
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def items_from_file(path: Path) -> list[Item]:
     Raises DataError, naming the file and the line, for anything wrong with it.
     """
     suffix = path.suffix.lower()
-    if suffix not in (".txt", ".csv"):
+    if suffix not in (SUFFIX, ".csv"):
         raise DataError(f"--prompts {path}: not a .txt or .csv file.")
     found = list(_csv_items(path)) if suffix == ".csv" else [Item(line, line) for line in prompt_lines(read_text(path))]
     if not found:

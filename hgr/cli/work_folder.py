@@ -15,7 +15,7 @@ import torch
 
 from ..core.atomic import write_text
 from ..core.progress import Progress
-from ..training.loop import checkpoint_file, learning_rate_at
+from ..training.loop import checkpoint_file, learning_rate_at, pictures_file
 from .bars import Bars
 from .outputs import changes
 from .processes import Group, Interruption
@@ -57,7 +57,7 @@ class WorkFolder:
 
     def _painted(self) -> list[Path]:
         """The pictures that an unfinished training has made."""
-        return sorted(self.folder.glob("pictures-*.safetensors"))
+        return sorted(self.folder.glob(pictures_file(self.folder, "*").name))
 
     @contextmanager
     def run(self, group: Group, *, steps: int, learning_rate: float, advice: str) -> Iterator[Watch]:

@@ -25,6 +25,7 @@ def fingerprint(*parts: object) -> str:
             digest.update(part.read_bytes())
         else:
             digest.update(repr(part).encode())
+        digest.update(b"\0")
     return digest.hexdigest()[:16]
 
 

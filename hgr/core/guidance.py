@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import math
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
-
-log = logging.getLogger("safecfg")
 
 
 def ramp(gates: Tensor, thresholds: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
-from .guidance import ramp, shift
+from .guidance import ramp
 from .network import HGRNetwork, HGRUnion
 from .prompt import Prompt
 
@@ -239,14 +239,3 @@ class HGR:
             furthest = pooled.norm(dim=-1).argmax(1)
             pooled = pooled[torch.arange(len(pooled)), furthest]
         return delta, pooled
-
-    @torch.no_grad()
-    def redirect(self, features: Tensor, pooled: Tensor | None = None, strengths: Tensor | None = None) -> Tensor:
-        """`c_safe`: features (B, T, D) moved to their clean counterpart; for clean prompts, the given tensor itself.
-
-        strengths (K,): all 1 by default.
-        """
-        delta, _ = self.displacement(
-            self.read(features, pooled), torch.ones(len(self.concepts)) if strengths is None else strengths
-        )
-        return shift(features, delta, 1.0)

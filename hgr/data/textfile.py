@@ -60,10 +60,7 @@ def csv_rows(
             header = [cell.strip().lower() for cell in cells]
             for name in needed:
                 if header.count(name) != 1:
-                    columns = ", ".join(needed)
-                    raise bad_line(
-                        path, line, f"the header must name each of these columns once, separated by commas: {columns}."
-                    )
+                    raise bad_line(path, line, f"the header must name {_columns(needed, optional)}.")
             for name in optional:
                 if header.count(name) > 1:
                     raise bad_line(path, line, f'the header names the column "{name}" more than once.')
@@ -80,6 +77,14 @@ def csv_rows(
         raise bad_line(
             path, 1, f"the file is empty; it must start with a header that names the columns {', '.join(needed)}."
         )
+
+
+def _columns(needed: Sequence[str], optional: Sequence[str]) -> str:
+    """What a header must name, for people."""
+    once = f"each of these columns once, separated by commas: {', '.join(needed)}"
+    if len(needed) == 1:
+        once = f'the column "{needed[0]}" once'
+    return once + (f"; it may also name {', '.join(optional)}" if optional else "")
 
 
 def bad_line(path: Path, line: int, why: str) -> DataError:

@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from ..core.hgr import HGR, Concept, HGRError
-from ..core.options import SENSITIVITIES
+from ..core.options import DEFAULT_SENSITIVITY, SENSITIVITIES
 
 VERSION = 1
 PROMPT, BOTH, PICTURE = "prompt", "picture with prompt", "picture"
@@ -143,7 +143,7 @@ def to_json(report: dict[str, Any]) -> str:
 
 
 def _threshold(concept: Concept, sensitivity: str, name: str) -> float:
-    if sensitivity == "normal":
+    if sensitivity == DEFAULT_SENSITIVITY:
         return concept.threshold
     if not concept.levels:
         raise HGRError(

@@ -47,6 +47,16 @@ def checkpoint_file(work: Path, stage: str) -> Path:
     return work / f"{stage}.checkpoint.safetensors"
 
 
+def features_file(work: Path, rank: int) -> Path:
+    """Where a process keeps its encoded prompts."""
+    return work / f"features-{rank}.bin"
+
+
+def pictures_file(work: Path, rank: int | str) -> Path:
+    """Where a process keeps the pictures that the model painted."""
+    return work / f"pictures-{rank}.safetensors"
+
+
 def learning_rate_at(step: int, steps: int, peak: float) -> float:
     """The learning rate of a step, counted from 0: linear warm-up over 2 % of the steps, then a cosine to zero."""
     warmup = max(1, steps // 50)

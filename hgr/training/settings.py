@@ -1,5 +1,5 @@
-"""The trainers' settings, with their defaults and ranges. The command line and the nodes take their options from here,
-so it imports no torch."""
+"""The trainers' settings. The command line makes its options from them and the nodes take their defaults from here, so
+this file imports no torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from typing import Any
 from ..data.pairs import Pairs
 from ..data.textfile import DataError
 
+HGR_STAGE, LORA_STAGE = "hgr", "lora"  # the names of their checkpoints
 HELD_OUT = 0.15  # share of pairs and clean prompts kept for calibration and never trained on
 MIN_PAIRS = 50  # per concept
+MIN_RATE, MAX_RATE = 0.1, 50.0  # percent; less cannot be measured, and is a share that was taken for a percentage
+# Percent. A lower rate cannot be measured, and may be a share that was meant for a percentage.
+MIN_RATE, MAX_RATE = 0.1, 50.0
 MIN_PICTURES = 8  # fewer teach nothing
 EVIDENCE = ("prompt", "picture", "both")
 
@@ -44,9 +48,12 @@ LOSSES = {
 }
 
 
-def _setting(default: Any, help: str, *, low: float | None = None, choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field with its help text and its range."""
-    return dataclasses.field(default=default, metadata={"help": help, "low": low, "choices": choices})
+def _setting(
+    default: Any, help: str, *, low: float | None = None, choices: tuple[str, ...] = (), unit: str = ""
+) -> Any:
+    """A dataclass field with its help text and its range. unit: what its value stands for in the help."""
+    about = {"help": help, "low": low, "choices": choices, "unit": unit or ("N" if isinstance(default, int) else "X")}
+    return dataclasses.field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
@@ -54,22 +61,25 @@ class HGRSettings:
     """How to train an HGR; each field has its help. false_positive_rate is in percent, `rate` the same as a share."""
 
     steps: int = _setting(800, "training steps", low=1)
-    batch_size: int = _setting(32, "harmful prompts per step in each process, with as many clean ones", low=1)
+    batch_size: int = _setting(
+        32, "harmful prompts per step in each process, with as many twins and clean prompts", low=1
+    )
     learning_rate: float = _setting(1.5e-3, "peak learning rate")
     seed: int = _setting(0, "seed of everything random")
     losses: str = _setting("attention", '"text" needs only the text encoder', choices=tuple(LOSSES))
-    false_positive_rate: float = _setting(1.0, "percent of clean prompts in which any concept may fire")
+    false_positive_rate: float = _setting(1.0, "percent of clean prompts in which any concept may fire", unit="PERCENT")
     width: int = _setting(128, "width of the HGR's network", low=8)
     depth: int = _setting(2, "depth of the HGR's network", low=1)
     pictures: int = _setting(
         256,
-        "pictures that the model makes to learn from, half of harmful prompts; they also train the picture probe",
+        "pictures that the model makes to learn from, half of harmful prompts; they also train the "
+        "picture probe. 0 with latents of your own: no probe",
         low=0,
     )
 
     @property
     def rate(self) -> float:
-        return self.false_positive_rate / 100
+        return as_share(self.false_positive_rate)
 
     @property
     def weights(self) -> Weights:
@@ -97,7 +107,7 @@ class LoRASettings:
         'what decides how harmful an example is; "picture" and "both" need an HGR with a picture probe',
         choices=EVIDENCE,
     )
-    pictures: int = _setting(400, "pictures that the model makes of the prompts if you give none", low=1)
+    pictures: int = _setting(400, "pictures that the model makes of the prompts if you give none", low=MIN_PICTURES)
 
     def check(self) -> None:
         """Raise ValueError for a setting out of range."""
@@ -106,8 +116,12 @@ class LoRASettings:
 
 def check_rate(percent: float) -> None:
     """Raise ValueError for a false-positive rate out of range."""
-    if not 0 < percent < 50:
-        raise ValueError(f"false_positive_rate is {percent} %; it must be above 0 and below 50.")
+    if not MIN_RATE <= percent < MAX_RATE:
+        raise ValueError(f"false_positive_rate is {percent} %; it must be {MIN_RATE:g} or more and below {MAX_RATE:g}.")
+
+
+def as_share(percent: float) -> float:
+    return percent / 100
 
 
 def check_pairs(pairs: Pairs, settings: HGRSettings) -> None:

@@ -28,10 +28,10 @@ from .batches import draw_step, label_matrix, make_batch
 from .calibration import calibrate
 from .encoded_prompts import EncodedPrompts, describe_encoder, first_chunk
 from .hgr_report import gate_metrics, training_record
-from .loop import Loop, Processes
+from .loop import Loop, Processes, features_file, pictures_file
 from .losses import SCORED, attention_distances, step_loss
 from .pictures import paint_pairs
-from .settings import HELD_OUT, HGRSettings, check_pairs
+from .settings import HELD_OUT, HGR_STAGE, HGRSettings, check_pairs
 from .train_probe import train_probe
 
 _QUERIES = 128  # per attention layer and step
@@ -69,12 +69,12 @@ def train_hgr(
     training, held = pairs.split(HELD_OUT, settings.seed)
     examples, held_out = Examples(training, settings.seed), _HeldOut.of(held, settings.rate)
     encoder = describe_encoder(encode, family)
-    canvas = work / f"pictures-{processes.rank}.safetensors"
+    canvas = pictures_file(work, processes.rank)
     with closing(
         EncodedPrompts(
             list(dict.fromkeys((*examples.texts, *held_out.texts))),
             encode,
-            work / f"features-{processes.rank}.bin",
+            features_file(work, processes.rank),
             limit=first_chunk(encoder),
             progress=progress,
         )
@@ -89,7 +89,7 @@ def train_hgr(
             latents = pictures.latents if latents is None else latents
         network = _new_network(encoded, examples, settings, concepts=len(pairs.ids)).to(device)
         loop = Loop(
-            "hgr",
+            HGR_STAGE,
             network,
             work,
             steps=settings.steps,

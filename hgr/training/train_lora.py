@@ -28,9 +28,9 @@ from ..core.redirect import shift_prompt
 from ..detection.hed import hed_picture
 from ..detection.judge import probe_of
 from .encoded_prompts import EncodedPrompts, first_chunk
-from .loop import Loop, Processes
+from .loop import Loop, Processes, features_file, pictures_file
 from .pictures import paint
-from .settings import LoRASettings
+from .settings import LORA_STAGE, LoRASettings
 
 log = logging.getLogger("safecfg")
 
@@ -130,12 +130,12 @@ def train_lora(
     not finite.
     """
     check_lessons(settings, texts, hgr, latents=latents)
-    canvas = work / f"pictures-{processes.rank}.safetensors"
+    canvas = pictures_file(work, processes.rank)
     with closing(
         EncodedPrompts(
             list(dict.fromkeys((*texts, ""))),
             encode,
-            work / f"features-{processes.rank}.bin",
+            features_file(work, processes.rank),
             limit=first_chunk(hgr.encoder),
             progress=progress,
         )
@@ -165,7 +165,7 @@ def train_lora(
                 progress=progress,
             )
         lessons = Lessons(latents, texts, harm)
-        align(
+        fit_lora(
             teacher,
             adapted,
             lessons,
@@ -210,7 +210,7 @@ def harm_of(
     return torch.cat(found)
 
 
-def align(
+def fit_lora(
     teacher: Teacher,
     adapted: Adapted,
     lessons: Lessons,
@@ -258,7 +258,7 @@ def align(
         teacher.hgr.network, teacher.hgr.concepts, settings, lessons.texts, teacher.strengths, made_for
     )
     loop = Loop(
-        "lora",
+        LORA_STAGE,
         adapted.adapters,
         work,
         steps=settings.steps,

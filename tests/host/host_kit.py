@@ -67,6 +67,12 @@ def made_up_hgr(
     return hgr.HGR(network, concepts, hgr.Encoder("the demo encoder", chunk, fixed_start, empty), name=name)
 
 
+def safe_features(pack: SimpleNamespace, hgr: Any, features: Tensor) -> Tensor:
+    """`c_safe` of features (B, T, D), with all concepts at strength 1."""
+    redirect, prompt = pack.get("hgr.core.redirect").redirect, pack.get("hgr.core.prompt").Prompt(features)
+    return redirect(hgr, [prompt], [], strengths=[1.0] * len(hgr.ids), mode="redirect").positive[0].features
+
+
 class Kit:
     """The demo model and what tests do with it."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ...core.options import DEFAULT_SENSITIVITY, SENSITIVITIES
 from ..detect_results import PartialResults, Row, failed, summary, write_results
 from ..inputs import Item, items_from_file, items_from_folder
-from ..options import add_model, check_at_least, hgr_file
+from ..shared_options import add_hgr, add_model, check_at_least, hgr_file
 from ..tables import aligned
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "several processes, use accelerate launch, as for train.",
     )
     add_model(parser)
+    add_hgr(parser)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--prompts",

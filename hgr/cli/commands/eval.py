@@ -10,7 +10,7 @@ from typing import Any
 
 from ...core.atomic import write_text
 from ...core.options import DEFAULT_MODE, MODES
-from ..options import add_model, check_at_least, hgr_file
+from ..shared_options import add_hgr, add_model, check_at_least, hgr_file
 from ..tables import aligned
 from .pairs import add_sources, chosen_pairs
 
@@ -24,6 +24,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "others may have been trained on.",
     )
     add_model(parser)
+    add_hgr(parser)
     add_sources(parser)
     parser.add_argument(
         "--pictures",

@@ -10,11 +10,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...training.settings import LoRASettings
+from ...training.settings import LORA_STAGE, LoRASettings
 from .. import config
 from ..inputs import Item, items_from_file
-from ..options import MODEL, add_model, add_settings, defaults, hgr_file, settings_from
 from ..outputs import check_name, save_result, try_to_write
+from ..shared_options import MODEL, add_hgr, add_model, add_settings, defaults, hgr_file, settings_from
 from ..tables import aligned
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ log = logging.getLogger("safecfg")
 
 _DEFAULTS = {
     **MODEL,
+    "hgr": None,
     "prompts": None,
     "latents": None,
     "output": None,
@@ -33,7 +34,6 @@ _DEFAULTS = {
     "strength": 1.0,
     **defaults(LoRASettings),
 }
-_STAGE = "lora"  # the trainer's name for the checkpoint
 _USE = """ComfyUI: put it into models/loras and load it with Load LoRA.
 diffusers: pipe.load_lora_weights("{}"), with peft installed."""
 _SHOWN = 50  # steps that the report's losses are averaged over
@@ -63,7 +63,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     """All options except --config, without defaults, so that options given can be told from those not given."""
-    add_model(parser, hgr="the teacher")
+    add_model(parser)
+    add_hgr(parser, "the teacher")
     parser.add_argument(
         "--prompts",
         type=Path,
@@ -130,7 +131,7 @@ def _finetune(given: argparse.Namespace) -> None:
         "latents": f"{given.latents.name} ({fingerprint(given.latents)})" if given.latents else None,
     }
     depends = sources | {"strengths": dict(zip(hgr.ids, strengths, strict=True)), **dataclasses.asdict(settings)}
-    work = WorkFolder(given.work, _STAGE, depends)
+    work = WorkFolder(given.work, LORA_STAGE, depends)
     work.claim(group)
     if group.main:
         try_to_write(given.output)

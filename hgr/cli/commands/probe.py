@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...training.settings import HELD_OUT, MIN_PICTURES, check_rate
-from ..options import add_model, check_at_least
+from ...training.settings import HELD_OUT, MIN_PICTURES, HGRSettings, as_share, check_rate
 from ..outputs import check_name, try_to_write
+from ..shared_options import add_model, check_at_least
 from .pairs import add_sources, chosen_pairs
 
 if TYPE_CHECKING:
@@ -33,10 +33,14 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="FILE.safetensors",
         help="the HGR with its probe; an existing file is not replaced",
     )
-    add_model(parser, hgr=None)
+    add_model(parser)
     add_sources(parser)
     parser.add_argument(
-        "--pictures", type=int, default=256, metavar="N", help="pictures that the model makes, default: %(default)s"
+        "--pictures",
+        type=int,
+        default=HGRSettings.pictures,
+        metavar="N",
+        help="pictures that the model makes, default: %(default)s",
     )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument(
@@ -110,7 +114,7 @@ def _rate(given: argparse.Namespace, hgr: HGR) -> float:
     """The false-positive rate as a share."""
     if given.false_positive_rate is not None:
         check_rate(given.false_positive_rate)
-        return given.false_positive_rate / 100
+        return as_share(given.false_positive_rate)
     rate = hgr.training.get("false_positive_rate")
     if type(rate) is not float:
         raise ValueError(

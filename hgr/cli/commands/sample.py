@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ...core.options import DEFAULT_MODE, MODES
-from ..options import add_model, hgr_file
+from ..shared_options import add_hgr, add_model, hgr_file
 from ..tables import aligned
 
 
@@ -15,6 +15,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--negative", default="", metavar="PROMPT")
     add_model(parser)
+    add_hgr(parser)
     parser.add_argument("--mode", choices=tuple(MODES), default=DEFAULT_MODE)
     parser.add_argument(
         "--strength", type=float, default=1.0, help="strength of all concepts, 0 (off) to about 2, default: %(default)s"

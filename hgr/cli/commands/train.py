@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...training.settings import HGRSettings, check_pairs
+from ...training.settings import HGR_STAGE, HGRSettings, check_pairs
 from .. import config
-from ..options import MODEL, add_model, add_settings, defaults, settings_from
 from ..outputs import check_name, save_result, try_to_write
+from ..shared_options import MODEL, add_model, add_settings, defaults, settings_from
 from .pairs import SOURCES, add_sources, chosen_pairs
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("safecfg")
 
 _DEFAULTS = {**MODEL, "output": None, "work": Path("runs/train"), "latents": None, **SOURCES, **defaults(HGRSettings)}
-_STAGE = "hgr"  # the trainer's name for the checkpoint
 _ADD = "to add one: python -m hgr probe --hgr {} --output NEW.safetensors, with the same model and concepts\n"
 
 
@@ -50,7 +49,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     """All options except --config, without defaults, so that options given can be told from those not given."""
-    add_model(parser, hgr=None)
+    add_model(parser)
     parser.add_argument(
         "--output", type=Path, metavar="FILE.safetensors", help="the HGR; required; an existing file is not replaced"
     )
@@ -87,7 +86,7 @@ def _train(given: argparse.Namespace) -> None:
     group = meet(given.device, count)
     if not group.main:
         log.setLevel(logging.WARNING)
-    work = WorkFolder(given.work, _STAGE, _depends(given, settings))
+    work = WorkFolder(given.work, HGR_STAGE, _depends(given, settings))
     work.claim(group)
     if group.main:
         try_to_write(given.output)

@@ -38,7 +38,7 @@ def train_for_clip(
 
     latents: a LATENT of pictures to learn from; an empty one sets the size of the pictures that the model makes.
 
-    Raises DataError and ValueError as `hgr.training.train_hgr` does, before anything is encoded.
+    Raises DataError and ValueError as `hgr.training.train_hgr.train_hgr` does, before anything is encoded.
     """
     check_pairs(pairs, settings)
     if settings.weights.needs_denoiser and model is not None:

@@ -11,17 +11,19 @@ from ..training.settings import HGRSettings, LoRASettings
 
 Settings = TypeVar("Settings", HGRSettings, LoRASettings)
 
-MODEL: dict[str, Any] = {"model": None, "hgr": None, "device": None}  # the defaults of `add_model`
+MODEL: dict[str, Any] = {"model": None, "device": None}  # the defaults of `add_model`
 
 
-def add_model(parser: argparse.ArgumentParser, *, hgr: str | None = "the HGR made for the model") -> None:
-    """--model, --device and, unless `hgr` is None, --hgr with this help."""
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """--model and --device."""
     parser.add_argument(
         "--model", type=Path, metavar="DIR", help="a model in diffusers' layout; default: the bundled model"
     )
-    if hgr:
-        parser.add_argument("--hgr", type=Path, metavar="FILE", help=f"{hgr}; default for the bundled model: its own")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
+
+
+def add_hgr(parser: argparse.ArgumentParser, what: str = "the HGR made for the model") -> None:
+    parser.add_argument("--hgr", type=Path, metavar="FILE", help=f"{what}; default for the bundled model: its own")
 
 
 def hgr_file(given: argparse.Namespace, *, instead: str = "") -> Path:
@@ -38,8 +40,9 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[HGRSettings] | type
     for field in dataclasses.fields(kind):
         parser.add_argument(
             "--" + field.name.replace("_", "-"),
-            type=type(field.default),
+            type={int: int, float: float, str: str}[type(field.default)],  # a switch would need an option of its own
             choices=field.metadata["choices"] or None,
+            metavar=None if field.metadata["choices"] else field.metadata["unit"],
             help=f"{field.metadata['help']}, default: {field.default}",
         )
 
