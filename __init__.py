@@ -8,5 +8,4 @@ async def comfy_entrypoint():
     from .hgr.hosts.comfy import editor
     from .nodes.extension import SafeCFGExtension
 
-    editor.add_route()
-    return SafeCFGExtension()
+    return SafeCFGExtension(active=editor.add_route())

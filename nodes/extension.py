@@ -8,7 +8,13 @@ from . import demo, detect, finetune, guide, loader, pairs, train
 
 
 class SafeCFGExtension(ComfyExtension):
-    """The pack's nodes."""
+    """The pack's nodes. active: whether this is the copy of the pack that is used."""
+
+    def __init__(self, active: bool = True):
+        super().__init__()
+        self.active = active
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        if not self.active:
+            return []
         return [*loader.NODES, *guide.NODES, *detect.NODES, *pairs.NODES, *train.NODES, *finetune.NODES, *demo.NODES]

@@ -103,6 +103,7 @@ class SafeCFGGuider(io.ComfyNode):
             ],
             outputs=[io.Guider.Output(tooltip="For SamplerCustomAdvanced.")],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # two equal nodes would share one output, and what fired would show on one of them
         )
 
     @classmethod
@@ -130,6 +131,7 @@ class SafeCFGModel(io.ComfyNode):
             ],
             outputs=[io.Model.Output(tooltip="The same model with safe guidance. The input model is not changed.")],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # two equal nodes would share one output, and what fired would show on one of them
         )
 
     @classmethod

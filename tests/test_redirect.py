@@ -138,3 +138,21 @@ def test_prompts_of_different_batch_sizes_share_one_negative():
     assert negative.shape[0] == 6  # however often the host repeats each of them, a sample's rows belong together
     for i in range(6):
         assert torch.allclose(negative[i], (prompt() - (delta[0][i % 2] + delta[1][i % 3]) / 2)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("fixed_start", [True, False])
+def test_a_row_of_zeros_is_no_prompt(fixed_start):
+    """ComfyUI's ConditioningZeroOut makes it. The row passes as it is, and the others are read."""
+    hgr, c = small_hgr((20.0, 20.0), fixed_start=fixed_start), prompt(3)
+    c[1] = 0
+    result = redirect(hgr, [Prompt(c)], [], strengths=[1.0, 1.0], mode="redirect")
+    assert result.fired[0].tolist() == [True, False, True] and result.gates[0][1].tolist() == [0, 0]
+    assert torch.equal(result.positive[0].features[1], c[1])
+    zeros = Prompt(torch.zeros(1, 6, WIDTH))
+    assert redirect(hgr, [zeros], [], strengths=[1.0, 1.0], mode="redirect").positive[0].features is zeros.features
+
+
+def test_an_average_with_another_prompt_is_named_as_a_cause():
+    c = prompt()
+    with pytest.raises(HGRError, match="was averaged with another one"):
+        small_hgr().read(c * torch.linspace(0.1, 0.2, CHUNK)[:, None])

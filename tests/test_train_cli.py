@@ -253,7 +253,7 @@ def test_a_configuration_file_gives_what_the_command_line_does_not(few, tmp_path
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ('{"stepz": 3}', '"stepz" is unknown; the options are model, hgr, device, output'),
+        ('{"stepz": 3}', '"stepz" is unknown; the options are model, device, output'),
         ('{"steps": "many"}', "argument --steps: invalid int value: 'many'"),
         ('{"losses": "pixels"}', "argument --losses: invalid choice"),
         ('{"steps": true}', '"steps" is true, but must be a number'),

@@ -45,6 +45,14 @@ def calibrated(logits: Tensor, concepts: Sequence[Concept]) -> Tensor:
     return (scale * logits + bias).sigmoid()
 
 
+def is_given(features: Tensor) -> Tensor:
+    """(B,) bool: which rows of features (B, T, D) hold a prompt.
+
+    A row of zeros (ComfyUI's ConditioningZeroOut) holds none: no encoder made it, and no concept is in it.
+    """
+    return features.flatten(1).any(1)
+
+
 @dataclass(frozen=True)
 class Encoder:
     """The text encoder that an HGR was trained on.
@@ -172,6 +180,9 @@ class HGR:
         x = features.float()
         if not torch.isfinite(x).all():
             raise HGRError("the prompt's text features hold NaN or infinity: the text encoder is broken, not the HGR.")
+        x = x[is_given(x)]
+        if not len(x):
+            return
         if self.encoder.fixed_start:
             first = self.encoder.first.to(x)
             distance = (x[:, 0] - first).norm(dim=-1).amax().item() / first.norm().item()
@@ -182,7 +193,8 @@ class HGR:
         if other:
             raise HGRError(
                 f"{name} was made for {family}, but this prompt comes from another text encoder (distance from "
-                f"its fingerprint {distance:.2f}): load the HGR that was trained for this model."
+                f"its fingerprint {distance:.2f}): load the HGR that was trained for this model. A conditioning that "
+                "was averaged with another one, or summed from several regions, can look like this too."
             )
 
     def read(self, features: Tensor, pooled: Tensor | None = None, mask: Tensor | None = None) -> Reading:
@@ -214,6 +226,7 @@ class HGR:
         gates = rearrange(gates, "(b n) k -> b n k", n=n)
         if padding is not None:
             gates = gates.masked_fill(padding[..., None], 0.0)
+        gates = gates.masked_fill(~is_given(features).to(gates.device)[:, None, None], 0.0)
         return Reading(encoding, gates, length)
 
     def _part(self, length: int) -> int:

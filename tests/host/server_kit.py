@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -128,12 +128,13 @@ def version_of(comfyui: Path) -> tuple[int, ...]:
 class Server:
     """A ComfyUI of its own: models, custom nodes, outputs and database in a temporary folder."""
 
-    def __init__(self, comfyui: Path, base: Path, pack: Path = ROOT):
+    def __init__(self, comfyui: Path, base: Path, pack: Path = ROOT, *, names: Sequence[str] = ("safecfg",)):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         (base / "custom_nodes").mkdir()
-        (base / "custom_nodes" / "safecfg").symlink_to(pack, target_is_directory=True)
+        for name in names:
+            (base / "custom_nodes" / name).symlink_to(pack, target_is_directory=True)
         self.url, self.base, self.log = f"http://127.0.0.1:{port}", base, base / "server.log"
         command = [
             sys.executable,
@@ -211,9 +212,14 @@ class Server:
 
 
 @contextmanager
-def running_server(comfyui: Path, base: Path, pack: Path = ROOT) -> Iterator[Server]:
-    """A server that answers; it is stopped at the end. base: a folder for all it writes. pack: the pack's folder."""
-    server = Server(comfyui, base, pack)
+def running_server(
+    comfyui: Path, base: Path, pack: Path = ROOT, *, names: Sequence[str] = ("safecfg",)
+) -> Iterator[Server]:
+    """A server that answers; it is stopped at the end.
+
+    base: a folder for all it writes. pack: the pack's folder. names: under which the pack lies in custom_nodes.
+    """
+    server = Server(comfyui, base, pack, names=names)
     try:
         server.wait(lambda: server.json("/system_stats"), "the server to start")
         yield server

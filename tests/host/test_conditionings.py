@@ -178,3 +178,64 @@ def test_entries_without_features_are_left_alone(kit, hgr, pack):
     rewritten = pack.guidance._Patch(hgr, [1.0, 1.0], "balanced", 0.0, 1.0).rewrite(conds)
     assert rewritten["positive"][0] is entry and rewritten["negative"][0] is conds["negative"][0]
     assert rewritten["positive"][1] is not conds["positive"][1]
+
+
+# Guiders of other packs name their conditionings as they like: (what is followed, what is not).
+ROLES = {
+    ("positive", "negative"),
+    ("source", "source_negative"),
+    ("target_positive", "target_negative"),
+    ("yt_inv", "yt_inv_negative"),
+}
+
+
+@pytest.mark.parametrize(("follow", "away"), sorted(ROLES))
+@pytest.mark.parametrize("mode", ["redirect", "dynamic"])
+def test_a_role_with_negative_in_its_name_is_a_negative(kit, hgr, pack, follow, away, mode):
+    """A harmful negative must stay harmful: cleaned, it would push away from less."""
+    conds = {role: [{"cross_attn": kit.harmful[0][0]}] for role in (follow, away)}
+    rewritten = pack.guidance._Patch(hgr, [1.0, 1.0], mode, 0.0, 1.0).rewrite(conds)
+    moved = {role for role in conds if rewritten[role][0] is not conds[role][0]}
+    assert moved == ({follow} if mode == "redirect" else {away})
+
+
+def test_each_negative_is_pushed_by_its_own_prompt(kit, hgr, pack):
+    """With two pairs of roles, a harmful source leaves the target's negative as it is."""
+    conds = {
+        "source": [{"cross_attn": kit.harmful[0][0]}],
+        "source_negative": [{"cross_attn": kit.negative[0][0]}],
+        "target": [{"cross_attn": kit.clean[0][0]}],
+        "target_negative": [{"cross_attn": kit.negative[0][0]}],
+    }
+    rewritten = pack.guidance._Patch(hgr, [1.0, 1.0], "dynamic", 0.0, 1.0).rewrite(conds)
+    assert {role for role in conds if rewritten[role][0] is not conds[role][0]} == {"source_negative"}
+
+
+@pytest.mark.parametrize("where", ["alone", "combined", "second"])
+def test_a_zeroed_conditioning_is_no_prompt(kit, hgr, where):
+    """ConditioningZeroOut as a positive passes as it is, and a harmful prompt beside it is redirected."""
+    import comfy.samplers
+    import torch
+    from comfy_extras.nodes_custom_sampler import DualCFGGuider
+
+    from nodes import ConditioningCombine, ConditioningZeroOut
+
+    (zeroed,) = ConditioningZeroOut().zero_out(kit.harmful)
+    if where == "second":
+        latent = torch.zeros(1, 4, 16, 16)
+        noise, sampler = comfy.sample.prepare_noise(latent, 3), comfy.samplers.sampler_object("euler")
+        sigmas = comfy.samplers.calculate_sigmas(kit.model.get_model_object("model_sampling"), "normal", 4)
+
+        def run(model, positive):
+            guider = DualCFGGuider.execute(model, positive, zeroed, kit.negative, 7.5, 3.0, "regular").args[0]
+            return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=3)
+
+        positive, clean = kit.harmful, kit.clean
+    else:
+        run = kit.sample
+        positive, clean = zeroed, zeroed
+        if where == "combined":
+            (positive,), (clean,) = (ConditioningCombine().combine(c, zeroed) for c in (kit.harmful, kit.clean))
+    assert torch.equal(run(kit.patch(hgr), clean), run(kit.model, clean))
+    if where != "alone":
+        assert (run(kit.patch(hgr), positive) - run(kit.model, positive)).abs().mean() > 0.005

@@ -246,3 +246,10 @@ def test_two_hgrs_stack(kit, hgr):
     closed = kit.make_hgr(closed=True)
     assert torch.equal(kit.sample(kit.patch(closed, kit.patch(hgr)), kit.harmful), moved)
     assert torch.equal(kit.sample(kit.patch(hgr, kit.patch(closed)), kit.harmful), moved)
+
+
+@pytest.mark.oldest
+def test_two_equal_nodes_do_not_share_an_output(pack):
+    """The host keeps one output for equal nodes, which would show what fired on one of them, maybe the wrong one."""
+    for node in (pack.guide.SafeCFGModel, pack.guide.SafeCFGGuider):
+        assert node.define_schema().not_idempotent is True

@@ -216,3 +216,17 @@ def test_icon_and_banner_are_as_the_registry_wants_them():
     for key, shape in (("Icon", lambda w, h: w == h <= 400), ("Banner", lambda w, h: w * 9 == h * 21)):
         with Image.open(ROOT / re.search(rf'^{key} = "{raw}(.+)"$', PYPROJECT, re.MULTILINE)[1]) as picture:
             assert shape(*picture.size)
+
+
+@pytest.mark.slow
+@pytest.mark.oldest
+def test_two_copies_of_the_pack_start_and_are_named(comfyui_path, tmp_path_factory):
+    """A clone beside a download: one of them works, and the log says which two folders there are."""
+    base = tmp_path_factory.mktemp("copies")
+    with running_server(comfyui_path, base, names=("safecfg", "safecfg-main")) as server:
+        assert server.json("/safecfg/hgr/safecfg_demo%20(bundled)")["probe"] is True
+        assert NODES.keys() <= server.json("/object_info").keys()
+    (line,) = (line for line in server.log.read_text().splitlines() if "two copies" in line)
+    folders = [str(base / "custom_nodes" / name) for name in ("safecfg", "safecfg-main")]
+    assert all(re.search(rf"{re.escape(folder)}(?![\w-])", line) for folder in folders) and "Remove one" in line
+    assert "IMPORT FAILED" not in server.log.read_text()

@@ -171,8 +171,10 @@ function forget() {
   generation++;
 }
 
-app.registerExtension({
-  name: "SafeCFG",
+const NAME = "SafeCFG";
+// a second copy of the pack brings this script once more: the server says so in its log
+if (!app.extensions?.some(({ name }) => name === NAME)) app.registerExtension({
+  name: NAME,
   getCustomWidgets: () => ({ [ROWS]: conceptsWidget }),
   beforeRegisterNodeDef(nodeType, nodeData) {
     const spec = nodeData.input?.required?.concepts;

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -17,11 +19,26 @@ log = logging.getLogger("safecfg")
 FIRED = "safecfg.fired"
 
 
-def add_route() -> None:
-    """GET /safecfg/hgr/NAME: `about` the HGR that a user can choose by this name."""
+_ROUTE = "/safecfg/hgr/{name:.+}"
+
+
+def add_route() -> bool:
+    """GET /safecfg/hgr/NAME: `about` the HGR that a user can choose by this name.
+
+    Returns False, with a warning that names both folders, where another copy of the pack is loaded: a route that is
+    registered twice keeps the server from starting.
+    """
     from server import PromptServer  # imported here, as the nodes work without a server
 
-    PromptServer.instance.routes.get("/safecfg/hgr/{name:.+}")(_answer)
+    routes = PromptServer.instance.routes
+    for route in routes:
+        if getattr(route, "path", None) == _ROUTE:
+            handlers = (getattr(route, "handler", _answer), _answer)
+            copies = [Path(inspect.getfile(handler)).parents[3] for handler in handlers]
+            log.warning("there are two copies of SafeCFG, and only the first is used: %s and %s. Remove one.", *copies)
+            return False
+    routes.get(_ROUTE)(_answer)
+    return True
 
 
 async def _answer(request: web.Request) -> web.Response:

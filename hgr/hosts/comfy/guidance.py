@@ -21,10 +21,13 @@ from .prompts import prompt_of
 
 log = logging.getLogger("safecfg")
 Conds = dict[str, list[dict[str, Any]]]  # a guider's conditionings: entries by role ("positive", "negative", ...)
+Slot = tuple[str, int]  # one entry: its role and its place among the role's entries
 KEY = "safecfg"
-# Roles that are not a prompt to follow. The mode's unconditional scale moves only _NEGATIVE: if a guider has both
-# (perpendicular negative), the other is the neutral point from which both directions are measured.
-_NEGATIVE, _NEUTRAL = "negative", "empty_negative_prompt"
+# Guiders name their conditionings as they like, but a role that is not to be followed has this word in its name.
+_NEGATIVE = "negative"
+# Except this one, which no mode moves: the neutral point of perpendicular negative, from which both directions are
+# measured.
+_NEUTRAL = "empty_negative_prompt"
 # Window boundaries are this much before the widget's round value. The host's ranges include both ends, so both pieces
 # would run in a step whose sigma is exactly at a boundary (common with round numbers of steps).
 _HAIR = 1e-5
@@ -111,15 +114,17 @@ class _Patch:
             for i, entry in enumerate(entries)
             if entry.get("cross_attn") is not None
         ]
-        positive = [slot for slot in slots if slot[0] not in (_NEGATIVE, _NEUTRAL)]
-        negative = [slot for slot in slots if slot[0] == _NEGATIVE]
 
-        def prompts(slots: list[tuple[str, int]]) -> list[Prompt]:
+        def prompts(slots: list[Slot]) -> list[Prompt]:
             return [prompt_of(self.hgr, conds[role][i]["cross_attn"], conds[role][i]) for role, i in slots]
 
-        result = redirect(self.hgr, prompts(positive), prompts(negative), strengths=self.strengths, mode=self.mode)
-        self._report(result)
-        moved = dict(zip(positive + negative, result.positive + result.negative, strict=True))
+        moved: dict[Slot, Prompt] = {}
+        results = []
+        for positive, negative in _sides(slots):
+            result = redirect(self.hgr, prompts(positive), prompts(negative), strengths=self.strengths, mode=self.mode)
+            moved |= zip(positive + negative, result.positive + result.negative, strict=True)
+            results.append(result)
+        self._report(results)
         return {
             role: [piece for i, entry in enumerate(entries) for piece in self._pieces(entry, moved.get((role, i)))]
             for role, entries in conds.items()
@@ -149,9 +154,9 @@ class _Patch:
             if a < b
         ]
 
-    def _report(self, result: Redirection) -> None:
+    def _report(self, results: list[Redirection]) -> None:
         """Say in the log and on the node what is redirected, so that the user knows why a picture changed."""
-        gates = [row for entry in result.gates for row in entry.tolist()]
+        gates = [row for result in results for entry in result.gates for row in entry.tolist()]
         concepts = list(zip(self.hgr.concepts, self.strengths, strict=True))
         editor.show_fired(
             self.node_id,
@@ -164,7 +169,7 @@ class _Patch:
                 for row in gates
             ],
         )
-        if any(fired.any() for fired in result.fired):
+        if any(fired.any() for result in results for fired in result.fired):
             highest = [max(column) for column in zip(*gates, strict=True)]
             found = [
                 f"{c.id} ({gate:.2f})"
@@ -172,3 +177,25 @@ class _Patch:
                 if s and gate >= c.threshold
             ]
             log.info("SafeCFG, %s: %s", self.mode, ", ".join(found))
+
+
+def _sides(slots: list[Slot]) -> list[tuple[list[Slot], list[Slot]]]:
+    """Slots that guide together: those to follow and those to move away from.
+
+    "source_negative" belongs to "source" or "source_positive", "negative" to every role without a negative of its own.
+    """
+
+    def name(role: str) -> str:
+        return role.replace(_NEGATIVE, "").replace("positive", "").strip("_")
+
+    slots = [slot for slot in slots if slot[0] != _NEUTRAL]
+    away = [slot for slot in slots if _NEGATIVE in slot[0]]
+    own = {name(role) for role, _ in away}
+    sides: dict[str, tuple[list[Slot], list[Slot]]] = {each: ([], []) for each in ("", *sorted(own))}
+    for slot in slots:
+        mine = name(slot[0])
+        if slot in away:
+            sides[mine][1].append(slot)
+        else:
+            sides[mine if mine in own else ""][0].append(slot)
+    return [(follow, away) for follow, away in sides.values() if follow or away]
