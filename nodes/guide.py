@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..hgr.core.options import DEFAULT_MODE, MODES
-from ..hgr.hosts.comfy import guidance
+from ..hgr.hosts.comfy import guidance, runs
 from .types import CATEGORY, HGRType
 
 
@@ -73,6 +73,12 @@ def _node_id(node: type[io.ComfyNode]) -> str | None:
     return node.hidden.unique_id if node.hidden else None
 
 
+def _expect(node: type[io.ComfyNode], strength: float) -> str:
+    """The host asks for this in every run, even if the node's output is cached. The answer never changes."""
+    runs.expect(_node_id(node), enabled=strength > 0)
+    return ""
+
+
 class SafeCFGGuider(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -107,6 +113,10 @@ class SafeCFGGuider(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, strength: float = 1.0, **_: Any) -> str:
+        return _expect(cls, strength)
+
+    @classmethod
     def execute(cls, *, model: Any, positive: Any, negative: Any, cfg: float, **settings: Any) -> io.NodeOutput:
         patched = guidance.patch_model(model, **settings, node_id=_node_id(cls))
         return io.NodeOutput(guidance.make_guider(patched, positive, negative, cfg=cfg))
@@ -124,7 +134,8 @@ class SafeCFGModel(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model to sample with. LoRAs and other patches may come before or after this node.",
+                    tooltip="The model to sample with. LoRAs and other patches may come before or after this node, model merges "
+                    "only before it: they keep the patches of one model alone.",
                 ),
                 _hgr_input(),
                 *_settings(),
@@ -133,6 +144,10 @@ class SafeCFGModel(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             not_idempotent=True,  # two equal nodes would share one output, and what fired would show on one of them
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, strength: float = 1.0, **_: Any) -> str:
+        return _expect(cls, strength)
 
     @classmethod
     def execute(cls, *, model: Any, **settings: Any) -> io.NodeOutput:

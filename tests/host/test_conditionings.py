@@ -239,3 +239,46 @@ def test_a_zeroed_conditioning_is_no_prompt(kit, hgr, where):
     assert torch.equal(run(kit.patch(hgr), clean), run(kit.model, clean))
     if where != "alone":
         assert (run(kit.patch(hgr), positive) - run(kit.model, positive)).abs().mean() > 0.005
+
+
+def test_the_text_that_a_controlnet_reads_is_moved_too(kit, hgr, pack):
+    """CLIP Text Encode Controlnet keeps it beside the prompt's features; the same encoder made it."""
+    import torch
+    from host_kit import safe_features
+
+    def rewritten(features):
+        entry = {"cross_attn": kit.clean[0][0], "cross_attn_controlnet": features}
+        return pack.guidance._Patch(hgr, [1.0, 1.0], "redirect", 0.0, 1.0).rewrite({"positive": [entry]})["positive"]
+
+    (moved,), (same,) = rewritten(kit.harmful[0][0]), rewritten(kit.clean[0][0])
+    assert moved["cross_attn"] is kit.clean[0][0] and same["cross_attn_controlnet"] is kit.clean[0][0]
+    assert torch.equal(moved["cross_attn_controlnet"], safe_features(pack, hgr, kit.harmful[0][0]))
+
+
+def test_text_that_it_cannot_read_is_named_once(kit, hgr, caplog):
+    """What stands beside the text features, whatever encoder made it, and a ControlNet's text of another encoder."""
+    import torch
+
+    numbers = torch.zeros(1)
+    beside = {"conditioning_llama3": numbers, "t5xxl_ids": numbers, "cross_attn_controlnet": torch.ones(1, 3, 8)}
+    conditioning = [[kit.clean[0][0], kit.clean[0][1] | beside]] * 2
+    patched = kit.patch(hgr)
+    patched.set_model_patch(lambda *args: None, "regional_conditioning")
+    kit.sample(patched, conditioning)
+    for key in (*beside, "regional_conditioning"):
+        assert caplog.text.count(f"({key}): SafeCFG does not see that part.") == 1
+
+
+def test_the_detector_and_a_training_name_what_they_do_not_read(kit, hgr, pack, caplog, monkeypatch):
+    import torch
+
+    detect = pack.get("hgr.hosts.comfy.detection").detect
+    detect(hgr, "", "normal", conditioning=[[kit.clean[0][0], {"conditioning_mt5xl": torch.zeros(1)}]])
+    assert caplog.text.count("mT5-XL (conditioning_mt5xl): SafeCFG does not see that part.") == 1
+
+    def scheduled(self, tokens):
+        return [[kit.clean[0][0], {"conditioning_byt5small": torch.zeros(1)}]]
+
+    monkeypatch.setattr(type(kit.clip), "encode_from_tokens_scheduled", scheduled)
+    pack.get("hgr.hosts.comfy.prompts").encoder_of(kit.clip)(["a", "b"])
+    assert caplog.text.count("(conditioning_byt5small): SafeCFG does not see that part.") == 1

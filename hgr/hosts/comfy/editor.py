@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -71,15 +72,44 @@ def about(name: str) -> dict[str, Any]:
     }
 
 
-def show_fired(node_id: str | None, prompts: list[list[dict[str, Any]]]) -> None:
-    """Make the node show what fired in the run to the user who queued it. prompts: the concepts found in each."""
-    if node_id is None:
-        return
+def show_fired(
+    node_id: str,
+    prompt_id: str,
+    *,
+    used: bool,
+    prompts: Sequence[list[dict[str, Any]]] = (),
+    concepts: Sequence[dict[str, Any]] = (),
+    notes: Sequence[str] = (),
+) -> None:
+    """Make a node show what it did in a queued prompt, to the user who queued it.
+
+    used: False if the prompt is done and no sampling run came through the node.
+    prompts: the concepts found in each. concepts: those of the HGR. notes: what SafeCFG cannot see.
+    """
     try:
         from server import PromptServer
 
         server = PromptServer.instance
         if server.client_id is not None:
-            server.send_sync(FIRED, {"node": node_id, "prompts": prompts}, server.client_id)
+            told = {"used": used, "prompts": list(prompts), "concepts": list(concepts), "notes": list(notes)}
+            server.send_sync(FIRED, {"node": node_id, "prompt_id": prompt_id, **told}, server.client_id)
     except Exception:  # a drawing must never cost the picture
         log.debug("cannot tell the editor what fired", exc_info=True)
+
+
+def show_text(node_id: str, text: str) -> None:
+    """Show a text on a node, as the host's own nodes do."""
+    from server import PromptServer
+
+    server = getattr(PromptServer, "instance", None)
+    if server is not None and server.client_id is not None:
+        server.send_progress_text(text, node_id, server.client_id)
+
+
+def outputs_of(prompt_id: str) -> set[str]:
+    """The output nodes for whose sake this queued prompt runs; empty where no server runs it."""
+    from server import PromptServer
+
+    server = getattr(PromptServer, "instance", None)
+    running = server.prompt_queue.get_current_queue_volatile()[0] if server else []
+    return {output for item in running if item[1] == prompt_id for output in item[4]}

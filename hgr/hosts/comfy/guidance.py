@@ -10,18 +10,20 @@ from typing import Any
 import comfy.model_patcher
 import comfy.samplers
 import torch
-from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, add_wrapper_with_key
 
-from ...core.hgr import HGR
+from ...core.hgr import HGR, HGRError
 from ...core.options import MODES, concept_strengths
 from ...core.prompt import Prompt
-from ...core.redirect import Redirection, redirect
-from . import editor
-from .prompts import prompt_of
+from ...core.redirect import redirect
+from . import runs
+from .inside import Inside
+from .prompts import FEATURES, prompt_of, unread_note, unread_patches, unread_text
 
 log = logging.getLogger("safecfg")
 Conds = dict[str, list[dict[str, Any]]]  # a guider's conditionings: entries by role ("positive", "negative", ...)
-Slot = tuple[str, int]  # one entry: its role and its place among the role's entries
+# one text feature tensor: its role, its entry's place among the role's, and its key in the entry, one of `FEATURES`
+Slot = tuple[str, int, str]
 KEY = "safecfg"
 # Guiders name their conditionings as they like, but a role that is not to be followed has this word in its name.
 _NEGATIVE = "negative"
@@ -60,7 +62,7 @@ def patch_model(
             f"start_percent ({start_percent}) must be below end_percent ({end_percent}); "
             "to switch SafeCFG off, set strength to 0."
         )
-    editor.show_fired(node_id, [])  # nothing yet in this run
+    runs.expect(node_id, enabled=any(strengths))
     patched = model.clone()
     if any(strengths):
         start, end = (p if p in (0, 1) else p - _HAIR for p in (start_percent, end_percent))
@@ -103,44 +105,61 @@ class _Patch:
                 'Use "redirect".',
                 self.mode,
             )
+        inside = Inside(
+            self.hgr,
+            self.strengths,
+            model=guider.model_patcher,
+            percents=(self.start, self.end),
+            away=[
+                entry["cross_attn"]
+                for role, entries in guider.conds.items()
+                for entry in entries
+                if _NEGATIVE in role and entry.get("cross_attn") is not None
+            ],
+        )
+        if notes := unread_patches(guider.model_options):
+            runs.report(self.node_id, notes=notes)
         guider.conds = self.rewrite(guider.conds)
-        return executor(*args, **kwargs)
+        # the guider's options are this run's own copy
+        add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, inside, guider.model_options, is_model_options=True)
+        result = executor(*args, **kwargs)
+        gates, unread = inside.found()
+        if gates:
+            self._report([gates], [unread_note("an attention patch of another pack", "attn2_patch")] if unread else [])
+        return result
 
     def rewrite(self, conds: Conds) -> Conds:
         """The conditionings to sample with. The given ones stay unchanged; entries that do not move are the same."""
-        slots = [
-            (role, i)
-            for role, entries in conds.items()
-            for i, entry in enumerate(entries)
-            if entry.get("cross_attn") is not None
-        ]
-
-        def prompts(slots: list[Slot]) -> list[Prompt]:
-            return [prompt_of(self.hgr, conds[role][i]["cross_attn"], conds[role][i]) for role, i in slots]
-
         moved: dict[Slot, Prompt] = {}
-        results = []
-        for positive, negative in _sides(slots):
-            result = redirect(self.hgr, prompts(positive), prompts(negative), strengths=self.strengths, mode=self.mode)
+        gates: list[list[float]] = []
+        notes = [note for role, entries in conds.items() for entry in entries for note in unread_text(entry)]
+        prompts: dict[Slot, Prompt] = {}
+        for role, entries in conds.items():
+            for i, entry in enumerate(entries):
+                for key in FEATURES:
+                    if (features := entry.get(key)) is None:
+                        continue
+                    prompt = prompt_of(self.hgr, features, entry, key)
+                    if key != "cross_attn" and (why := _unfit(self.hgr, prompt)):
+                        notes.append(f"{unread_note('another text encoder', key)} {why}")
+                    else:
+                        prompts[role, i, key] = prompt
+        for positive, negative in _sides(list(prompts)):
+            follow, away = ([prompts[slot] for slot in side] for side in (positive, negative))
+            result = redirect(self.hgr, follow, away, strengths=self.strengths, mode=self.mode)
             moved |= zip(positive + negative, result.positive + result.negative, strict=True)
-            results.append(result)
-        self._report(results)
+            gates += [row for entry in result.gates for row in entry.tolist()]
+        self._report(gates, list(dict.fromkeys(notes)))
         return {
-            role: [piece for i, entry in enumerate(entries) for piece in self._pieces(entry, moved.get((role, i)))]
+            role: [piece for i, entry in enumerate(entries) for piece in self._pieces(entry, _changes(moved, role, i))]
             for role, entries in conds.items()
         }
 
-    def _pieces(self, entry: dict[str, Any], prompt: Prompt | None) -> list[dict[str, Any]]:
+    def _pieces(self, entry: dict[str, Any], changes: dict[str, Any]) -> list[dict[str, Any]]:
         """The entry itself if nothing moved; else the safe entry inside the window, and the entry before and after."""
-        if prompt is None:
+        if all(changes[key] is entry[key] for key in changes):
             return [entry]
-        safe = (
-            entry
-            | {"cross_attn": prompt.features}
-            | ({} if prompt.pooled is None else {"pooled_output": prompt.pooled})
-        )
-        if all(safe[key] is entry[key] for key in ("cross_attn", "pooled_output") if key in entry):
-            return [entry]
+        safe = entry | changes
         low, high = entry.get("start_percent", 0.0), entry.get("end_percent", 1.0)
         # The safe piece comes first: if the host adds an entry for the other side, it copies the first one.
         spans = [
@@ -154,29 +173,53 @@ class _Patch:
             if a < b
         ]
 
-    def _report(self, results: list[Redirection]) -> None:
-        """Say in the log and on the node what is redirected, so that the user knows why a picture changed."""
-        gates = [row for result in results for entry in result.gates for row in entry.tolist()]
+    def _report(self, gates: list[list[float]], notes: list[str]) -> None:
+        """Say in the log and on the node what is redirected, so that the user knows why a picture changed.
+
+        gates: of each prompt, for every concept. notes: what SafeCFG cannot see.
+        """
         concepts = list(zip(self.hgr.concepts, self.strengths, strict=True))
-        editor.show_fired(
+        highest = [max(column) for column in zip(*gates, strict=True)]
+        found = [
+            f"{c.id} ({gate:.2f})" for (c, s), gate in zip(concepts, highest, strict=False) if s and gate >= c.threshold
+        ]
+        runs.report(
             self.node_id,
-            [
+            prompts=[
                 [
-                    {"label": c.label, "gate": gate, "threshold": c.threshold, "strength": s}
+                    {"id": c.id, "label": c.label, "gate": gate, "threshold": c.threshold, "strength": s}
                     for (c, s), gate in zip(concepts, row, strict=True)
                     if gate >= c.threshold
                 ]
                 for row in gates
             ],
+            concepts=[
+                {"id": c.id, "label": c.label, "description": c.description, "threshold": c.threshold}
+                for c in self.hgr.concepts
+            ],
+            notes=notes,
+            text=f"SafeCFG, {self.mode}: {', '.join(found)}" if found else "",
         )
-        if any(fired.any() for result in results for fired in result.fired):
-            highest = [max(column) for column in zip(*gates, strict=True)]
-            found = [
-                f"{c.id} ({gate:.2f})"
-                for (c, s), gate in zip(concepts, highest, strict=True)
-                if s and gate >= c.threshold
-            ]
-            log.info("SafeCFG, %s: %s", self.mode, ", ".join(found))
+
+
+def _unfit(hgr: HGR, prompt: Prompt) -> str:
+    """Why this HGR cannot read the prompt; empty if it can."""
+    try:
+        hgr.check(prompt.features, prompt.pooled)
+    except HGRError as error:
+        return str(error)
+    return ""
+
+
+def _changes(moved: dict[Slot, Prompt], role: str, i: int) -> dict[str, Any]:
+    """What takes the place of an entry's text features and pooled outputs, by key."""
+    changes: dict[str, Any] = {}
+    for key, pooled_key in FEATURES.items():
+        if (prompt := moved.get((role, i, key))) is not None:
+            changes[key] = prompt.features
+            if prompt.pooled is not None:
+                changes[pooled_key] = prompt.pooled
+    return changes
 
 
 def _sides(slots: list[Slot]) -> list[tuple[list[Slot], list[Slot]]]:
@@ -190,7 +233,7 @@ def _sides(slots: list[Slot]) -> list[tuple[list[Slot], list[Slot]]]:
 
     slots = [slot for slot in slots if slot[0] != _NEUTRAL]
     away = [slot for slot in slots if _NEGATIVE in slot[0]]
-    own = {name(role) for role, _ in away}
+    own = {name(role) for role, *_ in away}
     sides: dict[str, tuple[list[Slot], list[Slot]]] = {each: ([], []) for each in ("", *sorted(own))}
     for slot in slots:
         mine = name(slot[0])

@@ -12,6 +12,43 @@ from torch import Tensor
 
 from ...core.hgr import HGR
 from ...core.prompt import Encode, Prompt
+from . import runs
+
+# Where a conditioning keeps text features of one encoder, each beside the pooled output of the same prompt: the prompt,
+# the one that ControlNets read instead, and the one of a pose video.
+FEATURES = {
+    "cross_attn": "pooled_output",
+    "cross_attn_controlnet": "pooled_output_controlnet",
+    "cross_attn_pose": "pooled_output_pose",
+}
+# Where else the host's models read a prompt. No HGR reads these.
+_TEXT_BESIDE = {
+    "conditioning_llama3": "Llama 3",
+    "conditioning_mt5xl": "mT5-XL",
+    "conditioning_byt5small": "ByT5, the words to be written in the picture",
+    "conditioning_lyrics": "the lyrics",
+    "t5xxl_ids": "T5's tokens",
+    "text_input_ids": "the model's own tokens",
+    "reference_latents_text_embeds": "the text beside reference pictures",
+    "gligen": "GLIGEN's boxes",
+}
+# The same for patches that packs put on a model.
+_TEXT_PATCHES = {"regional_conditioning": "another pack's regional conditioning"}
+
+
+def unread_patches(model_options: dict[str, Any]) -> list[str]:
+    """A note on each patch of the model that holds text."""
+    patches = model_options.get("transformer_options", {}).get("patches", {})
+    return [unread_note(what, key) for key, what in _TEXT_PATCHES.items() if patches.get(key)]
+
+
+def unread_text(extra: dict[str, Any]) -> list[str]:
+    """A note on each place beside the text features where this entry of a CONDITIONING holds text."""
+    return [unread_note(what, key) for key, what in _TEXT_BESIDE.items() if extra.get(key) is not None]
+
+
+def unread_note(what: str, key: str) -> str:
+    return f"This model also reads the prompt through {what} ({key}): SafeCFG does not see that part."
 
 
 def encoder_family(clip: comfy.sd.CLIP) -> str:
@@ -20,18 +57,25 @@ def encoder_family(clip: comfy.sd.CLIP) -> str:
 
 
 def encoder_of(clip: comfy.sd.CLIP) -> Encode:
-    """The host's text encoder, called for one prompt at a time as its own Text Encode nodes do."""
-    with_pooled = _uses_pooled(clip)
+    """The host's text encoder, called for one prompt at a time as its own Text Encode nodes do. What it makes beside
+    the text features is not read, and the node says so."""
+    with_pooled, said = _uses_pooled(clip), set()
 
     def encode(texts: list[str]) -> list[Prompt]:
         with torch.inference_mode():
-            return [_prompt(*clip.encode_from_tokens_scheduled(clip.tokenize(text))[0], with_pooled) for text in texts]
+            made = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in texts]
+        notes = [note for _, extra in made for note in unread_text(extra) if note not in said]
+        runs.note(list(dict.fromkeys(notes)))
+        said.update(notes)
+        return [_prompt(features, extra, with_pooled) for features, extra in made]
 
     return encode
 
 
-def prompt_of(hgr: HGR, features: Tensor, extra: dict[str, Any]) -> Prompt:
-    """An entry of a CONDITIONING as the HGR reads it."""
+def prompt_of(hgr: HGR, features: Tensor, extra: dict[str, Any], key: str = "cross_attn") -> Prompt:
+    """An entry of a CONDITIONING as the HGR reads it. key: where its features were, one of `FEATURES`."""
+    if key != "cross_attn":
+        return Prompt(features, extra.get(FEATURES[key]) if hgr.network.pooled_dim else None)
     return _prompt(features, extra, hgr.network.pooled_dim > 0)
 
 

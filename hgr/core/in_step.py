@@ -1,0 +1,80 @@
+"""Text features that show up only inside a sampling step, moved without waiting for the device."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from .guidance import ramp
+from .hgr import FINGERPRINT_TOLERANCE, HGR, SCORE_TOLERANCE, is_given
+
+
+class InStep:
+    """An HGR on the sampling device. What `redirect` decides before a run it does with tensors alone: nothing branches
+    on data, and the results are read when the run is over.
+
+    strengths (K,): of each concept, multiplied by the global one.
+
+    highest (K,): the highest gate of each concept so far. unread: 0-dim bool, whether there were features that this
+    encoder did not make, so that they stayed as they were.
+    """
+
+    def __init__(self, hgr: HGR, strengths: list[float], device: torch.device):
+        self.hgr, self.network = hgr, copy.deepcopy(hgr.network).to(device)
+        concepts, encoder = hgr.concepts, hgr.encoder
+        self.scale = torch.tensor([c.scale for c in concepts], device=device)
+        self.bias = torch.tensor([c.bias for c in concepts], device=device)
+        self.thresholds = torch.tensor([c.threshold for c in concepts], device=device)
+        self.strengths = torch.tensor(strengths, device=device)
+        self.first = encoder.first.to(device)
+        # such features come without the pooled output of their prompt
+        self.pooled = None if encoder.empty_pooled is None else encoder.empty_pooled.to(device)
+        self.highest = torch.zeros(len(concepts), device=device)
+        self.unread = torch.zeros((), dtype=torch.bool, device=device)
+
+    def cut(self, features: Tensor, length: int) -> Tensor:
+        """(B * N, t, D): features (B, T, D) in the parts of which the network reads `length` tokens."""
+        part = self.hgr.part_length(length)
+        over = -features.shape[1] % part
+        return rearrange(F.pad(features, (0, 0, 0, over)), "b (n t) d -> (b n) t d", t=part)
+
+    def move(self, features: Tensor, known: Tensor, movable: Tensor) -> Tensor:
+        """features (B, T, D), with the parts in which a concept fires moved and all others equal bit for bit.
+
+        known (P, t, D): parts (`cut`) that stay as they are, as the run's own conditionings.
+        movable (B,) bool: rows that may move.
+        """
+        count, length, _ = features.shape
+        parts = self.cut(features, length)
+        n = len(parts) // count
+        x = parts.float()
+        mask = None
+        if over := n * parts.shape[1] - length:
+            mask = F.pad(torch.ones(count, length, dtype=torch.bool, device=x.device), (0, over))
+            mask = rearrange(mask, "b (n t) -> (b n) t", n=n)
+        given = is_given(parts) & movable.repeat_interleave(n, output_size=len(parts))
+        foreign = given & ~(parts[:, None] == known[None]).flatten(2).all(2).any(1)
+        readable = self._is_readable(x)
+        pooled = None if self.pooled is None else self.pooled.expand(len(x), -1)
+        encoding = self.network.encode(x, pooled, mask)  # type: ignore[reportArgumentType] (each network takes its own)
+        gates = (self.scale * self.network.gate_logits(encoding) + self.bias).sigmoid()  # type: ignore[reportArgumentType]
+        weights = ramp(gates, self.thresholds) * self.strengths
+        delta = self.network.displacement(encoding, weights)[0]  # type: ignore[reportArgumentType]
+        moved = (x + delta).to(parts)
+        readable = readable & gates.isfinite().all(1) & moved.isfinite().flatten(1).all(1)
+        self.unread = self.unread | (foreign & ~readable).any()
+        self.highest = self.highest.maximum(gates.masked_fill(~(foreign & readable)[:, None], 0.0).amax(0))
+        fires = foreign & readable & weights.any(1)
+        result = torch.where(fires[:, None, None], moved, parts)
+        return rearrange(result, "(b n) t d -> b (n t) d", n=n)[:, :length]
+
+    def _is_readable(self, x: Tensor) -> Tensor:
+        """(B,) bool: the rows of features (B, T, D) that this HGR's encoder may have made (as `HGR.check` decides)."""
+        if self.hgr.encoder.fixed_start:
+            return (x[:, 0] - self.first).norm(dim=-1) <= FINGERPRINT_TOLERANCE * self.first.norm()
+        scores = (x - self.network.mean) / self.network.std
+        return scores.square().mean((1, 2)) <= SCORE_TOLERANCE

@@ -1,0 +1,105 @@
+"""Text features that a pack brings into cross-attention itself, as attention couples do: no conditioning holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import comfy.model_patcher
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.patcher_extension import WrapperExecutor
+from torch import Tensor
+
+from ...core.hgr import HGR
+from ...core.in_step import InStep
+
+_PATCH = "attn2_patch"
+_UNCOND = 1  # in the host's "cond_or_uncond"
+
+
+class Inside:
+    """A DIFFUSION_MODEL wrapper for one sampling run: the last `attn2_patch` of all moves what those before it brought.
+
+    Without such patches it does nothing, and where they give back the context that they got, neither.
+
+    strengths: of each concept, multiplied by the global one.
+    percents: the window of sampling, start and end.
+    away: the run's text features (B, T, D) that are not to be followed, so must not be moved.
+    """
+
+    def __init__(
+        self,
+        hgr: HGR,
+        strengths: list[float],
+        *,
+        model: comfy.model_patcher.ModelPatcher,
+        percents: tuple[float, float],
+        away: Sequence[Tensor],
+    ):
+        self.hgr, self.strengths, self.away = hgr, strengths, away
+        sampling: Any = model.get_model_object("model_sampling")
+        self.sigmas = [float(sampling.percent_to_sigma(percent)) for percent in percents]
+        self.by_device: dict[torch.device, InStep] = {}
+
+    def __call__(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Tensor:
+        # other models' patches of this name look different, and none is known that brings text
+        if isinstance(executor.class_obj, UNetModel):
+            _, _, context, _, _, options, *_ = args
+            patches = options.get("patches", {})
+            if context is not None and patches.get(_PATCH) and context.shape[-1] == self.hgr.network.text_dim:
+                mine = patches | {_PATCH: [*patches[_PATCH], self._patch(context, options)]}
+                args = (*args[:5], options | {"patches": mine}, *args[6:])
+        return executor(*args, **kwargs)
+
+    def found(self) -> tuple[list[float], bool]:
+        """After the run: the highest gate of each concept, empty where nothing was read, and whether there were
+        features that this HGR cannot read."""
+        steps = self.by_device.values()
+        gates = [torch.stack([s.highest.cpu() for s in steps]).amax(0).tolist()] if steps else [[]]
+        return gates[0], any(bool(s.unread) for s in steps)
+
+    def _patch(self, context: Tensor, options: dict[str, Any]) -> Callable:
+        """The patch for one evaluation of the denoiser. context: (B, T, D), its conditionings."""
+        if context.device not in self.by_device:
+            self.by_device[context.device] = InStep(self.hgr, self.strengths, context.device)
+        in_step = self.by_device[context.device]
+        high, low = self.sigmas
+        sigma = options["sigmas"].amax()
+        active = (sigma <= high) & (sigma >= low)
+        known: dict[int, Tensor] = {}
+
+        def move(*several: Tensor) -> tuple[Tensor, ...]:
+            """Tensors of one shape, read together."""
+            length = several[0].shape[1]
+            if length not in known:
+                given = [context, *(each.to(context) for each in self.away)]
+                known[length] = torch.cat([in_step.cut(each, length) for each in given])
+            movable = _movable(several[0], context, options) & active
+            moved = in_step.move(torch.cat(several), known[length], movable.repeat(len(several)))
+            return moved.chunk(len(several))
+
+        def patch(
+            n: Tensor, key: Tensor, value: Tensor, extra_options: dict[str, Any]
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            if key.shape[-1] != context.shape[-1]:  # a layer that looks at something else, such as the other frames
+                return n, key, value
+            if value is key:
+                key = value = key if key is context else move(key)[0]
+            elif key is not context and value is not context and value.shape == key.shape:
+                key, value = move(key, value)
+            else:
+                key, value = (x if x is context else move(x)[0] for x in (key, value))
+            return n, key, value
+
+        return patch
+
+
+def _movable(x: Tensor, context: Tensor, options: dict[str, Any]) -> Tensor:
+    """(B,) bool: rows to follow. Where a patch changed their number, nobody knows which these are: all of them."""
+    rows, sides = torch.ones(len(x), dtype=torch.bool, device=x.device), options.get("cond_or_uncond", [])
+    if len(x) == len(context) and sides and not len(x) % len(sides):
+        for side, part in zip(sides, rows.chunk(len(sides)), strict=True):
+            if side == _UNCOND:
+                part.fill_(False)
+    return rows

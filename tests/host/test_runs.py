@@ -1,0 +1,147 @@
+"""What SafeCFG says of a queued prompt: all that it did, or that it was in the graph but not in the sampling."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.oldest
+HARMFUL = "a red ball next to a blue house in a meadow with a skull above"
+CLEAN = "a red ball next to a blue house in a meadow"
+UNUSED = "was not used in this run"
+SAFE = "3"  # the node SafeCFG (Model)
+
+
+def graph(text: str = HARMFUL, *, seed: int = 0, strength: float = 1.0) -> dict[str, Any]:
+    """Demo model, SafeCFG (Model) and one KSampler, which takes the plain model."""
+
+    def node(kind: str, **inputs: Any) -> dict[str, Any]:
+        return {"class_type": kind, "inputs": inputs}
+
+    settings = {"strength": strength, "mode": "redirect", "concepts": "", "start_percent": 0.0, "end_percent": 1.0}
+    sampling = {"seed": seed, "steps": 1, "cfg": 7.5, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+    return {
+        "1": node("SafeCFGDemoModel"),
+        "2": node("SafeCFGHGRLoader", hgr_name="safecfg_demo (bundled)"),
+        SAFE: node("SafeCFGModel", model=["1", 0], hgr=["2", 0], **settings),
+        "4": node("CLIPTextEncode", clip=["1", 1], text=text),
+        "5": node("CLIPTextEncode", clip=["1", 1], text=""),
+        "6": node("EmptyLatentImage", width=128, height=128, batch_size=1),
+        "7": node("KSampler", model=["1", 0], positive=["4", 0], negative=["5", 0], latent_image=["6", 0], **sampling),
+        "8": node("VAEDecode", samples=["7", 0], vae=["1", 2]),
+        "9": node("PreviewImage", images=["8", 0]),
+    }
+
+
+@pytest.fixture
+def run(server):
+    """Runs a prompt as the editor does. Gives the SafeCFG events of the run, and what the log has said about it."""
+
+    async def follow(prompt: dict[str, Any]) -> list[dict[str, Any]]:
+        import aiohttp
+
+        client, events = uuid.uuid4().hex, []
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(f"{server.url}/ws?clientId={client}") as socket,
+        ):
+            body = {"prompt": prompt, "client_id": client}
+            async with session.post(f"{server.url}/prompt", json=body) as answer:
+                assert answer.status == 200, await answer.text()
+                number = (await answer.json())["prompt_id"]
+            async for message in socket:
+                if message.type is not aiohttp.WSMsgType.TEXT:
+                    continue
+                told = json.loads(message.data)
+                assert told["type"] != "execution_error", told["data"]
+                if told["type"] == "safecfg.fired":
+                    assert told["data"]["prompt_id"] == number
+                    events.append(told["data"])
+                if told["type"] == "execution_success" and told["data"]["prompt_id"] == number:
+                    return events
+        raise AssertionError("the server left before the run was over")
+
+    def run(prompt: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
+        before = len(server.log.read_text())
+        events = asyncio.run(follow(prompt))
+        return events, server.log.read_text()[before:]
+
+    return run
+
+
+def _merged(prompt):
+    """The host keeps model1's wrappers alone."""
+    merge = {"model1": ["1", 0], "model2": [SAFE, 0], "ratio": 0.5}
+    prompt["10"] = {"class_type": "ModelMergeSimple", "inputs": merge}
+    prompt["7"]["inputs"]["model"] = ["10", 0]
+
+
+def _loose(prompt):
+    """Nothing takes the model."""
+
+
+@pytest.mark.parametrize("wire", [_merged, _loose], ids=["merged", "loose"])
+def test_a_node_that_no_sampler_uses_says_so(run, wire):
+    prompt = graph(seed=1)
+    wire(prompt)
+    events, log = run(prompt)
+    (event,) = events
+    assert event["node"] == SAFE and event["used"] is False and event["prompts"] == []
+    assert log.count(UNUSED) == 1 and "after model merges" in log
+    events, log = run(prompt)  # all is cached, and nothing sampled
+    assert not events and UNUSED not in log
+    prompt["7"]["inputs"]["seed"] = 2  # the node is cached, the sampler runs
+    events, log = run(prompt)
+    assert [event["used"] for event in events] == [False] and log.count(UNUSED) == 1
+
+
+def test_a_node_that_is_off_or_used_does_not_say_so(run):
+    off = graph(seed=3, strength=0.0)
+    _merged(off)
+    assert UNUSED not in run(off)[1]
+    used = graph(seed=3)
+    used["7"]["inputs"]["model"] = [SAFE, 0]
+    events, log = run(used)
+    assert [event["used"] for event in events] == [True] and UNUSED not in log
+    assert [found["id"] for found in events[0]["prompts"][0]] == ["skull"]
+    assert [concept["id"] for concept in events[0]["concepts"]] == ["skull", "dagger", "splatter", "bomb"]
+    assert log.count("SafeCFG, redirect: skull") == 1
+
+
+def test_all_sampling_runs_of_a_prompt_add_up(run):
+    """A harmful base pass is not hidden by a clean second pass, and a pass like one before adds nothing."""
+    prompt = graph(seed=4)
+    prompt["7"]["inputs"]["model"] = [SAFE, 0]
+    prompt["11"] = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": CLEAN}}
+    for number, text, before in (("12", "11", "7"), ("13", "4", "12")):
+        inputs = prompt["7"]["inputs"] | {"positive": [text, 0], "latent_image": [before, 0], "denoise": 0.5}
+        prompt[number] = {"class_type": "KSampler", "inputs": inputs}
+    prompt["8"]["inputs"]["samples"] = ["13", 0]
+    events, log = run(prompt)
+    found = [[[each["id"] for each in concepts] for concepts in event["prompts"]] for event in events]
+    assert found == [[["skull"]], [["skull"], []], [["skull"], []]]
+    assert log.count("SafeCFG, redirect: skull") == 1
+
+
+def test_a_guider_that_takes_the_safe_model_for_the_negative_alone_says_so(run, object_info):
+    if "DualModelGuider" not in object_info:
+        pytest.skip("this ComfyUI has no DualModelGuider")
+    prompt = graph(seed=5)
+    guider = {"model": ["1", 0], "positive": ["4", 0], "cfg": 7.5, "model_negative": [SAFE, 0], "negative": ["5", 0]}
+    sampling = {"noise": ["11", 0], "guider": ["10", 0], "sampler": ["12", 0], "sigmas": ["13", 0]}
+    prompt |= {
+        "10": {"class_type": "DualModelGuider", "inputs": guider},
+        "11": {"class_type": "RandomNoise", "inputs": {"noise_seed": 5}},
+        "12": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}},
+        "13": {
+            "class_type": "BasicScheduler",
+            "inputs": {"model": ["1", 0], "scheduler": "normal", "steps": 1, "denoise": 1.0},
+        },
+        "7": {"class_type": "SamplerCustomAdvanced", "inputs": {**sampling, "latent_image": ["6", 0]}},
+    }
+    events, log = run(prompt)
+    assert [event["used"] for event in events] == [False] and log.count(UNUSED) == 1
