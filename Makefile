@@ -23,7 +23,7 @@ READY_COMFY := .venv-comfy/.ready-$(if $(COMFYUI),$(call checksum,Makefile pypro
 make_venv = $(PYTHON) -m venv $(1) || { $(PYTHON) -m venv --without-pip $(1) && $(PYTHON) -m pip --python $(1)/bin/python install pip; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-fast comfy clean
+.PHONY: help demo check test test-fast fuzz comfy clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -46,6 +46,9 @@ test: check .venv/.test-$(SUM) $(if $(COMFYUI),$(READY_COMFY)) ## check, and eve
 
 test-fast: .venv/.test-$(SUM) ## the quick unit tests, in under two minutes
 	OMP_NUM_THREADS=1 .venv/bin/pytest tests --ignore=tests/host --ignore=tests/browser -m "not slow" -n auto --dist loadfile
+
+fuzz: .venv/.test-$(SUM) ## damaged and hostile files, 10,000 of each kind or as many as FUZZ says; FUZZ_SEED chooses others
+	FUZZ=$(or $(FUZZ),10000) OMP_NUM_THREADS=1 .venv/bin/pytest tests/test_fuzz.py -n auto
 
 ifeq ($(COMFYUI),)
 comfy:

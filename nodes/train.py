@@ -151,11 +151,12 @@ class SafeCFGSaveHGR(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name: str) -> bool | str:
-        return name is None or files.is_name(name) or f'"{name}" cannot be a file name: {files.NAME_RULE}.'
+        return name is None or files.name_fault(name) or True
 
     @classmethod
     def execute(cls, *, hgr: Any, name: str) -> io.NodeOutput:
-        return io.NodeOutput(ui=ui.PreviewText(f"Saved as models/hgr/{files.save_hgr(hgr, name)}"))
+        saved = files.save_folder() / files.save_hgr(hgr, name)
+        return io.NodeOutput(ui=ui.PreviewText(f"Saved as {files.shown_path(saved)}"))
 
 
 class SafeCFGMergeHGR(io.ComfyNode):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
@@ -12,7 +15,7 @@ import torch
 from torch import nn
 
 import hgr
-from hgr.core.atomic import replacing, write_text
+from hgr.core.atomic import WriteError, creating, replacing, stale_parts, write_bytes, write_text
 from hgr.core.fingerprint import fingerprint
 from hgr.core.progress import SILENT, Progress, Tally
 from hgr.core.prompt import Prompt
@@ -34,7 +37,7 @@ def test_the_package_names_its_four_parts_and_loads_torch_only_for_them():
     )
     assert out.splitlines() == [
         f"{hgr.__version__} {hgr.__all__} []",
-        "hgr.core.hgr hgr.core.hgr hgr.core.file hgr.core.file True",
+        "hgr.core.hgr hgr.core.errors hgr.core.file hgr.core.file True",
     ]
     with pytest.raises(AttributeError, match="no attribute 'Redirector'"):
         hgr.Redirector  # noqa: B018
@@ -165,6 +168,108 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
         part.symlink_to("/dev/full")
         part.write_text("new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (errno.ENOSPC, "free some disk space"),
+        (errno.EROFS, "make the folder writable"),
+        (errno.EACCES, "make the folder writable"),
+        (errno.ENAMETOOLONG, "a shorter name"),
+        (errno.EIO, "check that the disk"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_one_sentence_with_folder_and_remedy(tmp_path, monkeypatch, code, remedy):
+    """Still an OSError with the system's own code and words, for those who handle it."""
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code), "safecfg.part")
+
+    monkeypatch.setattr("hgr.core.atomic.os.replace", refuse)
+    with pytest.raises(OSError) as error:
+        write_text(tmp_path / "a.txt", "new")
+    text = str(error.value)
+    assert text.startswith(f"a.txt cannot be written to {tmp_path} (") and remedy in text and text.endswith(".")
+    assert error.value.errno == code and error.value.strerror == os.strerror(code)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_a_file_is_named_and_no_name_that_is_taken(tmp_path):
+    """For a saver that counts upward while a name is taken, this would never end."""
+    (tmp_path / "folder").write_text("a file")
+    for path in (tmp_path / "folder" / "a", tmp_path / "folder" / "deeper" / "a"):
+        with pytest.raises(WriteError, match="choose another folder"):
+            write_bytes(path, b"new", new=True)
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_of_two_writers_of_a_new_file_one_gets_the_name_and_the_other_is_told(tmp_path, monkeypatch, links):
+    """30 files: none is lost, none is replaced, and none is a mixture."""
+    if not links:  # as on a memory stick
+
+        def refuse(*_):
+            raise OSError(errno.EPERM, "no links here")
+
+        monkeypatch.setattr("hgr.core.atomic.os.link", refuse)
+    both = threading.Barrier(2, timeout=60)
+
+    def write(who):
+        told = []
+        for number in range(30):
+            both.wait()
+            try:
+                write_bytes(tmp_path / f"{number}", who * 100_000, new=True)
+                told.append((number, who, True))
+            except FileExistsError:
+                told.append((number, who, False))
+        return told
+
+    with ThreadPoolExecutor(2) as pool:
+        told = [one for each in list(pool.map(write, (b"a", b"b"))) for one in each]
+    winners = {number: who for number, who, won in told if won}
+    assert len(told) == 60 and sorted(winners) == list(range(30)) == sorted(
+        number for number, _, won in told if not won
+    )
+    assert all((tmp_path / f"{number}").read_bytes() == who * 100_000 for number, who in winners.items())
+    assert len(list(tmp_path.iterdir())) == 30
+
+
+def test_of_two_writers_of_one_file_neither_writes_into_the_others(tmp_path):
+    """Each has a temporary name of its own; the file is one of the two, whole."""
+    path = tmp_path / "a"
+    with replacing(path) as one, replacing(path) as two:
+        one.write_bytes(b"one")
+        two.write_bytes(b"two")
+        assert one != two and one.read_bytes() == b"one"
+    assert path.read_bytes() == b"one" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_new_file_that_fails_leaves_nothing_and_its_name_free(tmp_path, monkeypatch):
+    with pytest.raises(ValueError), creating(tmp_path / "a") as part:
+        part.write_text("half")
+        raise ValueError
+    monkeypatch.setattr("hgr.core.atomic.os.link", refused := lambda *_: (_ for _ in ()).throw(OSError(1, "no")))
+    monkeypatch.setattr("hgr.core.atomic.os.replace", refused)
+    with pytest.raises(WriteError):
+        write_bytes(tmp_path / "a", b"new", new=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_writer_left_is_found_and_nothing_else(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from hgr.core.atomic import replacing\n"
+        "with replacing(Path(sys.argv[1])) as part: part.write_text('half'); os._exit(9)"
+    )
+    long = "é" * 120 + ".txt"  # 244 bytes: no room for an ending
+    for name in ("a.txt", long):
+        subprocess.run([sys.executable, "-c", code, tmp_path / name], check=False)
+    left = sorted(tmp_path.iterdir())
+    assert len(left) == 2 and stale_parts(tmp_path) == [], "what is new may still be written"
+    (tmp_path / "download.part").write_text("another program's")
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    assert stale_parts(tmp_path) == left and stale_parts(tmp_path / "absent") == []
 
 
 def test_text_is_utf_8_with_plain_line_ends(tmp_path):

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from helpers import prompt, small_hgr
 
+from hgr.core.errors import HGRError
 from hgr.core.guidance import fold, mean_of_moved, ramp, shift
 from hgr.core.options import concept_strengths
 
@@ -23,6 +25,39 @@ def test_shift_returns_the_same_tensor_when_nothing_moves_and_touches_only_moved
     assert torch.equal(moved[[0, 2]], before[[0, 2]])
     assert torch.equal(moved[1], before[1] + 2)
     assert torch.equal(features, before), "the input was changed in place"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [(torch.float16, 1e5), (torch.float16, 40_000.0), (torch.float32, torch.inf)]
+)
+def test_features_that_their_type_cannot_hold_are_an_error_and_no_picture_of_nan(dtype, value):
+    """The displacement may be finite, and its cast or the sum not."""
+    features, delta = torch.full((2, 3, 4), 40_000.0, dtype=dtype), torch.zeros(2, 3, 4)
+    delta[1, 0, 0] = value
+    with pytest.raises(HGRError, match=f"do not fit {str(dtype).removeprefix('torch.')}: lower the strength"):
+        shift(features, delta, 1.0)
+
+
+@pytest.mark.parametrize("pooled", [0, 8])
+def test_a_displacement_that_overflows_is_an_error(pooled):
+    """Finite weights whose gates are finite, as in a damaged file."""
+    hgr = small_hgr((20.0,), pooled)
+    (hgr.network.pooled_out if pooled else hgr.network.move_out).weight.fill_(1e38)
+    hgr.network.move_in.bias.fill_(1e3)
+    reading = hgr.read(prompt(), torch.ones(1, pooled) if pooled else None)
+    assert reading.gates.isfinite().all()
+    with pytest.raises(HGRError, match="this HGR moves this prompt's text features to NaN or infinity"):
+        hgr.displacement(reading, torch.ones(1))
+
+
+def test_a_gate_that_opens_for_nothing_is_an_error_and_no_silence():
+    """An untrained or damaged network whose displacement is zero: the harmful prompt would pass untouched."""
+    hgr = small_hgr((20.0, -20.0))
+    hgr.network.move_out.weight.zero_()
+    with pytest.raises(HGRError, match="this HGR finds a concept in this prompt but moves nothing"):
+        hgr.displacement(hgr.read(prompt()), torch.ones(2))
+    off, _ = hgr.displacement(hgr.read(prompt()), torch.tensor([0.0, 1.0]))
+    assert not off.any(), "what is switched off or below its threshold may well do nothing"
 
 
 def test_fold_pads_shorter_and_adds_up_longer_displacements():

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from .errors import HGRError
+
 
 def ramp(gates: Tensor, thresholds: Tensor) -> Tensor:
     """Activation of each concept: 0 below its threshold, 1/2 at it, 1 from halfway between it and certainty.
@@ -22,13 +24,20 @@ def ramp(gates: Tensor, thresholds: Tensor) -> Tensor:
 def shift(features: Tensor, delta: Tensor, scale: float) -> Tensor:
     """`features + scale * delta`. Samples whose delta is zero keep their features bit for bit.
 
-    features, delta (B, ...). If no sample moves, the given tensor itself is returned.
+    features, delta (B, ...). If no sample moves, the given tensor itself is returned. Raises HGRError if a sample that
+    moves is not finite in the features' type.
     """
     moved = delta.flatten(1).any(1)
     if scale == 0 or not moved.any():
         return features
+    safe = features[moved] + (scale * delta[moved]).to(features)
+    if not safe.isfinite().all():
+        raise HGRError(
+            f"the moved text features do not fit {str(features.dtype).removeprefix('torch.')}: lower the strength, run "
+            "the text encoder in float32, or use another HGR, because this one may be damaged."
+        )
     result = features.clone()
-    result[moved] += (scale * delta[moved]).to(features)
+    result[moved] = safe
     return result
 
 

@@ -12,13 +12,10 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
+from .errors import HGRError
 from .guidance import ramp
 from .network import HGRNetwork, HGRUnion
 from .prompt import Prompt
-
-
-class HGRError(ValueError):
-    """A file or an input that cannot be used, in one sentence that says why."""
 
 
 @dataclass(frozen=True)
@@ -186,10 +183,10 @@ class HGR:
         if self.encoder.fixed_start:
             first = self.encoder.first.to(x)
             distance = (x[:, 0] - first).norm(dim=-1).amax().item() / first.norm().item()
-            other = distance > FINGERPRINT_TOLERANCE
+            other = not distance <= FINGERPRINT_TOLERANCE  # NaN is another encoder's
         else:
             distance = ((x - net.mean.to(x)) / net.std.to(x)).square().mean().item()
-            other = distance > SCORE_TOLERANCE
+            other = not distance <= SCORE_TOLERANCE
         if other:
             raise HGRError(
                 f"{name} was made for {family}, but this prompt comes from another text encoder (distance from "
@@ -202,7 +199,7 @@ class HGR:
         self.check(features, pooled)
         weight = self.network.mean
         length = features.shape[1]
-        chunk = self._part(length)
+        chunk = self.part_length(length)
         n = math.ceil(length / chunk)
         x = features.to(weight)
         if over := n * chunk - length:
@@ -229,7 +226,7 @@ class HGR:
         gates = gates.masked_fill(~is_given(features).to(gates.device)[:, None, None], 0.0)
         return Reading(encoding, gates, length)
 
-    def _part(self, length: int) -> int:
+    def part_length(self, length: int) -> int:
         """How many of a prompt's tokens the network sees at once."""
         chunk = self.encoder.chunk
         if not 0 < chunk <= MAX_TOKENS:
@@ -241,6 +238,8 @@ class HGR:
 
         strengths (K,), s: the user's strength of each concept times the global one. Delta is zero in every sample in
         which no concept with a strength above 0 reaches its threshold.
+
+        Raises HGRError if Delta is not finite, and if it is zero though a concept reaches its threshold.
         """
         n = reading.gates.shape[1]
         weights = ramp(reading.gates, self.thresholds.to(reading.gates)) * strengths.to(reading.gates)
@@ -251,4 +250,15 @@ class HGR:
             pooled = rearrange(pooled, "(b n) p -> b n p", n=n)
             furthest = pooled.norm(dim=-1).argmax(1)
             pooled = pooled[torch.arange(len(pooled)), furthest]
+        moved = delta.flatten(1).any(1) if pooled is None else delta.flatten(1).any(1) | pooled.any(1)
+        if (weights.flatten(1).any(1) & ~moved).any():
+            raise HGRError(
+                f"{self.name} finds a concept in this prompt but moves nothing: the file is damaged, so get it or "
+                "train it again."
+            )
+        if not (delta.isfinite().all() and (pooled is None or pooled.isfinite().all())):
+            raise HGRError(
+                f"{self.name} moves this prompt's text features to NaN or infinity: the file is damaged, so get it or "
+                "train it again."
+            )
         return delta, pooled

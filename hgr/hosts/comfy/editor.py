@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -65,10 +64,9 @@ def about(name: str) -> dict[str, Any]:
             {key: concept[key] for key in ("id", "label", "description", "threshold")} for concept in header["concepts"]
         ],
         "encoder": header["encoder"]["family"],
-        # browsers do not parse the NaN that Python writes
-        "training": json.loads(json.dumps(header["training"]), parse_constant=lambda _: None),
+        "training": header["training"],
         "probe": header["probe"] is not None,
-        "date": datetime.fromtimestamp(path.stat().st_mtime, timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.fromtimestamp(files.stamp_of(path)[0] / 1e9, timezone.utc).isoformat(timespec="seconds"),
     }
 
 

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import folder_paths
 
 from ...core import file
+from ...core.atomic import stale_parts
+from ...core.excerpt import excerpt
 from ...core.hgr import HGR
 from ...demo import assets
 
 BUNDLED = "safecfg_demo (bundled)"
 NO_FILE = "none"
-NAME_RULE = "1 to 100 letters, digits, spaces, dots, - and _, starting with a letter or digit"
+_NAME_RULE = "1 to 100 letters, digits, spaces, dots, - and _, starting with a letter or digit"
+_NAME_BYTES = 200  # file systems allow 255, and a number, the suffix and a temporary name's end must fit too
+_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{device}{n}" for device in ("COM", "LPT") for n in "0123456789¹²³")}
 _FOLDER = "hgr"
 
 
@@ -31,10 +37,14 @@ def hgr_names() -> list[str]:
 
 
 def hgr_path(name: str) -> Path | None:
-    """The path of the file of that name, or None. Names that lead out of the folder give None."""
+    """The path of the file of that name, or None. Names that lead out of the folder give None. In a graph from another
+    system, folders in the name may be separated in its way."""
     if name == BUNDLED:
         return assets.HGR_FILE if assets.HGR_FILE.is_file() else None
-    path = folder_paths.get_full_path(_FOLDER, name) if name in folder_paths.get_filename_list(_FOLDER) else None
+    listed = folder_paths.get_filename_list(_FOLDER)
+    if name not in listed:
+        name = {other.replace("\\", "/"): other for other in listed}.get(str(name).replace("\\", "/"), "")
+    path = folder_paths.get_full_path(_FOLDER, name) if name else None
     return None if path is None else Path(path)
 
 
@@ -42,7 +52,7 @@ def find_hgr(name: str) -> Path:
     """`hgr_path`; raises FileNotFoundError if there is no such file."""
     path = hgr_path(name)
     if path is None:
-        raise FileNotFoundError(f'HGR "{name}" is not in models/{_FOLDER}.')
+        raise FileNotFoundError(f'HGR "{excerpt(name)}" is not in models/{_FOLDER}.')
     return path
 
 
@@ -51,24 +61,57 @@ def load_hgr(name: str) -> HGR:
     return file.load(find_hgr(name))
 
 
-def is_name(name: str) -> bool:
-    """Whether a file may be saved under this name."""
-    return re.fullmatch(r"[\w][\w .\-]{0,99}", name) is not None
+def name_fault(name: str) -> str | None:
+    """Why no file can be saved under this name on every system, in one sentence; None if one can."""
+    stem = _stem(name)
+    if not re.fullmatch(r"\w[\w .\-]{0,99}", name):
+        why = f"{_NAME_RULE}."
+    elif stem.partition(".")[0].rstrip().upper() in _DEVICES:
+        why = "Windows keeps it for a device."
+    elif (size := len(stem.encode())) > _NAME_BYTES:
+        why = f"it has {size} bytes; at most {_NAME_BYTES} are allowed."
+    else:
+        return None
+    return f'"{excerpt(name)}" cannot be a file name: {why}'
 
 
 def save_hgr(hgr: HGR, name: str) -> str:
-    """Save an HGR in models/hgr under this name, with a number if the file exists; returns the file's name.
+    """Save an HGR in `save_folder` under this name, with a number if the file exists, also if another saver has made it
+    meanwhile; returns the file's name.
 
-    Raises ValueError for a name that breaks `NAME_RULE`, OSError if the disk is full or not writable.
+    Raises ValueError for a name that has a `name_fault`, HGRError for an HGR that could not be loaded again, OSError if
+    the file cannot be written.
     """
-    if not is_name(name):
-        raise ValueError(f'"{name}" cannot be a file name: {NAME_RULE}.')
-    folder, stem = Path(folder_paths.get_folder_paths(_FOLDER)[0]), name.removesuffix(".safetensors").rstrip(". ")
-    number = 1
-    while (path := folder / f"{stem}{f'_{number}' if number > 1 else ''}.safetensors").exists():
-        number += 1
-    file.save(hgr, path)
+    if fault := name_fault(name):
+        raise ValueError(fault)
+    folder, stem = save_folder(), _stem(name)
+    for part in stale_parts(folder):
+        with suppress(OSError):
+            part.unlink()
+    for number in count(1):
+        path = folder / f"{stem}{f'_{number}' if number > 1 else ''}.safetensors"
+        if not path.exists():
+            try:
+                file.save(hgr, path, new=True)
+                break
+            except FileExistsError:
+                continue
     return path.name
+
+
+def save_folder() -> Path:
+    """Where HGRs are saved: models/hgr, or the first hgr folder of the host's extra paths."""
+    return Path(folder_paths.get_folder_paths(_FOLDER)[0])
+
+
+def shown_path(path: Path) -> str:
+    """A path for the user: inside ComfyUI's folder relative to it."""
+    base = Path(folder_paths.base_path)
+    return (path.relative_to(base) if path.is_relative_to(base) else path).as_posix()
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(".safetensors").rstrip(". ")
 
 
 @dataclass(frozen=True)
@@ -92,7 +135,9 @@ class InputFiles:
         if name in (None, NO_FILE):
             return None
         if name not in self.names():
-            raise FileNotFoundError(f'"{name}" is not a {" or ".join(self.suffixes)} file in ComfyUI\'s input folder.')
+            raise FileNotFoundError(
+                f'"{excerpt(name)}" is not a {" or ".join(self.suffixes)} file in ComfyUI\'s input folder.'
+            )
         return Path(folder_paths.get_input_directory(), name)
 
     def validate(self, name: str | None) -> bool | str:
@@ -113,8 +158,13 @@ class InputFiles:
 
 
 def stamp_of(path: Path) -> tuple[int, int]:
-    """A value that changes with the file."""
-    return path.stat().st_mtime_ns, path.stat().st_size
+    """A value that changes with the file: its time in nanoseconds and its size. Raises FileNotFoundError, without the
+    folder, if the file has gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        raise FileNotFoundError(f'"{excerpt(path.name)}" cannot be read any more.') from None
+    return found.st_mtime_ns, found.st_size
 
 
 register_folder()
