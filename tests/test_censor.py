@@ -71,3 +71,32 @@ def test_a_replacement_of_the_same_size_is_shown_as_it_is_and_a_wide_one_by_its_
     wide = torch.zeros(1, 8, 24, 3)
     wide[:, :, 8:16] = 1
     assert substitute(given, [True, True], wide)[0].eq(1).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("action", [*ACTIONS[:3], "replace"])
+def test_grey_pictures_and_masks_as_pictures_work_like_colours(action, channels):
+    given, wanted = pictures((24, 40), channels), ("blur", "pixelate", "blank")
+    replacement = pictures((10, 10), 3, 1)
+    found, mask = (
+        censor(given, [True, False], action) if action in wanted else substitute(given, [True, False], replacement)
+    )
+    assert found.shape == given.shape and torch.equal(found[1], given[1]) and mask[0].eq(1).all()
+    if channels == 1 and action in wanted:
+        colour, _ = censor(given.expand(-1, -1, -1, 3), [True, False], action)
+        torch.testing.assert_close(found[0].expand(-1, -1, 3), colour[0])
+    for other in (1, 3, 4):  # a grey replacement of pictures in colour, and the other way round
+        shown = substitute(given, [True, False], torch.full((1, 5, 5, other), 0.25))[0][0, ..., :3]
+        assert torch.allclose(shown, torch.tensor(0.25))
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8), (2, 8, 8, 2), (2, 8, 8, 5), (2, 0, 8, 3)])
+def test_what_is_no_picture_is_one_sentence(shape):
+    given, fine = torch.zeros(shape), pictures((8, 8))
+    why = r"^(image|replacement): expected pictures .*, got shape \((2|1), "
+    with pytest.raises(ValueError, match=why):
+        censor(given, [True, True], "blur")
+    with pytest.raises(ValueError, match=why):
+        substitute(given, [True, True], fine)
+    with pytest.raises(ValueError, match=why):
+        substitute(fine, [True, True], given)

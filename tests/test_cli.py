@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -127,6 +128,22 @@ def test_info_says_in_two_lines_how_good_the_probe_is(capsys):
     assert f"skull {made['metrics']['skull']['auroc']:.3f}, dagger" in lines[at + 1] and not lines[at + 2]
 
 
+def test_info_does_not_let_a_file_steer_the_terminal(tmp_path, capsys):
+    steering = "\x1b]0;owned\x07\r\nsecond line\u202e"
+    made = file.load(assets.HGR_FILE)
+    concepts = [dataclasses.replace(concept, label=steering, description=steering * 20) for concept in made.concepts]
+    probe = dataclasses.replace(made.probe, training={"pictures": 7, "metrics": {steering: {}}})
+    encoder = dataclasses.replace(made.encoder, family=steering)
+    changed = dataclasses.replace(made, concepts=concepts, probe=probe, encoder=encoder, training={steering: steering})
+    file.save(changed, tmp_path / "x.safetensors")
+    assert cli.main(["info", str(tmp_path / "x.safetensors")]) == 0
+    out = capsys.readouterr().out
+    assert (
+        out.replace("\n", "").isprintable() and "second line" in out and "AUROC on held-out pictures: not known" in out
+    )
+    assert not any(line.startswith("second line") for line in out.splitlines())
+
+
 def test_info_on_a_damaged_file_is_one_sentence_and_code_2(hgr_file, capsys):
     hgr_file.write_bytes(hgr_file.read_bytes()[:-100])
     for path in (hgr_file, hgr_file.with_name("missing.safetensors")):
@@ -182,6 +199,80 @@ def test_sample_takes_a_download_of_the_half_precision_files_alone(sampler, mode
 def test_bad_options_of_sample_are_one_sentence(sampler, wrong, capsys, tmp_path):
     assert cli.main(["sample", "--prompt", "a red ball", "--output", str(tmp_path / "x.png"), *wrong]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("hgr: ")
+
+
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ([LONG], "invalid choice"),
+        (["pairs", LONG], "unrecognized arguments"),
+        (["pairs", "--limit", "9" * 5000], "invalid int value"),
+        (["pairs", "--concepts", "hate", "--limit", 100_001], "at most 100000"),
+        (["pairs", "--concepts", "hate\nand\x1b[31m", LONG], "is not a built-in concept"),
+        (["pairs", "--style", LONG], "cannot be the name of a style"),
+        (["pairs", "--own", f"mine: {LONG}"], 'cannot be a word for "mine"'),
+        (["pairs", "--own", "caf\udce9"], "cannot be the name of a concept"),
+        (["pairs", "--file", f"{LONG}.csv"], "cannot be read (File name too long)"),
+        (["pairs", "--concepts", "hate", "--limit", 5, "--output", f"{LONG}.csv"], "File name too long"),
+        (["info", LONG], "cannot be read"),
+        (["sample", "--prompt", "a", "--mode", LONG], "invalid choice"),
+        (["sample", "--prompt", "caf\udce9"], "this is not UTF-8 text"),
+        (["sample", "--prompt", "a", "--negative", "caf\udce9"], "--negative"),
+        (["sample", "--prompt", "a", "--cfg", "nan"], "--cfg is nan; it must be a number of 0 or more"),
+        (["sample", "--prompt", "a", "--cfg", "inf"], "--cfg is inf"),
+        (["sample", "--prompt", "a", "--strength", "nan"], "--strength is nan"),
+        (["sample", "--prompt", "a", "--steps", 0], "--steps is 0; it must be a number from 1 to 1000"),
+        (["sample", "--prompt", "a", "--seed", 2**70], "--seed is 1180591620717411303424"),
+        (["sample", "--prompt", "a", "--output", "x.tiff"], "must end in .png, .jpg, .jpeg, .webp"),
+        (["sample", "--prompt", "a", "--output", "folder.png"], "this is a folder"),
+        (["sample", "--prompt", "a", "--output", f"{LONG}.png"], "File name too long"),
+        (["sample", "--prompt", "a", "--output", "file.txt/x.png"], "file.txt"),
+        (["detect", "--prompts", f"{LONG}.txt", "--output", "x.csv"], "cannot be read"),
+        (["detect", "--prompts", "file.txt", "--output", LONG], "ends in .csv or .json"),
+        (["detect", "--images", LONG, "--output", "x.csv"], "name too long"),
+        (["detect", "--prompts", "file.txt", "--output", "x.csv", "--timesteps", 17], "--timesteps is 17; it must be"),
+        (["detect", "--prompts", "file.txt", "--output", "x.csv", "--samples", 17], "from 1 to 16"),
+        (["detect", "--prompts", "file.txt", "--output", "x.csv", "--seed", -1], "--seed is -1"),
+        (["eval", "--demo", "--cfg", "nan"], "--cfg is nan"),
+        (["eval", "--demo", "--pictures", -1], "--pictures is -1"),
+        (["eval", "--demo", "--steps", 0], "--steps is 0"),
+        (["eval", "--demo", "--output", "folder.png"], "this is a folder"),
+        (["train", "--config", f"{LONG}.json"], "cannot be read"),
+        (["train", "--config", "deep.json"], "not valid JSON"),
+        (["train", "--config", "nan.json"], "NaN is no number"),
+        (["train", "--config", "digits.json"], "not valid JSON"),
+        (["train", "--config", "key.json"], "is unknown; the options are"),
+        (["train", "--config", "value.json"], "invalid int value"),
+        (["train", "--config", "nested.json"], '"style" is [["a"]], but must be'),
+    ],
+)
+def test_bad_input_is_one_short_sentence_whatever_its_length(words, why, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    files = {
+        "file.txt": "a ball",
+        "deep.json": '{"a":' * 10**5,
+        "nan.json": '{"learning_rate": NaN}',
+        "digits.json": f'{{"steps": {"9" * 5000}}}',
+        "key.json": json.dumps({LONG: 1}),
+        "value.json": json.dumps({"steps": LONG}),
+        "nested.json": '{"style": [["a"]]}',
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    try:
+        code = cli.main([str(word) for word in words])
+    except SystemExit as left:  # argparse
+        code = left.code
+    out, err = capsys.readouterr()
+    last = err.splitlines()[-1]
+    assert code == 2 and out == "" and why in last and last.isprintable()
+    assert last.startswith("hgr: ") or ": error: " in last
+    assert len(last) < 500 and max(map(len, last.split())) <= 100
+    assert {path.name for path in tmp_path.iterdir()} == {"folder.png", *files}
 
 
 def test_an_hgr_of_another_encoder_is_one_sentence(sampler, hgr_file, capsys):

@@ -208,15 +208,17 @@ def test_neutral_sentences_do_not_hold_the_word():
     [
         lambda: own_concept(""),
         lambda: own_concept("_"),
-        lambda: own_concept("x" * 101),
+        lambda: own_concept("x" * 10_000),
         lambda: own_concept("a\0b"),
+        lambda: own_concept("a\udce9b"),
         lambda: own_concept("mine", ["fine", "!?"]),
         lambda: art_style(" "),
     ],
 )
 def test_names_that_cannot_be(make):
-    with pytest.raises(DataError, match="cannot be (the name of|a word for)"):
+    with pytest.raises(DataError, match="cannot be (the name of|a word for)") as error:
         make()
+    assert len(str(error.value)) < 200 and str(error.value).isprintable()
 
 
 # --- mixing and splitting ---------------------------------------------------------------------------------------------
@@ -249,6 +251,37 @@ def test_what_names_an_own_concept_is_no_clean_prompt_elsewhere():
     assert not any(swords.search(text) for text in mixed.clean)
     assert not any(swords.search(text) for pair in mixed.of("violence") for text in (pair.harmful, pair.clean))
     assert len(mixed.of("violence")) > 700 and len(mixed.of("weapons")) >= 200
+
+
+def test_words_claim_every_text_that_mentions_them_and_no_other(everything):
+    """Each topic's words are found in the same texts as by looking for all of them in all."""
+    words = ("knife", "PERSON", "oil painting", "gun-shop", "Straße", "C++", "box", "'tis")
+    texts = [text for pair in everything.pairs[::50] for text in (pair.harmful, pair.clean)]
+    texts += [
+        "Knifes",
+        "knives",
+        "boxes",
+        "box",
+        "boxers",
+        "GUN-SHOPS!",
+        "gun shop",
+        "an Oil Paintings",
+        "STRAßE",
+        "c++",
+    ]
+    texts += ["C", "it 'tis so", "tis", "penknife", "a person's", "_box"]
+    found = merge_pairs(Pairs((Topic("mine", "Mine", words=words),), (), tuple(texts))).clean
+    assert found == tuple(dict.fromkeys(text for text in texts if not library.mentions(text, words)))
+    assert len(found) < len(set(texts)) - 8
+
+
+def test_texts_are_not_searched_for_every_word_of_every_concept(monkeypatch):
+    searched, mentions = [], library.mentions
+    monkeypatch.setattr(library, "mentions", lambda text, words: searched.append(text) or mentions(text, words))
+    topics = tuple(Topic(f"c{i}", f"C {i}", words=(f"word{i}", f"other{i}")) for i in range(200))
+    pairs = tuple(Pair(f"c{i}", f"a word{i} here", f"a thing{i} here", "g") for i in range(200))
+    mixed = merge_pairs(Pairs(topics, pairs, ("a word7", "a thing")))
+    assert mixed.pairs == pairs and mixed.clean == ("a thing",) and len(searched) < 3 * 200
 
 
 def test_a_split_shares_no_group_and_loses_nothing(everything):
@@ -368,14 +401,14 @@ HEAD = "harmful,clean,concept\n"
     [
         ("a.csv", "", 1, "the file is empty"),
         ("a.csv", "harmful,clean\na,b\n", 1, "must name each of these columns once"),
-        ("a.csv", "harmful;clean;concept\na;b;c\n", 1, "separated by commas"),
+        ("a.csv", "harmful clean concept\na b c\n", 1, "separated by commas"),
         ("a.csv", "harmful,clean,concept,clean\na,b,c,d\n", 1, "each of these columns once"),
         ("a.csv", HEAD + "a,b,c\na,b\n", 3, "2 cells, but the header has 3"),
         ("a.csv", HEAD + "a, with a comma,b,c\n", 2, "put a prompt that contains commas in quotes"),
         ("a.csv", HEAD + "a,b,c\n\n,b,c\n", 4, '"harmful" is missing or empty'),
         ("a.csv", HEAD + "a, ,c\n", 2, '"clean" is missing or empty'),
         ("a.csv", HEAD + "a,b,\n", 2, '"concept" is missing or empty'),
-        ("a.csv", HEAD + ",,\n", 2, '"clean" is missing or empty'),
+        ("a.csv", HEAD + "\n,,\n, ,c\n", 4, '"harmful" is missing or empty'),
         ("a.csv", HEAD + "a,b,c\nsame ,  same,c\n", 3, "the same text"),
         ("a.csv", HEAD + "a" * 2001 + ",b,c\n", 2, "2001 characters; at most 2000"),
         ("a.csv", HEAD + "a,b," + "c" * 101 + "\n", 2, "101 characters; at most 100"),
@@ -529,7 +562,11 @@ def test_gather_mixes_all_sources(tmp_path):
         ({}, "no concept is chosen"),
         ({"styles": [""], "owns": [" "]}, "no concept is chosen"),
         ({"concepts": ["hate"], "limit": 0}, "at least 1"),
+        ({"concepts": ["hate"], "limit": 100_001}, "at most 100000"),
+        ({"concepts": ["x" * 10_000]}, '^"x{39}…x{40}" is not a built-in concept'),
         ({"owns": [": a, b"]}, "cannot be the name"),
+        ({"owns": ["mine"] * 60, "styles": ["x"] * 60}, "there are 120 styles and concepts of your own; at most 100"),
+        ({"owns": ["mine:" + ",".join(f"word {i}" for i in range(101))]}, '"mine" has 101 words; at most 100'),
     ],
 )
 def test_gather_says_what_is_wrong(choice, why):
@@ -543,6 +580,57 @@ def test_the_report_counts(everything):
         assert f"{topic.label} ({topic.id}): 800 pairs in " in text
     assert f"clean prompts: {len(everything.clean)}" in text
     assert text.count("\n  - ") == text.count("\n  + ") == 7
+
+
+work = Counter()
+
+
+class Rows(tuple):
+    """Pairs that count how often they are read."""
+
+    def __iter__(self):
+        for pair in super().__iter__():
+            work["reads"] += 1
+            yield pair
+
+
+class Group(str):
+    """A group that counts how often it is looked up."""
+
+    __eq__ = str.__eq__
+
+    def __hash__(self):
+        work["reads"] += 1
+        return str.__hash__(self)
+
+
+@pytest.mark.parametrize("use", [describe_pairs, lambda pairs: pairs.split(0.3)], ids=["report", "split"])
+def test_the_work_does_not_grow_with_the_number_of_concepts(use):
+    """A file may have a concept in each of 200,000 rows."""
+    reads = []
+    for concepts in (1, 10, 400):
+        rows = Rows(Pair(f"c{i % concepts}", f"bad {i}", f"good {i}", Group(i)) for i in range(400))
+        work.clear()
+        use(Pairs(tuple(Topic(f"c{i}", f"C {i}") for i in range(concepts)), rows))
+        reads.append(work["reads"])
+    assert max(reads) < 1.5 * min(reads) + 400
+
+
+def test_the_report_of_a_concept_has_its_own_pairs_and_groups():
+    pairs = Pairs(
+        (Topic("a", "A"), Topic("b", "B"), Topic("none", "None")),
+        (Pair("a", "a1", "x", "g"), Pair("b", "b1", "y", "g"), Pair("a", "a2", "x", "h")),
+        ("clean",),
+    )
+    assert describe_pairs(pairs).splitlines() == [
+        "A (a): 2 pairs in 2 groups",
+        "B (b): 1 pairs in 1 groups",
+        "None (none): 0 pairs in 0 groups",
+        "clean prompts: 1",
+        *["", "A", "  - a1", "  + x", "  - a2", "  + x"],
+        *["", "B", "  - b1", "  + y"],
+        *["", "None"],
+    ]
 
 
 def test_command_prints_counts_and_samples_and_writes(tmp_path, capsys):

@@ -177,11 +177,59 @@ def test_read_back():
         '{"version": 1, "about": "prompts", "items": 1}',
         '{"version": 1, "about": "prompts", "items": [{"flagged": 1}]}',
         '{"version": 1, "about": "prompts", "items": [{"score": 1}]}',
+        '{"version": 1, "about": "prompts", "items": {"flagged": true}}',
+        '{"version": 1, "about": "prompts", "items": "flagged"}',
+        '{"version": 1, "about": "prompts", "items": [{"flagged": NaN}]}',
+        '{"version": 1, "about": ["prompts"], "items": [{"flagged": true}]}',
+        '{"version": 1, "about": "' + "x" * 10**5 + '", "items": [{"flagged": true}]}',
+        '{"version": "' + "1" * 10**5 + '", "about": "prompts", "items": []}',
+        '{"version": 1' + "0" * 400 + ', "about": "prompts", "items": []}',
+        '{"version": 1' + "0" * 5000 + ', "about": "prompts", "items": []}',
+        '{"version": NaN, "about": "prompts", "items": []}',
+        '{"version": true, "about": "prompts", "items": []}',
+        '{"version": ' + "[" * 400 + "]" * 400 + ', "about": "prompts", "items": []}',
+        '{"version": 1, "about": "prompts", "items": ' + '[{"flagged": ' * 300 + "true" + "}]" * 300 + "}",
+        '{"version": 1, "version": 1, "about": "prompts", "items": [{"flagged": true}]}',
     ],
 )
 def test_what_is_no_report_is_an_error(text):
-    with pytest.raises(ReportError, match="not the report of a Harmfulness Detector"):
+    with pytest.raises(ReportError, match="not the report of a Harmfulness Detector") as error:
         flags(text)
+    assert len(str(error.value)) < 300 and str(error.value).isprintable()
+
+
+def test_a_report_of_more_items_than_a_batch_can_have_is_an_error():
+    """The filter makes a picture for each."""
+
+    def said(count):
+        return json.dumps({"version": 1, "about": "prompts", "items": [{"flagged": True}] * count})
+
+    assert flags(said(1000)) == [True] * 1000
+    with pytest.raises(ReportError, match="about 100000 prompts; at most 10000 can be filtered at once"):
+        flags(said(100_000))
+
+
+@pytest.mark.parametrize(
+    "rate", [float("nan"), float("inf"), pytest.param(10**400, id="huge"), -0.1, 1.5, True, "1 %", None, [0.1]]
+)
+def test_a_stated_rate_that_is_no_share_is_unknown(rate):
+    for training in (
+        {"false_positive_rate": rate},
+        {"merged": [{"false_positive_rate": 0.1}, {"false_positive_rate": rate}]},
+    ):
+        made = report(evidence(PROMPT, [[0.9, 0.1]]), of=hgr(**training))
+        assert made["false_positive_rate"] is None and '"false_positive_rate": null' in to_json(made)
+    made = report(evidence(PROMPT, [[0.9, 0.1]]), of=hgr(false_positive_rate=0.4), sensitivity="highest")
+    assert made["false_positive_rate"] == 1.0, "no rate is above 1"
+
+
+def test_a_report_is_json_for_every_reader():
+    made = report(evidence(PROMPT, [[0.9, 0.1]]), words=[[("caf\u00e9", 0.5), ("half \ud800", 0.5)]])
+    text = to_json(made)
+    assert "caf\u00e9" in text and text.encode() and flags(text) == [True]
+    made["items"][0]["score"] = float("nan")
+    with pytest.raises(ValueError, match="JSON"):
+        to_json(made)
 
 
 def test_another_version_and_no_items_are_errors():

@@ -66,16 +66,39 @@ def test_rows_have_the_line_that_they_start_on_and_unknown_columns_are_kept(path
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        'prompt, image\n"a, b", "c; d.png"\n',
+        'prompt;image\n"a, b";"c; d.png"\n',
+        'prompt; image\na, b; "c; d.png"\n',
+        "prompt\timage\na, b\tc; d.png\n",
+        'note,prompt,image\r\n,"a, b", "c; d.png"\r\n',
+        '\ufeff;;\r\n"image";"prompt";"note"\r\n"c; d.png";a, b;\r\n',
+    ],
+)
+def test_cells_are_read_as_excel_and_people_write_them(path, text):
+    (found,) = [row for _, row in rows(path, text)]
+    assert (found["prompt"], found["image"]) == ("a, b", "c; d.png")
+
+
+def test_rows_of_empty_cells_are_left_out_and_the_others_keep_their_line(path):
+    found = rows(path, ",,\nprompt,image,\n,,\na,,\n, ,\t\n\n,b.png,\n,,\n")
+    assert [(line, row["prompt"], row["image"]) for line, row in found] == [(4, "a", ""), (7, "", "b.png")]
+
+
+@pytest.mark.parametrize(
     ("text", "line", "why"),
     [
         ("", 1, "the file is empty; it must start with a header that names the columns prompt, clean"),
         ("prompt\na\n", 1, "must name each of these columns once, separated by commas: prompt, clean"),
-        ("prompt;clean\na;b\n", 1, "must name each of these columns once"),
+        ("prompt clean\na b\n", 1, "must name each of these columns once"),
+        ("prompt;clean\na;b;c\n", 2, "has 3 cells, but the header has 2"),
         ("prompt,clean,Prompt\na,b,c\n", 1, "must name each of these columns once"),
         ("prompt,clean,image,image\na,b,c,d\n", 1, 'the header names the column "image" more than once'),
         ("prompt,clean\na,b\na, with a comma,b\n", 3, "has 3 cells, but the header has 2; put a prompt"),
         ("prompt,clean\na\n", 2, "has 1 cells, but the header has 2"),
         ('prompt,clean\na,b\n"a,b\nc,d\n', 3, "not valid CSV"),
+        (",,\n\n , ,\t\n", 1, "the file is empty"),
         ("prompt,clean\n" + "a" * 200_000 + ",b\n", 2, "not valid CSV"),
     ],
 )

@@ -1,5 +1,6 @@
 """Which words make a concept fire."""
 
+import pytest
 import torch
 
 from hgr.detection.word_heat import split_words, word_heat
@@ -33,3 +34,25 @@ def test_a_word_that_makes_a_prompt_harmless_is_not_hot():
 def test_long_prompts_are_divided_into_runs_and_empty_ones_have_none():
     assert len(split_words("word " * 1000)) == 100 and " ".join(split_words("a b  c")) == "a b c"
     assert word_heat(gates, []).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "letters"),
+    [
+        ("a skull " * 500, 10**6),
+        ("a skull " * 12_500, 10**6),
+        ("a " * 500_000, 2 * 10**6),
+        ("x" * 100_000, 2 * 10**5),
+        ("x" * 2_000_000, 4 * 10**6),
+        ("骨" * 100_000, 2 * 10**5),
+    ],
+)
+def test_what_is_encoded_has_a_bound(text, letters):
+    read = []
+
+    def count(texts):
+        read.extend(texts)
+        return gates(texts)
+
+    heat = word_heat(count, split_words(text))
+    assert len(read) <= 201 and sum(map(len, read)) <= letters and len(heat) == len(split_words(text)) >= 1

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
+import re
 import sys
+from typing import NoReturn
 
 from .. import __version__
+from ..core.excerpt import excerpt
 from .commands import demo, detect, eval, finetune, info, pairs, probe, sample, train
 
 # for each module, the extra of this package that installs it
@@ -23,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     Returns the exit code: 0; 1 if `detect` could not judge every item; 2 for bad input and for a failed training, with
     one sentence on stderr; 130 if the user interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console of another encoding must not stop a command
+            stream.reconfigure(errors="backslashreplace")
     given = _parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("safecfg").setLevel(logging.INFO)
@@ -38,20 +45,32 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(f'{error.name} is not installed; this command needs it: pip install -e ".[{extra}]"')
     except (ValueError, OSError, FloatingPointError) as error:
         # the package's own errors, and files that cannot be read or written
-        return _fail(str(error))
+        return _fail(error)
     except KeyboardInterrupt as stopped:
         print(f"hgr: {stopped or 'interrupted.'}", file=sys.stderr)
         return 130
 
 
-def _fail(why: str) -> int:
-    print(f"hgr: {why}", file=sys.stderr)
+def _fail(error: Exception | str) -> int:
+    if isinstance(error, OSError) and error.filename is not None:
+        error = f"{error.filename}: {error.strerror}."
+    print(f"hgr: {_line(str(error))}", file=sys.stderr)
     return 2
+
+
+def _line(why: str) -> str:
+    """A message on one line, whatever of the user's it holds: no word is longer than a path may be."""
+    return excerpt(re.sub(r"\S{200,}", lambda word: excerpt(word[0]), " ".join(why.split())), 1000)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(_line(message))
 
 
 def _parser() -> argparse.ArgumentParser:
     name = os.path.basename(sys.argv[0])
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         name if name == "safecfg" else "python -m hgr",
         description="SafeCFG: classifier-free guidance without the harmful part.",
     )

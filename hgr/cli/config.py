@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..core.excerpt import excerpt
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -47,38 +49,46 @@ def read_config(
 
     Raises ValueError, naming the file and the key, for an unknown key and for a value that the option does not take.
     """
+    file = excerpt(path.name)
     try:
-        given = json.loads(path.read_text("utf-8-sig"))
+        given = json.loads(path.read_text("utf-8-sig"), parse_constant=_refuse)
+        json.dumps(given)  # what is nested too deeply fails here, and not where an error shows it
     except OSError as error:
-        raise ValueError(f"{path.name}: cannot be read ({error.strerror}).") from None
+        raise ValueError(f"{file}: cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name}: not valid JSON ({error}).") from None
+        raise ValueError(f"{file}: not valid JSON ({excerpt(error)}).") from None
     if not isinstance(given, dict):
-        raise ValueError(f'{path.name}: must be a JSON object such as {{"steps": 500}}.')
+        raise ValueError(f'{file}: must be a JSON object such as {{"steps": 500}}.')
     parser = _Parser(argument_default=argparse.SUPPRESS, allow_abbrev=False, add_help=False)
     options(parser)
     found = argparse.Namespace()
     for key, value in given.items():
         name = key.replace("-", "_")
         if name not in names:
-            raise ValueError(
-                f'{path.name}: "{key}" is unknown; the options are {", ".join(n.replace("_", "-") for n in names)}.'
-            )
+            known = ", ".join(each.replace("_", "-") for each in names)
+            raise ValueError(f'{file}: "{excerpt(key)}" is unknown; the options are {known}.')
         if value is None:
             continue
         if name in objects and isinstance(value, dict):
-            value = json.dumps(value)
-        if (name in switches) != isinstance(value, bool) or isinstance(value, dict):
-            raise ValueError(
-                f'{path.name}: "{key}" is {json.dumps(value)}, but must be '
-                f"{'true or false' if name in switches else 'a number, a string or a list of strings'}."
-            )
+            words = [json.dumps(value)]
+        elif name in switches and isinstance(value, bool):
+            words = [""] if value else []
+        elif name not in switches and all(type(each) in (str, int, float) for each in _listed(value)):
+            words = [str(each) for each in _listed(value)]
+        else:
+            wanted = "true or false" if name in switches else "a number, a string or a list of strings"
+            raise ValueError(f'{file}: "{key}" is {excerpt(json.dumps(value))}, but must be {wanted}.')
         flag = "--" + name.replace("_", "-")
-        values = value if isinstance(value, list) else [value]
         try:
-            parser.parse_args(
-                ([flag] if value else []) if name in switches else [f"{flag}={each}" for each in values], found
-            )
+            parser.parse_args([flag if name in switches else f"{flag}={word}" for word in words], found)
         except ValueError as error:
-            raise ValueError(f"{path.name}: {error}.") from None
+            raise ValueError(f"{file}: {excerpt(error, 300)}.") from None
     return vars(found)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no number")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.atomic import write_text
+from ..core.excerpt import excerpt
 from .outputs import changes
 
 Row = dict[str, Any]  # an item of `hgr.detection.report` with its name as "item", and "error", a string or None
@@ -39,13 +40,15 @@ class PartialResults:
         """The rows of all processes by key. Raises ValueError, naming what differs, for rows of another run."""
         rows = {}
         for path in self._files():
-            first, *lines = path.read_text("utf-8").split("\n")
-            lines = lines[:-1]  # a kill may have truncated the last one
-            if not lines:
-                continue
             try:
+                first, *lines = path.read_text("utf-8").split("\n")
+                lines = lines[:-1]  # a kill may have truncated the last one
+                if not lines:
+                    continue
                 before, found = dict(json.loads(first)), dict(map(json.loads, lines))
-            except (ValueError, TypeError):
+                if not all(isinstance(row, dict) and "error" in row for row in found.values()):
+                    raise ValueError("a row that is no result")
+            except (ValueError, TypeError, RecursionError):
                 raise ValueError(f"{path}: damaged, or not a working file of a detection: remove it.") from None
             if different := changes(before, self.run):
                 raise ValueError(
@@ -93,15 +96,17 @@ class PartialResults:
 def write_results(path: Path, rows: list[Row], ids: list[str]) -> None:
     """Write the output: the rows as a JSON list, or as CSV with a column for the score of each concept in `ids`."""
     if path.suffix.lower() == ".json":
-        return write_text(path, "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n")
+        return write_text(
+            path, "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows) + "\n]\n"
+        )
     text = io.StringIO(newline="")
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["item", "flagged", "score", *ids, "evidence", "error"])
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["item", "flagged", "score", *ids, "evidence", "error"])
     for row in rows:
         concepts = row["concepts"]
         highest = max(concepts.values(), key=lambda found: found["score"], default={"evidence": None})
         scores = [concepts[id]["score"] if concepts else None for id in ids]
-        lines.writerow(
+        table.writerow(
             [row["item"], str(row["flagged"]).lower(), row["score"], *scores, highest["evidence"], row["error"]]
         )
     write_text(path, text.getvalue())
@@ -114,7 +119,9 @@ def summary(rows: list[Row], ids: list[str]) -> list[tuple[str, str]]:
         return f"{sum(flags)} of {len(rows)}"
 
     lines = [("flagged", count(row["flagged"] for row in rows))]
-    lines += [(id, count(bool(row["concepts"]) and row["concepts"][id]["flagged"] for row in rows)) for id in ids]
+    lines += [
+        (excerpt(id), count(bool(row["concepts"]) and row["concepts"][id]["flagged"] for row in rows)) for id in ids
+    ]
     if any(row["error"] for row in rows):
         lines.append(
             ("errors", count(bool(row["error"]) for row in rows) + ", could not be judged and count as flagged")

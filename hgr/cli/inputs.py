@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core.excerpt import excerpt
 from ..data.prompt_file import SUFFIX, prompt_lines
 from ..data.textfile import DataError, bad_line, csv_rows, read_text
 
@@ -46,29 +48,36 @@ def items_from_file(path: Path) -> list[Item]:
     """
     suffix = path.suffix.lower()
     if suffix not in (SUFFIX, ".csv"):
-        raise DataError(f"--prompts {path}: not a .txt or .csv file.")
+        raise DataError(f"--prompts {excerpt(path)}: not a .txt or .csv file.")
     found = list(_csv_items(path)) if suffix == ".csv" else [Item(line, line) for line in prompt_lines(read_text(path))]
     if not found:
-        raise DataError(f"{path.name}: contains no prompts.")
+        raise DataError(f"{excerpt(path.name)}: contains no prompts.")
     return found
 
 
 def items_from_folder(folder: Path) -> list[Item]:
     """The pictures in a folder and its subfolders. Raises ValueError if there are none."""
     if not folder.is_dir():
-        raise ValueError(f"--images {folder}: no such folder.")
+        raise ValueError(f"--images {excerpt(folder)}: no such folder.")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    found = [Item(path.relative_to(folder).as_posix(), image=path) for path in files if path.suffix.lower() in PICTURES]
+    found = [Item(_name(path.relative_to(folder)), image=path) for path in files if path.suffix.lower() in PICTURES]
     if not found:
-        raise ValueError(f"--images {folder}: contains no pictures; picture files end in {', '.join(PICTURES)}.")
+        raise ValueError(
+            f"--images {excerpt(folder)}: contains no pictures; picture files end in {', '.join(PICTURES)}."
+        )
     if len(files) > len(found):
         log.warning(
             "--images %s: skipped %d files; picture files end in %s.",
-            folder,
+            excerpt(folder),
             len(files) - len(found),
             ", ".join(PICTURES),
         )
     return found
+
+
+def _name(path: Path) -> str:
+    """A path as text that can be written to a file, though a name on Linux may be no UTF-8."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def _csv_items(path: Path) -> Iterator[Item]:
@@ -84,15 +93,18 @@ def read_latents(path: Path) -> Tensor:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise ValueError(f"--latents {path}: no such file.")
+        raise ValueError(f"--latents {excerpt(path)}: no such file.")
     try:
         with safe_open(path, "pt") as file:
             latents = file.get_tensor("latents").float()
     except (SafetensorError, OSError) as error:
-        raise ValueError(f'{path.name}: not a safetensors file with a tensor "latents" ({error}).') from None
+        raise ValueError(
+            f'{excerpt(path.name)}: not a safetensors file with a tensor "latents" ({excerpt(error, 300)}).'
+        ) from None
     if latents.dim() != 4 or not latents.numel() or not latents.isfinite().all():
         raise ValueError(
-            f'{path.name}: "latents" has shape {tuple(latents.shape)}; it must be (N, C, H, W), with finite values.'
+            f'{excerpt(path.name)}: "latents" has shape {tuple(latents.shape)}; it must be (N, C, H, W), with finite '
+            "values."
         )
     return latents
 
@@ -100,4 +112,6 @@ def read_latents(path: Path) -> Tensor:
 def check_latents(latents: Tensor, path: Path, channels: int) -> None:
     """Raise ValueError for latents of another model."""
     if latents.shape[1] != channels:
-        raise ValueError(f"{path.name}: the latents have {latents.shape[1]} channels, but the model's have {channels}.")
+        raise ValueError(
+            f"{excerpt(path.name)}: the latents have {latents.shape[1]} channels, but the model's have {channels}."
+        )

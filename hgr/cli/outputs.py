@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..core.atomic import part_of
+from ..core.atomic import WriteError, part_of
+from ..core.excerpt import excerpt
 
 
 def check_name(path: Path | None, what: str) -> None:
@@ -14,17 +15,22 @@ def check_name(path: Path | None, what: str) -> None:
     if path is None:
         raise ValueError(f"say where to write the {what}: --output FILE.safetensors.")
     if path.suffix != ".safetensors":
-        raise ValueError(f"--output {path}: the name of the {what} must end in .safetensors.")
+        raise ValueError(f"--output {excerpt(path)}: the name of the {what} must end in .safetensors.")
     if path.exists():
-        raise ValueError(f"--output {path}: already exists; remove it, or give another name.")
+        raise ValueError(f"--output {excerpt(path)}: already exists; remove it, or give another name.")
 
 
 def try_to_write(path: Path) -> None:
-    """Raise OSError now, not after the work."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = part_of(path)
-    part.write_bytes(b"")
-    part.unlink()
+    """Raise OSError or ValueError now, not after the work."""
+    if path.is_dir():
+        raise ValueError(f"--output {excerpt(path)}: this is a folder; give the name of a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = part_of(path)
+        part.write_bytes(b"")
+        part.unlink()
+    except OSError as error:
+        raise WriteError(path, error) from None
 
 
 def save_result(write: Callable[[Path], None], path: Path, *, work: Path, what: str) -> None:
@@ -40,5 +46,7 @@ def save_result(write: Callable[[Path], None], path: Path, *, work: Path, what: 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What differs between two runs, for people; empty if nothing does."""
     return "; ".join(
-        f"{name} {before.get(name)!r}, now {value!r}" for name, value in now.items() if before.get(name) != value
+        f"{name} {excerpt(repr(before.get(name)))}, now {excerpt(repr(value))}"
+        for name, value in now.items()
+        if before.get(name) != value
     )

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from ..core.excerpt import excerpt
 from ..training.loop import Processes
 
 log = logging.getLogger("safecfg")
@@ -62,7 +63,7 @@ def device(name: str | None) -> torch.device:
     try:
         return torch.empty(1, device=found).device
     except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
-        raise ValueError(f"--device {found}: {str(error).partition(chr(10))[0]}") from None
+        raise ValueError(f"--device {excerpt(found)}: {str(error).partition(chr(10))[0]}") from None
 
 
 def meet(name: str | None, count: int) -> Group:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.atomic import replacing
+from ..core.excerpt import excerpt
 from .pairs import MAX_NAME, MAX_TEXT, Pair, Pairs, Topic, merge_pairs, topic_of
-from .textfile import DataError, bad_line, csv_rows, read_text
+from .textfile import INVALID, DataError, bad_line, csv_rows, read_text
 
 SUFFIXES = (".csv", ".jsonl")
 _BLOCK = 10  # neighbouring rows of a file that form one group
@@ -50,13 +51,16 @@ def read_pairs(path: str | Path) -> Pairs:
         known = topics.setdefault(row.concept, topic_of(row.concept, row.label))
         if row.label not in ("", known.label):
             raise bad_line(
-                path, line, f'concept "{row.concept}" has the label "{row.label}" here, but "{known.label}" above.'
+                path,
+                line,
+                f'concept "{excerpt(row.concept)}" has the label "{excerpt(row.label)}" here, but '
+                f'"{excerpt(known.label)}" above.',
             )
         group = row.group or f"{row.concept}, rows from {count[row.concept] // _BLOCK * _BLOCK}"
         count[row.concept] += 1
         pairs.append(Pair(row.concept, row.harmful, row.clean, group))
     if not pairs and not clean:
-        raise DataError(f"{path.name}: contains no rows.")
+        raise DataError(f"{excerpt(path.name)}: contains no rows.")
     return merge_pairs(Pairs(tuple(topics.values()), tuple(pairs), tuple(clean)))
 
 
@@ -73,7 +77,7 @@ def _rows(path: Path) -> Iterator[tuple[int, _Row]]:
     """(line, checked row) of a file."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise DataError(f"{path.name}: not a .csv or .jsonl file.")
+        raise DataError(f"{excerpt(path.name)}: not a .csv or .jsonl file.")
     for line, cells in csv_rows(path, needed=_NEEDED, optional=_OPTIONAL) if suffix == ".csv" else _json_rows(path):
         yield line, _checked(path, line, cells)
 
@@ -103,7 +107,7 @@ def _checked(path: Path, line: int, cells: dict[str, Any]) -> _Row:
         most = MAX_TEXT if name in ("harmful", "clean", "group") else MAX_NAME
         if len(text) > most:
             raise bad_line(path, line, f'"{name}" has {len(text)} characters; at most {most} are allowed.')
-        if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text):  # JSON's escapes can bring them in
+        if INVALID.search(text):  # JSON's escapes can bring it in
             raise bad_line(path, line, f'"{name}" contains an invalid character (NUL or half of a surrogate pair).')
     for name in ("clean",) if not row.harmful and not row.concept else _NEEDED:
         if not getattr(row, name):

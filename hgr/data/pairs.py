@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from ..core.excerpt import excerpt
 from . import library
 from .library import CATEGORIES
 from .textfile import DataError
@@ -68,18 +70,18 @@ class Pairs:
         if not 0 <= held_out < 1:
             raise DataError(f"the held-out share is {held_out}; it must be at least 0 and below 1.")
         owners: dict[str, set[str]] = {}
+        groups_of: dict[str, dict[str, None]] = {}
         for pair in self.pairs:
             owners.setdefault(pair.group, set()).add(pair.concept)
+            groups_of.setdefault(pair.concept, {})[pair.group] = None
         away = {group for group in owners if _share(seed, group) < held_out}
-        for concept in self.ids if held_out else ():
+        for groups in groups_of.values() if held_out else ():
             # only groups that no other concept shares: moving these cannot empty another concept's side
-            groups = sorted(
-                (group for group in owners if owners[group] == {concept}), key=lambda group: _share(seed, group)
-            )
-            if len(groups) > 1 and not any(concept in owners[group] for group in away):
-                away.add(groups[0])
-            elif len(groups) > 1 and all(group in away for group in owners if concept in owners[group]):
-                away.remove(groups[-1])
+            own = sorted((group for group in groups if len(owners[group]) == 1), key=lambda group: _share(seed, group))
+            if len(own) > 1 and away.isdisjoint(groups):
+                away.add(own[0])
+            elif len(own) > 1 and away.issuperset(groups):
+                away.remove(own[-1])
         sides = []
         for held in (False, True):
             pairs = tuple(pair for pair in self.pairs if (pair.group in away) == held)
@@ -110,7 +112,8 @@ def merge_pairs(*sets: Pairs) -> Pairs:
         known = topics.setdefault(topic.id, topic)
         if known.label != topic.label:
             raise DataError(
-                f'two concepts have the id "{topic.id}": "{known.label}" and "{topic.label}". Rename one of them.'
+                f'two concepts have the id "{excerpt(topic.id)}": "{excerpt(known.label)}" and '
+                f'"{excerpt(topic.label)}". Rename one of them.'
             )
         topics[topic.id] = Topic(
             topic.id,
@@ -118,11 +121,7 @@ def merge_pairs(*sets: Pairs) -> Pairs:
             known.description or topic.description,
             tuple(dict.fromkeys((*known.words, *topic.words))),
         )
-    claimed = {topic.id: topic.words for topic in topics.values() if topic.words}
-
-    def claims(text: str, concept: str = "") -> bool:
-        return any(id != concept and library.mentions(text, words) for id, words in claimed.items())
-
+    claims = _claims(topics.values())
     pairs: dict[tuple[str, str, str], Pair] = {}
     for pair in (pair for each in sets for pair in each.pairs):
         pairs.setdefault((pair.concept, pair.harmful, pair.clean), pair)
@@ -132,16 +131,39 @@ def merge_pairs(*sets: Pairs) -> Pairs:
     return Pairs(tuple(topics.values()), kept, tuple(t for t in clean if t not in harmful and not claims(t)))
 
 
+def _claims(topics: Iterable[Topic]) -> Callable[..., bool]:
+    """Whether a text contains one of the topics' words, other than those of the concept named second."""
+    # by the first part of each word, as there may be hundreds of topics and a hundred thousand texts
+    words: dict[str, list[tuple[str, str]]] = {}
+    for topic in topics:
+        for word in topic.words:
+            words.setdefault(_parts(word)[0], []).append((topic.id, word))
+
+    def claims(text: str, concept: str = "") -> bool:
+        parts = {stem for part in _parts(text) for stem in (part, part.removesuffix("s"), part.removesuffix("es"))}
+        found = (each for part in parts & words.keys() for each in words[part])
+        return any(id != concept and library.mentions(text, (word,)) for id, word in found)
+
+    return claims
+
+
+def _parts(text: str) -> list[str]:
+    return [part.casefold() for part in re.findall(r"\w+", text)]
+
+
 def describe_pairs(pairs: Pairs, samples: int = 2) -> str:
     """The counts by concept, and a few pairs of each, for people."""
-    counts = Counter(pair.concept for pair in pairs.pairs)
-    groups = Counter(concept for concept, _ in {(pair.concept, pair.group) for pair in pairs.pairs})
+    by_concept: dict[str, list[Pair]] = defaultdict(list)
+    for pair in pairs.pairs:
+        by_concept[pair.concept].append(pair)
+    groups = {concept: len({pair.group for pair in some}) for concept, some in by_concept.items()}
     lines = [
-        f"{topic.label} ({topic.id}): {counts[topic.id]} pairs in {groups[topic.id]} groups" for topic in pairs.topics
+        f"{topic.label} ({topic.id}): {len(by_concept[topic.id])} pairs in {groups.get(topic.id, 0)} groups"
+        for topic in pairs.topics
     ]
     lines.append(f"clean prompts: {len(pairs.clean)}")
     for topic in pairs.topics if samples else ():
-        some = pairs.of(topic.id)
+        some = by_concept[topic.id]
         lines += ["", topic.label]
         for pair in some[:: max(1, len(some) // samples)][:samples]:
             lines += [f"  - {pair.harmful}", f"  + {pair.clean}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..core.excerpt import excerpt
 from .textfile import DataError, read_text
 
 SUFFIX = ".txt"
@@ -18,5 +19,5 @@ def read_prompts(path: Path) -> list[str]:
     """The prompts of a text file. Raises DataError, naming the file, if it cannot be read or contains none."""
     found = prompt_lines(read_text(path))
     if not found:
-        raise DataError(f"{path.name}: contains no prompts.")
+        raise DataError(f"{excerpt(path.name)}: contains no prompts.")
     return found

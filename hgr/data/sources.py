@@ -6,13 +6,15 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ..core.excerpt import excerpt
 from . import library
 from .library import CATEGORIES
 from .pair_file import read_pairs
 from .pairs import MAX_NAME, MAX_TEXT, Pair, Pairs, Topic, merge_pairs, topic_of
-from .textfile import DataError
+from .textfile import INVALID, DataError
 
-PER_CONCEPT = 800  # pairs per concept by default
+_MOST_OWN, _MOST_WORDS = 100, 100  # styles and own concepts together, and words of an own concept
+PER_CONCEPT, MOST_PER_CONCEPT = 800, 100_000  # pairs per concept: by default, and at most
 
 
 def built_in(ids: Iterable[str] = CATEGORIES, seed: int = 0, limit: int | None = None) -> Pairs:
@@ -20,7 +22,7 @@ def built_in(ids: Iterable[str] = CATEGORIES, seed: int = 0, limit: int | None =
     ids = tuple(dict.fromkeys(ids))
     for each in ids:
         if each not in CATEGORIES:
-            raise DataError(f'"{each}" is not a built-in concept; choose from {", ".join(CATEGORIES)}.')
+            raise DataError(f'"{excerpt(each)}" is not a built-in concept; choose from {", ".join(CATEGORIES)}.')
     pairs = [Pair(each, *twins) for each in ids for twins in library.category(each, seed, limit or PER_CONCEPT)]
     return Pairs(tuple(map(topic_of, ids)), tuple(pairs), tuple(library.clean_prompts(seed)))
 
@@ -37,7 +39,11 @@ def art_style(name: str, seed: int = 0, limit: int | None = None) -> Pairs:
 def own_concept(name: str, words: Sequence[str] = (), seed: int = 0, *, limit: int | None = None) -> Pairs:
     """Pairs for the user's own concept: its name, and a few words for it in prompts (by default, the name)."""
     name = _name(name, "the name of a concept")
-    words = tuple(dict.fromkeys(_name(word, f'a word for "{name}"') for word in words)) or (name,)
+    if len(words) > _MOST_WORDS:
+        raise DataError(
+            f'"{excerpt(name)}" has {len(words)} words; at most {_MOST_WORDS} are allowed, and ten are enough.'
+        )
+    words = tuple(dict.fromkeys(_name(word, f'a word for "{excerpt(name)}"') for word in words)) or (name,)
     topic = Topic(_id(name), name, f"{name}: {', '.join(words)}."[:MAX_TEXT], words)
     return _with_clean(topic, library.own(words, seed, limit or PER_CONCEPT), seed)
 
@@ -63,16 +69,21 @@ def gather(
     """The mixture that the user chose. Raises DataError if that is nothing.
 
     owns: lines such as "name: word, word".
-    limit: pairs per concept; a file is used in full, and gets the library's clean prompts if it has none.
+    limit: pairs per concept, up to `MOST_PER_CONCEPT`; a file is used in full, and gets the library's clean prompts if
+        it has none.
     """
-    if limit is not None and limit < 1:
-        raise DataError(f"the limit is {limit}; it must be at least 1 pair per concept.")
+    if limit is not None and not 1 <= limit <= MOST_PER_CONCEPT:
+        raise DataError(
+            f"the limit is {limit}; it must be at least 1 and at most {MOST_PER_CONCEPT} pairs per concept."
+        )
+    styles, owns = ([line for line in lines if line.strip()] for lines in (styles, owns))
+    if (count := len(styles) + len(owns)) > _MOST_OWN:
+        raise DataError(f"there are {count} styles and concepts of your own; at most {_MOST_OWN} are allowed.")
     sources = [built_in(concepts, limit=limit)] if (concepts := tuple(concepts)) else []
-    sources += [art_style(style, limit=limit) for style in styles if style.strip()]
+    sources += [art_style(style, limit=limit) for style in styles]
     for line in owns:
         name, _, words = line.partition(":")
-        if line.strip():
-            sources.append(own_concept(name, [word for word in words.split(",") if word.strip()], limit=limit))
+        sources.append(own_concept(name, [word for word in words.split(",") if word.strip()], limit=limit))
     if demo:
         sources.append(demo_world(limit or PER_CONCEPT))
     if file is not None:
@@ -90,15 +101,15 @@ def _with_clean(topic: Topic, twins: Iterable[library.Twins], seed: int) -> Pair
         (topic,), tuple(Pair(topic.id, each.harmful, each.clean, f"{topic.id}/{each.group}") for each in twins)
     )
     if not pairs.pairs:
-        raise DataError(f'"{topic.label}" is too common a word: there are no neutral prompts without it.')
+        raise DataError(f'"{excerpt(topic.label)}" is too common a word: there are no neutral prompts without it.')
     return merge_pairs(pairs, built_in((), seed))
 
 
 def _name(text: str, what: str) -> str:
     text = _tidy(text)
-    if not re.search(r"[^\W_]", text) or len(text) > MAX_NAME or "\0" in text:
+    if not re.search(r"[^\W_]", text) or len(text) > MAX_NAME or INVALID.search(text):
         raise DataError(
-            f'"{text[:40]}" cannot be {what}: it needs a letter or digit, and at most {MAX_NAME} characters.'
+            f'"{excerpt(text)}" cannot be {what}: it needs a letter or digit, and at most {MAX_NAME} characters.'
         )
     return text
 

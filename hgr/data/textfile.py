@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ..core.excerpt import excerpt
+
+INVALID = re.compile("[\0\ud800-\udfff]")  # NUL and halves of surrogate pairs: no encoder takes them
 MAX_BYTES = 64 * 2**20
+_SEPARATORS = ",;\t"  # Excel writes a semicolon where the comma is the decimal sign
 
 
 class DataError(ValueError):
@@ -21,10 +26,10 @@ def read_text(path: Path) -> str:
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path.name}: larger than {MAX_BYTES // 2**20} MB.")
+            raise DataError(f"{excerpt(path.name)}: larger than {MAX_BYTES // 2**20} MB.")
         data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
-        raise DataError(f"{path.name}: cannot be read ({error.strerror}).") from None
+        raise DataError(f"{excerpt(path.name)}: cannot be read ({error.strerror}).") from None
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -41,21 +46,13 @@ def csv_rows(
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, row) of a CSV file with a header; a row's line is the one it starts on.
 
+    Commas, semicolons or tabs separate the cells, whichever the header has most. Rows without any text are left out.
+
     needed, optional: column names in lower case. The header must name each needed column once and no optional one
     twice; other columns are kept. Raises DataError, naming the file and the line, for anything else.
     """
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     header: list[str] | None = None
-    while True:
-        line = reader.line_num + 1  # a quoted cell may span several lines
-        try:
-            cells = next(reader)
-        except StopIteration:
-            break
-        except csv.Error as error:
-            raise bad_line(path, line, f"not valid CSV ({error}).") from None
-        if not cells:
-            continue
+    for line, cells in _rows(path):
         if header is None:
             header = [cell.strip().lower() for cell in cells]
             for name in needed:
@@ -79,6 +76,25 @@ def csv_rows(
         )
 
 
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) of the rows of a CSV file that hold any text."""
+    text = read_text(path)
+    first = next((line for line in text.split("\n") if line.strip(_SEPARATORS + " \r")), "")
+    separator = max(_SEPARATORS, key=first.count)
+    # people write a space before a quoted cell
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator, skipinitialspace=True)
+    while True:
+        line = reader.line_num + 1  # a quoted cell may span several lines
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise bad_line(path, line, f"not valid CSV ({error}).") from None
+        if any(cell.strip() for cell in cells):  # Excel writes rows of empty cells
+            yield line, cells
+
+
 def _columns(needed: Sequence[str], optional: Sequence[str]) -> str:
     """What a header must name, for people."""
     once = f"each of these columns once, separated by commas: {', '.join(needed)}"
@@ -89,4 +105,4 @@ def _columns(needed: Sequence[str], optional: Sequence[str]) -> str:
 
 def bad_line(path: Path, line: int, why: str) -> DataError:
     """The error for one line of a file."""
-    return DataError(f"{path.name}, line {line}: {why}")
+    return DataError(f"{excerpt(path.name)}, line {line}: {why}")

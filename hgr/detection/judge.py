@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.denoiser import Denoiser
+from ..core.excerpt import excerpt
 from ..core.hgr import HGR, HGRError, Probe, calibrated
 from ..core.progress import SILENT, Progress, Tally
 from ..core.prompt import Prompt
@@ -107,6 +108,7 @@ def trained_size(hgr: HGR) -> tuple[int, ...]:
     known = len(sides) in (3, 4) and all(type(n) is int and 1 <= n <= _LARGEST for n in sides)
     if not known or (len(sides) == 4 and sides[1] != 1):
         raise HGRError(
-            f"{hgr.name}'s picture probe was made for latents of size {size!r}, which are not latents of pictures."
+            f"{hgr.name}'s picture probe was made for latents of size {excerpt(size)}, which are not latents of "
+            "pictures."
         )
     return tuple(sides)

@@ -22,10 +22,13 @@ from typing import Any
 
 from torch import Tensor
 
+from ..core.excerpt import excerpt
 from ..core.hgr import HGR, Concept, HGRError
+from ..core.json_text import parse_json
 from ..core.options import DEFAULT_SENSITIVITY, SENSITIVITIES
 
 VERSION = 1
+_MOST_ITEMS = 10_000  # that a report is read of: the filter makes a picture for each
 PROMPT, BOTH, PICTURE = "prompt", "picture with prompt", "picture"
 
 
@@ -101,7 +104,7 @@ def build(
         "hgr": hgr.name,
         "encoder": hgr.encoder.family,
         "sensitivity": sensitivity,
-        "false_positive_rate": None if rate is None else rate * SENSITIVITIES[sensitivity],
+        "false_positive_rate": None if rate is None else min(1.0, rate * SENSITIVITIES[sensitivity]),
         "about": "prompts" if all(found.kind == PROMPT for found in evidence) else "pictures",
         "flagged": any(item["flagged"] for item in items),
         "score": max((item["score"] for item in items), default=0.0),
@@ -116,17 +119,15 @@ def flags(text: str, count: int | None = None) -> list[bool]:
     Raises ReportError for text that is not such a report, and for a report on another number of items.
     """
     try:
-        report = json.loads(text)
-        version, items, about = report["version"], report["items"], report["about"]
-        found = [item["flagged"] for item in items]
-        if not all(isinstance(flag, bool) for flag in found):
-            raise ValueError("flagged is neither true nor false")
-    except (TypeError, KeyError, ValueError, RecursionError) as error:
+        version, about, found = _read(text)
+    except (TypeError, KeyError, ValueError) as error:
         raise ReportError(
-            f"this is not the report of a Harmfulness Detector ({error}): wire its report output in."
+            f"this is not the report of a Harmfulness Detector ({excerpt(error)}): wire its report output in."
         ) from None
     if version != VERSION:
-        raise ReportError(f"the report has version {version!r}; this SafeCFG reads version {VERSION}.")
+        raise ReportError(f"the report has version {version}; this SafeCFG reads version {VERSION}.")
+    if len(found) > _MOST_ITEMS:
+        raise ReportError(f"the report is about {len(found)} {about}; at most {_MOST_ITEMS} can be filtered at once.")
     count = len(found) if count is None else count
     if len(found) == 1 and about == "prompts":
         found *= count
@@ -137,9 +138,23 @@ def flags(text: str, count: int | None = None) -> list[bool]:
     return found
 
 
+def _read(text: str) -> tuple[int, str, list[bool]]:
+    """(version, about, each item's verdict) of a report. Raises TypeError, KeyError or ValueError for other text."""
+    report = parse_json(text)
+    version, about = report["version"], report["about"]
+    found = [item["flagged"] for item in report["items"]]
+    if type(version) is not int:
+        raise ValueError("version is not a whole number")
+    if about not in ("prompts", "pictures"):
+        raise ValueError("about is neither prompts nor pictures")
+    if not all(isinstance(flag, bool) for flag in found):
+        raise ValueError("flagged is neither true nor false")
+    return version, about, found
+
+
 def to_json(report: dict[str, Any]) -> str:
-    """The report as text."""
-    return json.dumps(report, ensure_ascii=False)
+    """The report as text that every reader of JSON takes, so without NaN and halves of surrogate pairs."""
+    return json.dumps(report, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace").decode()
 
 
 def _threshold(concept: Concept, sensitivity: str, name: str) -> float:
@@ -153,12 +168,12 @@ def _threshold(concept: Concept, sensitivity: str, name: str) -> float:
 
 
 def _rate(hgr: HGR, evidence: Sequence[Evidence]) -> float | None:
-    """The stated false-positive rate; for a merged HGR, the sum over its parts."""
-    parts = hgr.training.get("merged", [hgr.training])
+    """The stated false-positive rate; for a merged HGR, the sum over its parts. None if one states none in [0, 1]."""
+    training = hgr.training
     if any(found.kind != PROMPT for found in evidence) and hgr.probe:
-        parts = hgr.probe.training.get("merged", [hgr.probe.training])
-    rates = [part.get("false_positive_rate") for part in parts]
-    return None if any(type(rate) not in (int, float) for rate in rates) else float(sum(rates))
+        training = hgr.probe.training
+    rates = [part.get("false_positive_rate") for part in training.get("merged", [training])]
+    return float(sum(rates)) if all(type(rate) in (int, float) and 0 <= rate <= 1 for rate in rates) else None
 
 
 def _logit(p: float) -> float:

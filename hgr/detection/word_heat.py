@@ -13,12 +13,17 @@ import torch
 from torch import Tensor
 
 _MOST = 100  # pieces that a prompt is divided into; each costs two encodings
+_LETTERS = 500_000  # that are encoded twice, at most: a prompt of more than 5,000 letters gets fewer pieces
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a prompt; if it has more than 100, runs of neighbouring words."""
+    """The words of a prompt; if it has more than 100 or is very long, runs of neighbouring words.
+
+    So the encodings read at most a million letters, or a longer prompt twice.
+    """
     words = text.split()
-    run = -(-len(words) // _MOST) or 1
+    most = max(1, min(_MOST, _LETTERS // max(1, len(text))))
+    run = -(-len(words) // most) or 1
     return [" ".join(words[i : i + run]) for i in range(0, len(words), run)]
 
 

@@ -15,7 +15,6 @@ from ..data.textfile import DataError
 HGR_STAGE, LORA_STAGE = "hgr", "lora"  # the names of their checkpoints
 HELD_OUT = 0.15  # share of pairs and clean prompts kept for calibration and never trained on
 MIN_PAIRS = 50  # per concept
-MIN_RATE, MAX_RATE = 0.1, 50.0  # percent; less cannot be measured, and is a share that was taken for a percentage
 # Percent. A lower rate cannot be measured, and may be a share that was meant for a percentage.
 MIN_RATE, MAX_RATE = 0.1, 50.0
 MIN_PICTURES = 8  # fewer teach nothing
@@ -149,5 +148,5 @@ def _check_ranges(settings: HGRSettings | LoRASettings) -> None:
             raise ValueError(f"{field.name} is {value}; it must be {low} or more.")
         if choices and value not in choices:
             raise ValueError(f'{field.name} "{value}" is unknown; it must be one of {", ".join(choices)}.')
-    if not settings.learning_rate > 0:
-        raise ValueError(f"learning_rate is {settings.learning_rate}; it must be above 0.")
+    if not 0 < settings.learning_rate < math.inf:
+        raise ValueError(f"learning_rate is {settings.learning_rate}; it must be a number above 0.")

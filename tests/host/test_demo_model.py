@@ -96,6 +96,27 @@ def test_long_prompts_are_chunks(kit):
 
 
 @pytest.mark.oldest
+def test_the_tokenizer_takes_what_prompt_packs_give_the_hosts_own(kit, reference):
+    """Several prompts at once, without special tokens, uncut or cut to the encoder's length."""
+    words, theirs = kit.clip.tokenizer.clip_l, reference["tokenizer"]
+    texts = ["a skull", "", "a red ball " * 30]
+    ids = words.tokenizer(texts, truncation=False, add_special_tokens=False)["input_ids"]
+    assert ids == theirs(texts, truncation=False, add_special_tokens=False)["input_ids"]
+    assert list(map(len, ids)) == [2, 0, 90]
+    start, end = words.start_token, words.end_token
+    for text, bare in zip(texts, ids, strict=True):
+        assert words.tokenizer(text)["input_ids"] == [start, *bare, end]
+        assert words.tokenizer(text, add_special_tokens=False)["input_ids"] == bare
+        assert words.tokenizer(text, truncation=True)["input_ids"] == [start, *bare[:46], end]
+    assert words.tokenizer(texts, padding="max_length", truncation=True)["input_ids"][1] == [start] + [end] * 47
+    assert words.tokenizer.model_max_length == words.max_length == len(kit.clip.tokenize("")["l"][0]) == 48
+    assert words.inv_vocab[ids[0][1]] == words.tokenizer.convert_ids_to_tokens(ids[0][1])
+    assert (
+        words.tokenizer.decode(words.tokenizer("a skull")["input_ids"], skip_special_tokens=True).strip() == "a skull"
+    )
+
+
+@pytest.mark.oldest
 def test_decode_and_encode(kit):
     import torch
 

@@ -239,6 +239,13 @@ def test_alpha_is_not_looked_at(detect, looked, pictures):
 
 
 @pytest.mark.oldest
+def test_a_grey_picture_is_judged_as_the_same_picture_in_colour(detect, looked, pictures):
+    grey = pictures[:2].mean(-1, keepdim=True)
+    report = detect(image=grey, **looked)[2]
+    assert report == detect(image=grey.repeat(1, 1, 1, 3), **looked)[2] and len(report["items"]) == 2
+
+
+@pytest.mark.oldest
 def test_sensitivity_moves_the_thresholds_and_a_switched_off_concept_does_not_count(
     kit, detect, looked, pictures, bundled
 ):
@@ -281,6 +288,8 @@ def test_what_cannot_be_judged_is_refused(kit, detect, looked, pictures, latent,
     bad, broken = pictures.clone(), [[prompts[0][0].clone(), {}]]
     bad[1, 5, 5, 0], broken[0][0][1, 3] = float("nan"), float("nan")
     _error(detect, "image: it holds NaN", image=bad, **looked)
+    for shape in ((4, 128, 128), (4, 128, 128, 2), (0, 128, 128, 3)):
+        _error(detect, "^image: expected pictures .* with 1, 3 or 4 channels", image=torch.zeros(shape), **looked)
     _error(detect, "NaN", latent={"samples": torch.full_like(samples, float("inf"))}, **looked)
     _error(detect, "features hold NaN", conditioning=broken)
     _error(detect, "features hold NaN", conditioning=broken, image=pictures, **looked)

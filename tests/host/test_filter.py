@@ -52,6 +52,21 @@ def test_flagged_pictures_are_changed_and_the_others_stay_to_the_bit(run, pictur
     assert mask.shape == (3, 77, 131) and mask[1].eq(1).all() and mask[[0, 2]].eq(0).all() and flagged is True
 
 
+@pytest.mark.parametrize("action", ["blur", "pixelate", "blank"])
+def test_grey_pictures_are_changed_like_those_in_colour(run, pictures, action):
+    import torch
+
+    grey, colour = pictures[..., :1], pictures[..., :3]
+    image, mask, _ = run(grey, said(False, True, False), action)
+    assert image.shape == grey.shape and mask[1].eq(1).all() and torch.equal(image[[0, 2]], grey[[0, 2]])
+    assert image[1].std() < 0.3 * grey[1].std()
+    for one, other in ((grey, colour), (colour, grey)):
+        image, _, _ = run(one, said(True, False, False), action, replacement=other)
+        assert image.shape == one.shape and torch.equal(image[1:], one[1:]) and not torch.equal(image[0], one[0])
+    with pytest.raises(ValueError, match="^image: expected pictures .* with 1, 3 or 4 channels, got shape"):
+        run(pictures[..., :2], said(True, True, True), action)
+
+
 def test_pass_only_says(run, pictures):
     import torch
 
@@ -95,6 +110,12 @@ def test_a_single_prompt_speaks_for_all_its_pictures(run, pictures):
             "not the report",
         ),
         ('{"version": 1, "about": "pictures", "items": "abc"}', "not the report"),
+        ("[" * 100_000, "not the report"),
+        ('{"version": 1' + "0" * 400 + ', "about": "pictures", "items": []}', "not the report"),
+        (
+            '{"version": 1, "about": "prompts", "items": [' + '{"flagged": true},' * 99_999 + '{"flagged": true}]}',
+            "at most",
+        ),
     ],
 )
 def test_what_is_not_the_report_of_this_batch_stops(run, node, pictures, pack, report, match):

@@ -9,11 +9,14 @@ test("a missing id is on at 1, and an empty text means all on", () => {
   assert.equal(strengthOf('{"skull": 0, "bomb": 0.5}', "bomb"), 0.5);
   assert.equal(strengthOf('{"skull": 0}', "dagger"), 1);
   assert.equal(strengthOf('{"skull": false, "bomb": true}', "skull"), 0);
+  assert.equal(strengthOf('{" Skull": 0}', "skull"), 0, "as the nodes read it");
+  assert.equal(strengthOf('{"Skull": 0, "skull": 2}', "skull"), 2);
 });
 
 test("setting some ids keeps the others, those of another HGR too", () => {
   assert.deepEqual(JSON.parse(withStrength('{"violence": 0.3, "skull": 1}', ["skull", "bomb"], 0)), { violence: 0.3, skull: 0, bomb: 0 });
   assert.equal(withStrength("", ["skull"], 0), '{"skull":0}');
+  assert.equal(withStrength('{"Skull": 0}', ["skull"], 2), '{"skull":2}', "one key for one concept");
 });
 
 test("text that is no object of strengths is told apart, counts as all on, and is replaced by the first change", () => {

@@ -18,14 +18,20 @@ function isStrength(value) {
   return typeof value === "boolean" || (typeof value === "number" && value >= 0 && value <= MAX);
 }
 
+/** How the nodes compare ids: "Skull" means skull too. */
+const plain = (id) => id.trim().toLowerCase();
+
 export function strengthOf(text, id) {
   const given = parse(text) ?? {};
-  return Object.hasOwn(given, id) ? Number(given[id]) : 1;
+  const key = Object.hasOwn(given, id) ? id : Object.keys(given).find((key) => plain(key) === plain(id));
+  return key === undefined ? 1 : Number(given[key]);
 }
 
 /** The text with these ids at this strength. What it says of other ids stays: they may be those of another HGR. */
 export function withStrength(text, ids, strength) {
-  return JSON.stringify({ ...parse(text), ...Object.fromEntries(ids.map((id) => [id, strength])) });
+  const meant = new Set(ids.map(plain));
+  const others = Object.entries(parse(text) ?? {}).filter(([key]) => ids.includes(key) || !meant.has(plain(key)));
+  return JSON.stringify({ ...Object.fromEntries(others), ...Object.fromEntries(ids.map((id) => [id, strength])) });
 }
 
 /** The ids that the text speaks of, as concepts: what can be shown where no HGR says more. */

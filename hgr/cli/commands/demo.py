@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..checks import SEEDS, STEPS, check_ranges
 from ..tables import aligned
 
 
@@ -20,6 +21,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _demo(given: argparse.Namespace) -> None:
+    check_ranges(given, steps=STEPS, seed=SEEDS)
     from .. import demo_sheet
     from ..processes import device
 

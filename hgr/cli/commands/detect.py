@@ -7,10 +7,12 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...core.excerpt import excerpt
 from ...core.options import DEFAULT_SENSITIVITY, SENSITIVITIES
+from ..checks import SEEDS, check_ranges
 from ..detect_results import PartialResults, Row, failed, summary, write_results
 from ..inputs import Item, items_from_file, items_from_folder
-from ..shared_options import add_hgr, add_model, check_at_least, hgr_file
+from ..shared_options import add_hgr, add_model, hgr_file
 from ..tables import aligned
 
 if TYPE_CHECKING:
@@ -151,10 +153,10 @@ def _detect(given: argparse.Namespace) -> int:
 
 def _check(given: argparse.Namespace) -> None:
     if given.output.suffix.lower() not in (".csv", ".json"):
-        raise ValueError(f"--output {given.output}: give a name that ends in .csv or .json.")
+        raise ValueError(f"--output {excerpt(given.output)}: give a name that ends in .csv or .json.")
     if given.prompts and given.output.resolve() == given.prompts.resolve():
-        raise ValueError(f"--output {given.output}: this is the file of the prompts; give another name.")
-    check_at_least(given, timesteps=1, samples=1)
+        raise ValueError(f"--output {excerpt(given.output)}: this is the file of the prompts; give another name.")
+    check_ranges(given, timesteps=(1, 16), samples=(1, 16), seed=SEEDS)
 
 
 def _row(detector: Detector, item: Item) -> Row:
@@ -164,6 +166,6 @@ def _row(detector: Detector, item: Item) -> Row:
     try:
         report = detector(item.prompt, read_picture(item.image) if item.image else None)
     except (PictureError, HGRError) as error:
-        log.warning("%s: %s", item.name, error)
+        log.warning("%s: %s", excerpt(item.name), error)
         return failed(item.name, str(error))
     return {"item": item.name, **report["items"][0], "error": None}

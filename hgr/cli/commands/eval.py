@@ -10,7 +10,9 @@ from typing import Any
 
 from ...core.atomic import write_text
 from ...core.options import DEFAULT_MODE, MODES
-from ..shared_options import add_hgr, add_model, check_at_least, hgr_file
+from ..checks import CFG, SEEDS, STEPS, check_ranges
+from ..outputs import try_to_write
+from ..shared_options import add_hgr, add_model, hgr_file
 from ..tables import aligned
 from .pairs import add_sources, chosen_pairs
 
@@ -43,7 +45,9 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def _eval(given: argparse.Namespace) -> None:
     source = hgr_file(given)
-    check_at_least(given, pictures=0, steps=1)
+    check_ranges(given, pictures=(0, 10**6), cfg=CFG, steps=STEPS, seed=SEEDS)
+    if given.output:
+        try_to_write(given.output)
     from ... import __version__
     from ...core import file
     from ...hosts.diffusers.evaluation import evaluate_pictures, evaluate_prompts, held_out
@@ -71,10 +75,9 @@ def _eval(given: argparse.Namespace) -> None:
             settings = {name: getattr(given, name) for name in ("mode", "cfg", "steps", "seed")}
             found = evaluate_pictures(pipe, hgr, held, count=given.pictures, **settings, progress=bars)
             report["pictures"] = settings | found
-    print(text(report))
     if given.output:
-        write_text(given.output, json.dumps(_without_nan(report), indent=2) + "\n")
-        print(f"\n{given.output}")
+        write_text(given.output, json.dumps(_without_nan(report), indent=2, allow_nan=False) + "\n")
+    print(text(report) + (f"\n\n{given.output}" if given.output else ""))
 
 
 def text(report: dict[str, Any]) -> str:
@@ -134,7 +137,7 @@ def _number(value: float, digits: int = 3) -> str:
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null means that there was nothing to measure."""
+    """JSON has no NaN and no infinity: null means that there was nothing to measure."""
     if isinstance(value, dict):
         return {key: _without_nan(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...core.excerpt import excerpt
 from ...data.sources import PER_CONCEPT
 
 if TYPE_CHECKING:
@@ -62,9 +63,8 @@ def _pairs(given: argparse.Namespace) -> None:
     from ...data.pairs import describe_pairs
 
     if given.output and given.output.suffix.lower() != ".csv":
-        raise ValueError(f"--output {given.output}: pairs are written as CSV; give a name that ends in .csv.")
+        raise ValueError(f"--output {excerpt(given.output)}: pairs are written as CSV; give a name that ends in .csv.")
     found = chosen_pairs(given)
-    print(describe_pairs(found))
     if given.output:
         write_pairs(found, given.output)
-        print(f"\n{given.output}")
+    print(describe_pairs(found) + (f"\n\n{given.output}" if given.output else ""))

@@ -5,9 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ...core.atomic import replacing
+from ...core.excerpt import excerpt
 from ...core.options import DEFAULT_MODE, MODES
+from ...data.textfile import INVALID
+from ..checks import CFG, SEEDS, STEPS, STRENGTH, check_ranges
+from ..outputs import try_to_write
 from ..shared_options import add_hgr, add_model, hgr_file
 from ..tables import aligned
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # by suffix, as Pillow names them
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -30,6 +37,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _sample(given: argparse.Namespace) -> None:
+    _check(given)
     source = None if given.plain else hgr_file(given, instead=", or --plain to sample without it")
     import torch
 
@@ -45,14 +53,27 @@ def _sample(given: argparse.Namespace) -> None:
         num_inference_steps=given.steps,
         generator=torch.Generator().manual_seed(given.seed),
     )
+    rows: list[tuple[str, ...]] = []
     if source is None:
         images = pipe(given.prompt, **options).images
     else:
         safe = SafeCFG(pipe, source)
         gates = safe.gates([given.prompt])[0].tolist()
-        rows = zip(safe.hgr.concepts, gates, strict=True)
-        print(aligned([(c.id, f"{gate:.3f}", "present" if gate >= c.threshold else "") for c, gate in rows]))
+        concepts = zip(safe.hgr.concepts, gates, strict=True)
+        rows = [(excerpt(c.id), f"{gate:.3f}", "present" if gate >= c.threshold else "") for c, gate in concepts]
         images = safe(given.prompt, mode=given.mode, strength=given.strength, concepts=given.concepts, **options).images
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    images[0].save(given.output)
+    with replacing(given.output) as part:
+        images[0].save(part, format=FORMATS[given.output.suffix.lower()])
+    if rows:
+        print(aligned(rows))
     print(given.output)
+
+
+def _check(given: argparse.Namespace) -> None:
+    check_ranges(given, strength=STRENGTH, cfg=CFG, steps=STEPS, seed=SEEDS)
+    if given.output.suffix.lower() not in FORMATS:
+        raise ValueError(f"--output {excerpt(given.output)}: the name of a picture must end in {', '.join(FORMATS)}.")
+    for name in ("prompt", "negative"):
+        if INVALID.search(getattr(given, name)):
+            raise ValueError(f'--{name} "{excerpt(getattr(given, name))}": this is not UTF-8 text.')
+    try_to_write(given.output)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from ...core.excerpt import excerpt
 
 _SIZE = (720, 420)
 _LEFT, _TOP, _RIGHT, _BOTTOM = 64, 40, 20, 48
@@ -139,7 +142,9 @@ def _wrap(words: list[tuple[str, float]], font: Any, width: float) -> list[list[
 
 
 def _fit(text: str, font: Any, width: float) -> str:
-    """A text cut to this width."""
-    while font.getlength(text) > width:
-        text = text[:-2].rstrip("…") + "…"
-    return text
+    """A text on one line, cut to this width: the longest beginning that fits, with an ellipsis."""
+    text = excerpt(text, int(width))  # no letter is narrower than a pixel
+    if font.getlength(text) <= width:
+        return text
+    kept = bisect_right(range(len(text)), width, key=lambda count: font.getlength(text[:count] + "…"))
+    return text[: max(0, kept - 1)] + "…"

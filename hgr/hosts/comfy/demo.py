@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.clip_model
@@ -14,9 +16,9 @@ import comfy.supported_models
 import comfy.supported_models_base
 import comfy.utils
 import torch
-from tokenizers import Tokenizer
 
 from ...demo import assets
+from ...demo.tokenizer import MAX_LENGTH, load_tokenizer
 
 
 def load_demo_model() -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
@@ -28,7 +30,7 @@ def _read(part: str, weights: str) -> tuple[dict[str, Any], dict[str, torch.Tens
     """The configuration and weights in one folder of the diffusers layout."""
     folder = assets.MODEL / part
     tensors: Any = comfy.utils.load_torch_file(str(folder / weights), safe_load=True)
-    return json.loads((folder / "config.json").read_text()), tensors
+    return json.loads((folder / "config.json").read_text("utf-8")), tensors
 
 
 def _demo_unet() -> comfy.model_patcher.ModelPatcher:
@@ -137,35 +139,15 @@ class _DemoClip(comfy.sd1_clip.SD1ClipModel):
         super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=kind, config=config)
 
 
-class _Vocabulary:
-    """The bundled tokenizer file with the interface that the host expects."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
-
-    @classmethod
-    def from_pretrained(cls, path: str) -> _Vocabulary:
-        return cls(Tokenizer.from_file(path))
-
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": self.tokenizer.encode(text).ids}
-
-    def get_vocab(self) -> dict[str, int]:
-        return self.tokenizer.get_vocab()
-
-    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
-
-
 class _DemoWords(comfy.sd1_clip.SDTokenizer):
     """Prompt weights, chunks and padding are the host's. No embeddings folder: none fits this encoder's width."""
 
     def __init__(self, embedding_directory: Any, tokenizer_data: dict[str, Any]):
-        vocabulary: Any = _Vocabulary
-        config = json.loads((assets.TOKENIZER.parent / "tokenizer_config.json").read_text())
+        # a tokenizer of the kind that prompt packs know from the host's own
+        vocabulary: Any = SimpleNamespace(from_pretrained=lambda path: load_tokenizer(Path(path)))
         super().__init__(
             tokenizer_path=str(assets.TOKENIZER),
-            max_length=config["model_max_length"],
+            max_length=MAX_LENGTH,
             tokenizer_class=vocabulary,
             tokenizer_data=tokenizer_data,
         )

@@ -17,11 +17,13 @@ from ...core.options import concept_strengths
 from ...detection.crops import crops
 from ...detection.hed import spread
 from ...detection.judge import judge_pictures, judge_prompts, probe_of, trained_size
+from ...detection.pictures import colours
 from ...detection.report import build
 from ...detection.word_heat import split_words, word_heat
+from . import runs
 from .denoiser import denoiser_of
 from .progress import NodeProgress
-from .prompts import encoder_of, prompt_of
+from .prompts import encoder_of, prompt_of, unread_text
 
 
 @torch.inference_mode()
@@ -58,6 +60,7 @@ def detect(
     pictures = image is not None or latent is not None
     if conditioning is not None:
         prompts = [prompt_of(hgr, found, extra) for found, extra in conditioning if found is not None]
+        runs.note(list(dict.fromkeys(note for _, extra in conditioning for note in unread_text(extra))))
     elif clip is not None and (text.strip() or not pictures):
         prompts = encoder_of(clip)([text])
     else:
@@ -119,9 +122,7 @@ def _crops(
         image = decoded.reshape(-1, *decoded.shape[-3:])
     if vae is None or image is None:
         raise ValueError("pictures must be encoded: wire in vae, that of the model.")
-    if image.dim() != 4 or min(image.shape) == 0:
-        raise ValueError(f"image: expected pictures (batch, height, width, channels), got shape {tuple(image.shape)}.")
-    pixels = image[..., :3]  # alpha is not part of what a picture shows
+    pixels = colours(image)  # alpha is not part of what a picture shows
     if not pixels.isfinite().all():
         raise ValueError("image: it holds NaN or infinity, so it cannot be judged.")
     cell: Any = vae.spacial_compression_encode()

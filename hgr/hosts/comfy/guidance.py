@@ -139,7 +139,7 @@ class _Patch:
                 for key in FEATURES:
                     if (features := entry.get(key)) is None:
                         continue
-                    prompt = prompt_of(self.hgr, features, entry, key)
+                    prompt = prompt_of(self.hgr, features, entry, key=key)
                     if key != "cross_attn" and (why := _unfit(self.hgr, prompt)):
                         notes.append(f"{unread_note('another text encoder', key)} {why}")
                     else:

@@ -72,7 +72,7 @@ def encoder_of(clip: comfy.sd.CLIP) -> Encode:
     return encode
 
 
-def prompt_of(hgr: HGR, features: Tensor, extra: dict[str, Any], key: str = "cross_attn") -> Prompt:
+def prompt_of(hgr: HGR, features: Tensor, extra: dict[str, Any], *, key: str = "cross_attn") -> Prompt:
     """An entry of a CONDITIONING as the HGR reads it. key: where its features were, one of `FEATURES`."""
     if key != "cross_attn":
         return Prompt(features, extra.get(FEATURES[key]) if hgr.network.pooled_dim else None)
