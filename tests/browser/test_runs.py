@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -11,6 +12,7 @@ pytestmark = pytest.mark.slow
 SCENE = "a red ball next to a blue house in a meadow"
 SKULL = f"{SCENE} with a skull above"
 PLAIN, SAFE = "10", "13"  # previews of the quick start
+SEEDS = itertools.count(1)
 
 
 def write(editor, node, text):
@@ -36,10 +38,11 @@ def pixels(server, outputs):
 
 @pytest.fixture
 def workflow(workflow):
-    """The quick start, two steps long: enough for a difference."""
+    """The quick start, two steps long: enough for a difference. Its seed is new, as a cached run finds nothing."""
+    seed = next(SEEDS)
     for node in workflow["nodes"]:
         if node["type"] == "KSampler":
-            node["widgets_values"][2] = 2
+            node["widgets_values"][0], node["widgets_values"][2] = seed, 2
     return workflow
 
 
@@ -67,6 +70,27 @@ def test_each_of_several_prompts_has_its_line(rendered):
         safe.connect(0, both, 0); clean.connect(0, both, 1); both.connect(0, app.graph.getNodeById(11), 1);""")
     rendered.run()
     assert fired(rendered) == ["Prompt 1: Skull 100 %", "Prompt 2: clean prompt: guidance untouched"]
+
+
+def test_a_clean_second_pass_does_not_hide_what_the_first_found(editor):
+    editor.js("""const [empty, safe, first, decode] = [5, 7, 11, 12].map((id) => app.graph.getNodeById(id));
+        const second = LiteGraph.createNode('KSampler'); app.graph.add(second);
+        second.widgets.find((widget) => widget.name === 'steps').value = 2;
+        safe.connect(0, second, 0); empty.connect(0, second, 1); empty.connect(0, second, 2);
+        first.connect(0, second, 3); second.connect(0, decode, 0);""")
+    editor.run()
+    assert fired(editor) == ["Prompt 1: Skull 100 %", "Prompt 2: clean prompt: guidance untouched"]
+
+
+def test_a_merge_that_drops_safe_guidance_is_said_on_the_node(editor):
+    editor.run()
+    assert fired(editor) == ["Skull 100 %"]
+    editor.js("""const [raw, safe, sampler] = [2, 7, 11].map((id) => app.graph.getNodeById(id));
+        const merge = LiteGraph.createNode('ModelMergeSimple'); app.graph.add(merge);
+        raw.connect(0, merge, 0); safe.connect(0, merge, 1); merge.connect(0, sampler, 0);""")
+    editor.run()
+    (line,) = fired(editor)
+    assert line.startswith("not used in this run")
 
 
 def test_the_exported_prompt_runs_without_the_editor(editor, server):

@@ -1,21 +1,22 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { hgrsOf, widgetValue } from "../../web/js/upstream.js";
+import { hgrsOf, insides, pathOf, widgetValue } from "../../web/js/upstream.js";
 
 /** A graph as litegraph has it, as far as it is looked at: nodes by id, links [id, origin, slot, target, slot]. */
 function graph(nodes, links, outputs = []) {
-  const made = { nodes: [], outputs, getNodeById: (id) => made.nodes.find((node) => node.id === id) };
-  const found = new Map(links.map(([id, origin_id, origin_slot, target, slot]) => [id, { origin_id, origin_slot, target, slot }]));
+  const made = { nodes: [], outputs, getNodeById: (id) => made.nodes.find((node) => node.id === Number(id)) };
+  const found = new Map(links.map(([id, origin_id, origin_slot, target, slot]) =>
+    [id, { origin_id, origin_slot, target_id: target, target_slot: slot }]));
   made.getLink = (id) => found.get(id);
   made.rootGraph = made;
   for (const [id, node] of Object.entries(nodes)) {
     const inputs = (node.inputs ?? []).map((input) => ({ type: "HGR", link: null, ...input }));
     made.nodes.push({ mode: 0, ...node, id: Number(id), inputs, graph: made });
   }
-  for (const [link, { target, slot }] of found) {
-    const node = made.getNodeById(target);
-    if (node) node.inputs[slot].link = link;
+  for (const [link, { target_id, target_slot }] of found) {
+    const node = made.getNodeById(target_id);
+    if (node) node.inputs[target_slot].link = link;
   }
   return made;
 }
@@ -87,4 +88,55 @@ test("into a subgraph, whose loader's name is set outside", () => {
   inside(inner, root);
   assert.deepEqual(hgrsOf(root.getNodeById(4)), { names: ["a"], known: true });
   assert.deepEqual(hgrsOf(root.getNodeById(5)), { names: ["b"], known: true });
+});
+
+test("wires that another pack draws only as the graph is queued", () => {
+  const made = graph({ 1: loader("a"), 2: loader("b"), 3: safe }, []);
+  const ue = (upstream, downstream, downstream_slot) => ({ upstream, upstream_slot: 0, downstream, downstream_slot });
+  made.extra = { ue_links: [ue(2, 3, 0), ue("1", 3, 1)] };
+  assert.deepEqual(hgrsOf(made.getNodeById(3)), { names: ["a"], known: true });
+  made.extra.ue_links.pop();
+  assert.deepEqual(hgrsOf(made.getNodeById(3)), { names: [], known: true });
+});
+
+test("a wireless link out of a subgraph", () => {
+  const getter = { type: "GetNode", isVirtualNode: true, inputs: [] };
+  const inner = graph({ 1: getter, 2: safe }, [[9, 1, 0, 2, 1]]);
+  const root = graph({ 1: loader("a"), 2: { type: "uuid", subgraph: inner, inputs: [] } }, []);
+  inside(inner, root);
+  Object.assign(inner.getNodeById(1), {
+    resolveVirtualOutput: (slot) => ({ node: root.getNodeById(1), slot }), getInputLink: () => assert.fail("asked second"),
+  });
+  assert.deepEqual(hgrsOf(inner.getNodeById(2), [root.getNodeById(2)]), { names: ["a"], known: true });
+});
+
+test("an execution id leads through subgraphs", () => {
+  const inner = graph({ 7: safe }, []);
+  const root = graph({ 3: { type: "uuid", subgraph: inner }, 7: safe }, []);
+  assert.deepEqual(pathOf(root, "3:7"), [root.getNodeById(3), inner.getNodeById(7)]);
+  assert.deepEqual(pathOf(root, "7"), [root.getNodeById(7)]);
+  for (const id of ["4", "4:7", "7:7", "3:8", "3:7:1"]) assert.equal(pathOf(root, id).at(-1), undefined, id);
+});
+
+test("what a promoted input leads to, through nested subgraphs", () => {
+  const node = { ...safe, inputs: [...safe.inputs, { name: "concepts", type: "STRING" }] };
+  const inner = graph({ 1: node }, [[8, -10, 0, 1, 2]]);
+  const middle = graph({ 2: { type: "uuid", subgraph: inner, inputs: [{ name: "concepts" }] }, 3: node }, [[9, -10, 0, 2, 0], [10, -10, 0, 3, 2]]);
+  inner.inputs = [{ linkIds: [8] }];
+  middle.inputs = [{ linkIds: [9, 10] }];
+  const outer = { subgraph: middle };
+  assert.deepEqual(insides(outer, 0), [[outer, middle.getNodeById(2), inner.getNodeById(1)], [outer, middle.getNodeById(3)]]);
+  assert.deepEqual(insides(outer, -1), []);
+});
+
+test("a wireless link without an end, which may warn the user, is asked again only when the graph has changed", () => {
+  const made = graph({ 1: { type: "GetNode", isVirtualNode: true, widgets: [{ value: "x" }] }, 2: safe, 3: loader("a") }, [[9, 1, 0, 2, 1]]);
+  let asked = 0;
+  let link;
+  made.getNodeById(1).getInputLink = () => (asked++, link);
+  for (let i = 0; i < 5; i++) assert.deepEqual(hgrsOf(made.getNodeById(2)), { names: [], known: true });
+  assert.equal(asked, 1);
+  link = { origin_id: 3, origin_slot: 0 };
+  made.nodes.push({ type: "SetNode", id: 4 });
+  for (let i = 0; i < 5; i++) assert.deepEqual(hgrsOf(made.getNodeById(2)), { names: ["a"], known: true });
 });

@@ -2,18 +2,39 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 import { facts } from "../../web/js/card.js";
-import { lines } from "../../web/js/findings.js";
+import { lines, together } from "../../web/js/findings.js";
 
 const skull = { label: "Skull", gate: 0.98, threshold: 0.3, strength: 1 };
+const found = (...prompts) => ({ used: true, prompts, notes: [] });
+const said = (one) => lines(one).map(({ text }) => text);
 
-test("what fired, for which prompt of the batch", () => {
-  assert.deepEqual(lines([]), []);
-  assert.deepEqual(lines([[]]).map(({ text }) => text), ["clean prompt: guidance untouched"]);
-  assert.deepEqual(lines([[skull], []]).map(({ text }) => text), ["Prompt 1: Skull 98 %", "Prompt 2: clean prompt: guidance untouched"]);
+test("what fired, for which prompt of the run", () => {
+  assert.deepEqual(said(found()), []);
+  assert.deepEqual(said(found([])), ["clean prompt: guidance untouched"]);
+  assert.deepEqual(said(found([skull], [])), ["Prompt 1: Skull 98 %", "Prompt 2: clean prompt: guidance untouched"]);
+});
+
+test("what SafeCFG cannot see is said beside what it found", () => {
+  assert.deepEqual(said({ ...found([skull]), notes: ["This model also reads boxes."] }), ["Skull 98 %", "This model also reads boxes."]);
+});
+
+test("a node that no sampler used says so, and never that a prompt is clean", () => {
+  const [line, ...more] = lines({ ...found(), used: false });
+  assert.match(line.text, /^not used in this run/);
+  assert.match(line.hint, /after the merge/);
+  assert.deepEqual(more, []);
+});
+
+test("a node in a subgraph that is used twice says what either found", () => {
+  assert.equal(together([]), undefined);
+  const clean = { ...found([]), notes: ["n"] };
+  assert.deepEqual(together([{ ...found([skull]), notes: ["n"] }, clean]), { used: true, prompts: [[skull], []], notes: ["n"] });
+  assert.equal(together([{ ...found(), used: false }, clean]).used, true);
+  assert.equal(together([{ ...found(), used: false }]).used, false);
 });
 
 test("a concept that is switched off is not a clean prompt", () => {
-  const [line] = lines([[{ ...skull, strength: 0 }]]);
+  const [line] = lines(found([{ ...skull, strength: 0 }]));
   assert.equal(line.text, "Skull 98 %, switched off");
   assert.ok(line.off);
 });

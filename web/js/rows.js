@@ -8,7 +8,8 @@ const HEAD = 26;
 const ROW = 24;
 const NOTE = 34;
 const LINE = 18;
-const SHOWN = { rows: 5, lines: 4 }; // more are scrolled to
+const SHOWN = { rows: 5, lines: 6 }; // more are scrolled to
+const LETTERS = 46; // in a line, about
 
 /**
  * @param strengths whether a concept has a strength, or is only on or off.
@@ -53,25 +54,24 @@ export class Rows {
     this.#drawNote();
   }
 
-  /** Show these concepts, and a note above them. locked: the value comes from another node. */
-  show(concepts, note = "", locked = false) {
+  /** Show these concepts, and a note above them. */
+  show(concepts, note = "") {
     this.#note = note;
-    this.element.inert = locked;
     if (JSON.stringify(concepts) === JSON.stringify(this.#concepts)) return this.#drawNote(); // the focus stays where it is
     this.#concepts = concepts;
     this.#draw();
   }
 
-  /** prompts: of each prompt of the last run, the concepts that were found. */
-  showFired(prompts) {
-    this.#fired = lines(prompts);
+  /** found: what the last run said; undefined if nothing. */
+  showFired(found) {
+    this.#fired = found ? lines(found) : [];
     this.chart.replaceChildren(...this.#fired.map(line));
     this.#fit();
   }
 
   get height() {
     return 8 + HEAD + (this.noteBox.hidden ? 0 : NOTE) + ROW * Math.min(this.#concepts.length, SHOWN.rows)
-      + (this.#fired.length ? 5 + LINE * Math.min(this.#fired.length, SHOWN.lines) : 0);
+      + (this.#fired.length ? 5 + LINE * Math.min(this.#fired.reduce((sum, line) => sum + height(line), 0), SHOWN.lines) : 0);
   }
 
   #draw() {
@@ -127,7 +127,11 @@ export class Rows {
   }
 }
 
-function line({ text, gate, threshold, off }) {
+/** Lines of text that this one takes. */
+const height = ({ text, wrapped }) => (wrapped ? Math.ceil(text.length / LETTERS) : 1);
+
+function line({ text, hint, gate, threshold, off, wrapped }) {
+  if (wrapped) return element("p", { class: "safecfg-remark", title: hint ?? "" }, text);
   const drawn = element("div", { class: off ? "safecfg-line safecfg-off" : "safecfg-line" }, element("span", {}, text));
   if (gate === undefined) return drawn;
   const bar = element("div", { class: "safecfg-bar", title: `fires from ${Math.round(100 * threshold)} %` }, element("i"), element("b"));

@@ -1,21 +1,25 @@
-// Which HGR files feed a node. Follows wires as the editor does when it queues a prompt: through reroutes, bypassed nodes and
-// subgraphs, both into them and out of them.
+// Which HGR files feed a node. Follows wires as the editor does when it queues a prompt: through reroutes, other packs' wireless links,
+// bypassed nodes and subgraphs, both into them and out of them.
 
 const NEVER = 2;
 const BYPASS = 4;
 
+/** Virtual nodes that lead nowhere, each with what the graph was like: some warn the user each time they are asked. */
+const nowhere = new WeakMap();
+
 /** Whether a link comes from outside the subgraph. Ids are numbers in older editors and strings in newer ones. */
-const fromOutside = (link) => Number(link?.origin_id) === -10;
+export const fromOutside = (link) => Number(link?.origin_id) === -10;
 
 /**
  * The names of the HGR files behind the input `hgr` of a node, and whether that is all: a node that makes an HGR while
  * the graph runs has no name to give. Nothing wired in: no names, and that is all.
+ * @param path the subgraph nodes that lead to the node, the outermost first; empty: all.
  */
-export function hgrsOf(node) {
-  return collect(node, (input) => input.name === "hgr");
+export function hgrsOf(node, path = []) {
+  return collect(node, (input) => input.name === "hgr", path);
 }
 
-function collect(node, wanted, path = []) {
+function collect(node, wanted, path) {
   const found = node.inputs.flatMap((input, i) => (wanted(input) ? feeders(node, i, path) : []));
   const parts = found.map(({ node, path }) => {
     if (node.type === "SafeCFGMergeHGR") return collect(node, (input) => input.name.startsWith("hgr_"), path);
@@ -46,7 +50,11 @@ export function widgetValue(node, name, path = []) {
  */
 function feeders(node, index, path) {
   const input = node.inputs[index];
-  return behind(node, node.graph.getLink(input.link), input.type, path);
+  const link = node.graph.getLink(input.link);
+  if (link) return behind(node, link, input.type, path);
+  const everywhere = node.graph.extra?.ue_links?.find((one) => // the pack Use Everywhere wires its links in as the graph is queued
+    String(one.downstream) === String(node.id) && one.downstream_slot === index);
+  return everywhere ? makers(node.graph.getNodeById(everywhere.upstream), everywhere.upstream_slot, input.type, path) : [];
 }
 
 function behind(node, link, type, path) {
@@ -58,7 +66,7 @@ function behind(node, link, type, path) {
 }
 
 /** The subgraph nodes whose inside this node lies in. */
-function outsides(node, path) {
+export function outsides(node, path = []) {
   if (path.length) return [path.at(-1)];
   const root = node.graph.rootGraph;
   return graphs(root).flatMap((graph) => graph.nodes.filter((outer) => outer.subgraph === node.graph));
@@ -66,6 +74,23 @@ function outsides(node, path) {
 
 export function graphs(root) {
   return [root, ...(root.subgraphs?.values() ?? [])];
+}
+
+/** The nodes from the outermost to the one with this execution id, such as 7, or 3:7 for a node 7 in the subgraph of node 3. */
+export function pathOf(root, id) {
+  const path = [];
+  for (const part of String(id).split(":")) path.push((path.length ? path.at(-1)?.subgraph : root)?.getNodeById(part));
+  return path;
+}
+
+/** The nodes inside that an input of a subgraph node leads to, each as the path to it. */
+export function insides(outer, slot) {
+  const { subgraph } = outer;
+  return (subgraph.inputs[slot]?.linkIds ?? []).map((id) => subgraph.getLink(id)).filter(Boolean).flatMap((link) => {
+    const inner = subgraph.getNodeById(link.target_id);
+    if (!inner) return [];
+    return (inner.subgraph ? insides(inner, link.target_slot) : [[inner]]).map((path) => [outer, ...path]);
+  });
 }
 
 /** What really makes this output. */
@@ -80,6 +105,18 @@ function makers(node, slot, type, path) {
     if (fromOutside(link)) return feeders(node, link.origin_slot, path);
     return link ? makers(node.subgraph.getNodeById(link.origin_id), link.origin_slot, type, [...path, node]) : [];
   }
-  if (node.isVirtualNode) return behind(node, node.getInputLink(slot), type, path); // a reroute, or a pack's own wireless link
+  if (node.isVirtualNode) return beyond(node, slot, type, path);
   return [{ node, path }];
+}
+
+/** What makes the output of a virtual node: a reroute, or a pack's own wireless link, perhaps out of a subgraph. */
+function beyond(node, slot, type, path) {
+  const wires = graphs(node.graph.rootGraph).map(({ nodes, links }) => [nodes.length, links?.size]);
+  const state = JSON.stringify([wires, node.widgets?.map(({ value }) => value)]);
+  if (nowhere.get(node) === state) return [];
+  const far = node.resolveVirtualOutput?.(slot);
+  if (far) return makers(far.node, far.slot, type, path.slice(0, path.findLastIndex(({ subgraph }) => subgraph === far.node.graph) + 1));
+  const link = node.getInputLink(slot);
+  if (!link) nowhere.set(node, state);
+  return behind(node, link, type, path);
 }
