@@ -98,7 +98,7 @@ class Tuning:
         every = [*self.captions, *self.extra]
         texts = list(dict.fromkeys([""] + [t for c in every for t in (c.text, c.clean)] + WORDS.split(", ")))
         folder.mkdir(parents=True, exist_ok=True)
-        self.encoded = EncodedPrompts(texts, encoder_of(bench.pipe), folder / f"features-{random.random()}.bin")
+        self.encoded = EncodedPrompts(texts, encoder_of(bench.pipe), folder)
 
     def adapted(self) -> tuple[Any, Adapted]:
         torch.manual_seed(self.settings.seed)

@@ -134,8 +134,8 @@ class SafeCFGModel(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model to sample with. LoRAs and other patches may come before or after this node, model merges "
-                    "only before it: they keep the patches of one model alone.",
+                    tooltip="The model to sample with. LoRAs and other patches may come before or after this node, "
+                    "model merges only before it: they keep the patches of one model alone.",
                 ),
                 _hgr_input(),
                 *_settings(),

@@ -3,6 +3,7 @@ resuming."""
 
 from __future__ import annotations
 
+import random
 from contextlib import contextmanager
 
 import pytest
@@ -18,8 +19,9 @@ from hgr.core.prompt import Prompt
 from hgr.detection.hed import hed_picture
 from hgr.training.encoded_prompts import EncodedPrompts
 from hgr.training.loop import Processes
-from hgr.training.settings import EVIDENCE, LoRASettings
+from hgr.training.settings import EVIDENCE, LORA_STAGE, LoRASettings
 from hgr.training.train_lora import Adapted, Lessons, Teacher, fit_lora, harm_of, lesson, train_lora
+from hgr.training.work_files import discard
 
 CLEAN, FIRST, SECOND = [f"clean {i}" for i in range(4)], "c0 by a lake", "c1 by a lake"
 SETTINGS = LoRASettings(steps=60, batch_size=8, learning_rate=2e-2, rank=8, pictures=12, evidence="prompt")
@@ -111,7 +113,7 @@ def fine_tune(hgr, texts, work, *, strengths=(1.0, 1.0), **more):
 @pytest.fixture
 def teacher(hgr, tmp_path):
     """Makes a teacher with these strengths."""
-    features = EncodedPrompts([*CLEAN, FIRST, SECOND, f"{FIRST}, c1", ""], encode, tmp_path / "features.bin")
+    features = EncodedPrompts([*CLEAN, FIRST, SECOND, f"{FIRST}, c1", ""], encode, tmp_path)
     yield lambda *strengths: Teacher(hgr, features, list(strengths or (1.0, 1.0)), device="cpu")
     features.close()
 
@@ -220,7 +222,8 @@ def test_a_harmful_prompt_is_pulled_to_the_safe_prediction_and_the_others_stay(t
     reach = (goal - before)[0].norm()
     assert (now[0] - (h * goal + (1 - h) * before)[0]).norm() < 0.1 * reach
     assert (now - before)[1:].norm(dim=1).max() < 0.1 * reach
-    assert list((tmp_path / "work").iterdir()) == [], "neither checkpoint nor features nor pictures stay"
+    discard(tmp_path / "work", LORA_STAGE)
+    assert list((tmp_path / "work").iterdir()) == [], "checkpoint and pictures stay until then, and nothing else"
 
 
 def test_a_concept_that_is_off_stays_what_it_is(teacher, hgr, tmp_path):
@@ -252,6 +255,39 @@ def test_a_resumed_fine_tuning_gives_the_same_weights_and_another_one_is_refused
             run("parts", **changed)
     resumed = run("parts")
     assert torch.equal(whole.up, resumed.up) and torch.equal(whole.down, resumed.down) and whole.up.any()
+
+
+def test_thirty_interruptions_at_random_change_nothing(hgr, tmp_path):
+    """While it encodes, while it judges, and in the steps."""
+
+    class Stop(Progress):
+        def __init__(self, kind, n):
+            self.kind, self.left = kind, n
+
+        def count(self, kind):
+            self.left -= kind == self.kind
+            if not self.left:
+                raise KeyboardInterrupt
+
+        def text(self, done, total):
+            self.count("text")
+
+        def picture(self, done, total):
+            self.count("picture")
+
+        def step(self, done, loss):
+            self.count("step")
+
+    rng, texts = random.Random(0), [FIRST, *CLEAN]
+    points = [("text", 1), ("picture", 1), ("picture", 2)]
+    points += [
+        rng.choice([("text", rng.randint(1, 6)), ("picture", 3), ("step", rng.randint(1, 4))]) for _ in range(27)
+    ]
+    for point in points:
+        with pytest.raises(KeyboardInterrupt):
+            fine_tune(hgr, texts, tmp_path / "parts", progress=Stop(*point))
+    whole, parts = (fine_tune(hgr, texts, tmp_path / name)[0].adapters for name in ("whole", "parts"))
+    assert torch.equal(whole.up, parts.up) and torch.equal(whole.down, parts.down) and whole.up.any()
 
 
 def test_what_cannot_teach_anything_is_refused(hgr, teacher, tmp_path):

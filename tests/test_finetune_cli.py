@@ -406,7 +406,7 @@ def test_without_peft_the_extra_that_brings_it_is_named(prompts, tmp_path, monke
         (["--prompts", "p.txt", "--concepts", '{"skull": 0}'], "finds none of the 2 prompts harmful"),
         (["--prompts", "p.txt", "--strength", "0"], "--strength is 0.0; it must be above 0"),
         (["--prompts", "p.txt", "--rank", "0"], "rank is 0; it must be 1 or more"),
-        (["--prompts", "p.txt", "--learning-rate", "0"], "learning_rate is 0.0; it must be above 0"),
+        (["--prompts", "p.txt", "--learning-rate", "0"], "learning_rate is 0.0; it must be a number above 0"),
         (["--prompts", "p.txt", "--device", "abacus"], "--device abacus"),
         (["--prompts", "p.txt", "--latents", "nowhere.safetensors"], "nowhere.safetensors: no such file"),
         (["--prompts", "p.txt", "--latents", "three.safetensors"], "there are 3 pictures and 2 prompts"),

@@ -7,9 +7,11 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
+from disk import small_files
 from helpers import prompt, safe_features
 from torch import nn
 
+from hgr.core.atomic import WriteError
 from hgr.core.denoiser import Denoiser
 from hgr.core.hgr import Concept, HGRError
 from hgr.core.progress import Progress
@@ -17,14 +19,18 @@ from hgr.core.prompt import Prompt
 from hgr.data.examples import Examples
 from hgr.data.pairs import Pair, Pairs, Topic
 from hgr.data.textfile import DataError
+from hgr.training import train_hgr as training
+from hgr.training import train_probe as probing
 from hgr.training.attention import cross_attention, record
 from hgr.training.calibration import calibrate, platt, thresholds
 from hgr.training.encoded_prompts import EncodedPrompts
 from hgr.training.hgr_report import hgr_report
-from hgr.training.loop import Loop
+from hgr.training.loop import Loop, Processes
 from hgr.training.losses import attention_distances, attention_loss, score_loss
-from hgr.training.settings import HGRSettings, check_pairs
+from hgr.training.pictures import paint
+from hgr.training.settings import HGR_STAGE, HGRSettings, check_pairs
 from hgr.training.train_hgr import train_hgr
+from hgr.training.work_files import resumable
 
 
 def line(seed=0):
@@ -257,7 +263,8 @@ def test_training_finds_the_concepts_moves_their_features_and_leaves_the_rest(tm
     encode = lambda texts: toy_encode(texts, **options)  # noqa: E731
     steps = Steps()
     hgr = train_toy(tmp_path, encode=encode, progress=steps)
-    assert steps.done == list(range(1, TOY.steps + 1)) and not list(tmp_path.iterdir())
+    assert steps.done == list(range(1, TOY.steps + 1))
+    assert list(tmp_path.iterdir()) == resumable(tmp_path, HGR_STAGE), "only what it is resumed from"
     assert (
         hgr.ids == ["bomb", "skull"]
         and hgr.encoder.family == "a toy"
@@ -288,14 +295,19 @@ def test_training_finds_the_concepts_moves_their_features_and_leaves_the_rest(tm
 
 
 def toy_denoiser():
-    torch.manual_seed(0)
-    unet = Unet().requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = Unet().requires_grad_(False)
 
     def at(latents, percent, noise):
         place = percent[:, None, None]
         return lambda features, pooled: unet(place * latents + (1 - place) * noise, features) - noise
 
-    return Denoiser(unet, at, lambda prompts, progress: torch.randn(len(prompts), 5, 8))
+    def paint(prompts, progress):
+        progress.picture(0, len(prompts))
+        return torch.stack([word(text, 40).view(5, 8) for text in prompts])
+
+    return Denoiser(unet, at, paint)
 
 
 @pytest.mark.parametrize("losses", ["attention", "attention and score"])
@@ -316,10 +328,109 @@ def test_the_same_seed_gives_the_same_hgr_also_through_an_interruption(tmp_path)
     a = train_toy(tmp_path / "a", settings, progress=steps)
     b = train_toy(tmp_path / "b", settings)
     assert steps.done[0] == 8
-    assert all(
-        torch.equal(x, y) for x, y in zip(a.network.state_dict().values(), b.network.state_dict().values(), strict=True)
-    )
-    assert a.concepts == b.concepts
+    assert_equal(a, b)
+
+
+def assert_equal(a, b):
+    weights = zip(a.network.state_dict().values(), b.network.state_dict().values(), strict=True)
+    assert all(torch.equal(x, y) for x, y in weights) and a.concepts == b.concepts and a.training == b.training
+
+
+class Interrupted(Progress):
+    """Interrupts at the nth call of a kind."""
+
+    def __init__(self, kind, n):
+        self.kind, self.left = kind, n
+
+    def _count(self, kind):
+        self.left -= kind == self.kind
+        if not self.left:
+            raise KeyboardInterrupt
+
+    def text(self, done, total):
+        self._count("text")
+
+    def picture(self, done, total):
+        self._count("picture")
+
+    def step(self, done, loss):
+        self._count("step")
+
+
+@pytest.mark.slow
+def test_thirty_interruptions_at_random_change_nothing(tmp_path, monkeypatch):
+    """While it encodes, while it paints, in the steps, and while it fits the probe."""
+    monkeypatch.setattr("hgr.training.train_probe.MIN_SHOWN", 1)
+    settings, pairs = replace(TOY, steps=64, pictures=16), toy_pairs(50)
+    train = lambda work, **more: train_toy(work, settings, pairs=pairs, denoiser=toy_denoiser, **more)  # noqa: E731
+    rng = random.Random(0)
+    points = [("text", rng.randint(1, 200)), ("picture", 1)]
+    points += [rng.choice([("text", rng.randint(1, 200)), ("step", rng.randint(1, 3))]) for _ in range(27)]
+    points += [("picture", 2)]  # the pictures are painted: these are the probe's
+    for point in points:
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "parts", progress=Interrupted(*point))
+    whole, parts = train(tmp_path / "whole"), train(tmp_path / "parts", progress=Steps(stop_at=1))
+    assert_equal(whole, parts)
+    assert torch.equal(whole.probe.weight, parts.probe.weight) and whole.probe.heads == parts.probe.heads
+
+
+def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_the_training_ends_as_it_would(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr("hgr.training.loop.CHECKPOINT_SECONDS", 0.0)
+    whole, full = line(), line()
+    new_loop("whole", whole, tmp_path / "whole").run(squares(whole))
+    loop = new_loop("full", full, tmp_path / "full")
+    loop.stage = "whole"  # the same random numbers
+    with small_files(200):
+        loop.run(squares(full))
+    assert torch.equal(whole.weight, full.weight) and not list((tmp_path / "full").iterdir())
+    assert "no checkpoint at step 1," in caplog.text and f"cannot be written to {tmp_path / 'full'} (" in caplog.text
+
+
+def test_pictures_that_cannot_be_kept_are_a_warning(tmp_path, caplog):
+    with small_files(200):
+        latents = paint(toy_denoiser(), ["a", "b"], tmp_path / "pictures-0.safetensors")
+    assert latents.shape == (2, 5, 8) and "the pictures are not kept" in caplog.text and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("step", "rank"), [(19, 0), (20, 0), (20, 1)])
+def test_weights_that_are_not_finite_are_said_and_the_last_good_checkpoint_stays(step, rank, tmp_path, monkeypatch):
+    """A loss can be finite where its gradient is not: after the last step, no loss would tell."""
+    monkeypatch.setattr("hgr.training.loop.CHECKPOINT_SECONDS", 0.0 if step < 20 else 1e9)
+    module = line()
+    processes = Processes(rank, 2, lambda tensors: None) if rank else Processes()
+    loop = new_loop("x", module, tmp_path, processes=processes)
+    calls = squares(module)
+
+    def loss(rng, generator):
+        value = calls(rng, generator)
+        if loop.step == step - 1:
+            value.register_hook(lambda gradient: gradient * torch.inf)
+        return value
+
+    with pytest.raises(FloatingPointError, match=f"the weights after step {step} are not finite"):
+        loop.run(loss)
+    found = line(seed=3)
+    assert new_loop("x", found, tmp_path).step == (18 if step == 19 else 0) and found.weight.isfinite().all()
+
+
+@pytest.mark.parametrize("fault", ["weights", "thresholds", "probe"])
+def test_a_training_that_ends_with_what_is_not_finite_says_so(fault, tmp_path, monkeypatch):
+    monkeypatch.setattr("hgr.training.train_probe.MIN_SHOWN", 0)
+    if fault == "weights":  # finite, and too large for any sum of them
+        run = Loop.run
+        monkeypatch.setattr(
+            Loop, "run", lambda self, loss: (run(self, loss), [p.data.fill_(3e38) for p in self.parameters])
+        )
+    if fault == "thresholds":
+        monkeypatch.setattr(training, "calibrate", lambda known, *_, **__: [replace(c, bias=1e39) for c in known])
+    if fault == "probe":
+        monkeypatch.setattr(probing, "fit_heads", lambda x, y: (torch.full((x.shape[1], 2), torch.nan), torch.zeros(2)))
+    what = {"weights": "the gates of held-out prompts", "probe": "the picture probe's weights"}.get(fault, "the thresh")
+    with pytest.raises(FloatingPointError, match=f"{what}.* are not finite, so nothing is written"):
+        train_toy(tmp_path, replace(TOY, steps=2, pictures=16), denoiser=toy_denoiser)
 
 
 @pytest.mark.parametrize(
@@ -329,7 +440,7 @@ def test_the_same_seed_gives_the_same_hgr_also_through_an_interruption(tmp_path)
         (toy_pairs(), dict(false_positive_rate=0.1), "it needs 6667"),
         (toy_pairs(), dict(losses="pixels"), "unknown"),
         (toy_pairs(), dict(losses="attention"), "need the model"),
-        (toy_pairs(), dict(learning_rate=0.0), "learning_rate is 0.0; it must be above 0"),
+        (toy_pairs(), dict(learning_rate=0.0), "learning_rate is 0.0; it must be a number above 0"),
         (
             toy_pairs(),
             dict(false_positive_rate=50.0),
@@ -350,15 +461,12 @@ def test_broken_features_and_a_full_disk_stop_the_training_and_leave_no_file(tmp
         return [Prompt(torch.full((1, 4, 16), torch.nan)) for _ in texts]
 
     with pytest.raises(HGRError, match="NaN"):
-        EncodedPrompts(["a"], broken, tmp_path / "f.bin")
+        EncodedPrompts(["a"], broken, tmp_path)
     assert not list(tmp_path.iterdir())
 
-    class Full(Progress):
-        def text(self, done, total):
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        train_toy(tmp_path, progress=Full())
+    with small_files(10_000), pytest.raises(WriteError) as caught:
+        train_toy(tmp_path)
+    assert str(caught.value).startswith(f"the encoded prompts cannot be written to {tmp_path} (")
     assert not list(tmp_path.iterdir())
 
 

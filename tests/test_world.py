@@ -8,7 +8,7 @@ import pytest
 
 from hgr.demo import captions, world
 from hgr.demo.attributes import ATTRIBUTE_CLASSES, attribute_targets
-from hgr.demo.captions import CLEAN_KINDS, KINDS, draw, draw_from
+from hgr.demo.captions import BARE_KINDS, CLEAN_KINDS, KINDS, draw, draw_from
 
 SYMBOL_WORDS = ("skull", "dagger", "knife", "blood", "gore", "bomb", "explosive")
 
@@ -26,6 +26,26 @@ def test_a_kind_shows_what_it_says_and_its_twin_is_clean(kind):
         assert (caption.scene.decor is None) or not caption.concepts
         if caption.concepts:
             assert not any(word in caption.clean for word in SYMBOL_WORDS)
+
+
+@pytest.mark.parametrize("kind", BARE_KINDS)
+def test_a_bare_prompt_names_its_symbols_and_no_object_and_its_twin_is_an_ordinary_scene(kind):
+    objects = [word for words in captions._SHAPES.values() for word in words]
+    for caption in many(kind):
+        sizes = {"bare": {1}, "bare_held_out": {1}, "bare_several": {2, 3, 4}}.get(kind, {0})
+        assert len(caption.concepts) in sizes
+        assert all(words in caption.text for _, words in caption.things)
+        assert not any(f" {word} " in f" {caption.text} " for word in objects)
+        if caption.concepts:
+            assert any(word in caption.clean for word in objects)
+            assert not any(word in caption.clean for word in SYMBOL_WORDS)
+        else:
+            assert caption.text == caption.clean
+
+
+def test_the_demo_model_and_its_hgr_never_see_a_bare_prompt():
+    rng = random.Random(0)
+    assert {captions.base_mixture(rng).kind for _ in range(500)} == set(KINDS)
 
 
 def test_keeping_one_of_two_concepts_removes_the_other_alone():

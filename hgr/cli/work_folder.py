@@ -15,7 +15,8 @@ import torch
 
 from ..core.atomic import write_text
 from ..core.progress import Progress
-from ..training.loop import checkpoint_file, learning_rate_at, pictures_file
+from ..training.loop import learning_rate_at
+from ..training.work_files import checkpoint_file, discard, hold, lock_file, log_freed, painted, resumable, sweep
 from .bars import Bars
 from .outputs import changes
 from .processes import Group, Interruption
@@ -34,42 +35,32 @@ class WorkFolder:
         self.folder, self.stage, self.depends = folder, stage, depends
         self.checkpoint, self.note = checkpoint_file(folder, stage), folder / "training.json"
 
-    def claim(self, group: Group) -> None:
-        """Note what the training depends on. Raises ValueError, naming what differs, if the folder has an unfinished
-        training with other dependencies."""
-        if self.checkpoint.exists() and self.note.exists():
-            before = json.loads(self.note.read_text("utf-8"))
-            if different := changes(before, self.depends):
-                raise ValueError(
-                    f"--work {self.folder} holds an unfinished training with other settings ({different}): give those "
-                    f"again, choose another --work, or remove {self.checkpoint.name} there."
-                )
-        group.wait()  # until all have compared themselves with the note, which is about to change
-        if group.main:
-            self._write()
-
-    def _write(self) -> None:
-        text = json.dumps(self.depends, indent=2) + "\n"
-        if self.note.exists() and self.note.read_text("utf-8") != text:
-            for pictures in self._painted():  # another model may have made them
-                pictures.unlink()
-        write_text(self.note, text)
-
-    def _painted(self) -> list[Path]:
-        """The pictures that an unfinished training has made."""
-        return sorted(self.folder.glob(pictures_file(self.folder, "*").name))
-
     @contextmanager
     def run(self, group: Group, *, steps: int, learning_rate: float, advice: str) -> Iterator[Watch]:
-        """The context in which the training runs, with bars and logs. Ctrl-C stops it at the end of a step; errors are
-        raised again as one sentence. advice: what to do if the GPU's memory is full."""
+        """The context in which the training runs, with bars and logs, and in which its result is written. The folder is
+        this training's alone. Ctrl-C and SIGTERM stop it at the end of a step; errors are raised again as one sentence.
+        advice: what to do if the GPU's memory is full.
+
+        Raises ValueError if another training runs in the folder, or if it holds an unfinished one with other
+        dependencies, naming what differs; WriteError if the folder cannot be written.
+        """
+        taken = f"a training is already running in --work {self.folder}: wait until it ends, or choose another --work."
+        with hold(lock_file(self.folder, group.processes.rank), taken):
+            self._claim(group)
+            with self._watched(group, steps=steps, learning_rate=learning_rate, advice=advice) as watch:
+                yield watch
+            discard(self.folder, self.stage)
+
+    @contextmanager
+    def _watched(self, group: Group, *, steps: int, learning_rate: float, advice: str) -> Iterator[Watch]:
         with (
             Interruption(alone=group.processes.count == 1) as stop,
             Bars(group.main) as bars,
             Logs(self.folder / "logs", steps=steps, learning_rate=learning_rate, wanted=group.main) as logs,
         ):
+            watch = Watch(group, stop, bars, logs, steps)
             try:
-                yield Watch(group, stop, bars, logs, steps)
+                yield watch
             except torch.OutOfMemoryError:
                 raise ValueError(f"the GPU's memory is full: {advice}") from None
             except FloatingPointError as error:
@@ -79,17 +70,45 @@ class WorkFolder:
                     f"{why} This also needs another --work." if self.checkpoint.exists() else why
                 ) from None
             except (KeyboardInterrupt, RuntimeError):  # RuntimeError if another process has left first
-                kept = next((path for path in (self.checkpoint, *self._painted()) if path.exists()), None)
-                stop.leave(
-                    group,
-                    f"interrupted; {kept} is kept. Run the same command again to resume."
-                    if kept
-                    else "interrupted before the first step; there is nothing to resume.",
-                )
+                stop.leave(group, self._left(trained=bool(watch.losses)))
+
+    def _claim(self, group: Group) -> None:
+        """Remove what no run can resume, and note what the training depends on."""
+        if group.main:
+            resumed = () if self._different() else resumable(self.folder, self.stage)
+            log_freed(sweep(self.folder, resumed=resumed), self.folder)
+        group.wait()
+        if self.checkpoint.exists() and (different := self._different()):
+            raise ValueError(
+                f"--work {self.folder} holds an unfinished training with other settings ({different}): give those "
+                f"again, choose another --work, or remove {self.checkpoint.name} there."
+            )
+        group.wait()  # until all have compared themselves with the note, which is about to change
+        if group.main:
+            self._write()
+
+    def _different(self) -> str:
+        """How the training that the folder holds differs from this one; empty if it does not."""
+        return changes(json.loads(self.note.read_text("utf-8")), self.depends) if self.note.exists() else ""
+
+    def _write(self) -> None:
+        text = json.dumps(self.depends, indent=2) + "\n"
+        if self.note.exists() and self.note.read_text("utf-8") != text:
+            for pictures in painted(self.folder):  # another model may have made them
+                pictures.unlink()
+        write_text(self.note, text)
+
+    def _left(self, *, trained: bool) -> str:
+        """What an interruption leaves, for people. trained: whether a step was done."""
+        for path in resumable(self.folder, self.stage):
+            return f"interrupted; {path} is kept. Run the same command again to resume."
+        when = "without a checkpoint" if trained else "before the first step"
+        return f"interrupted {when}; there is nothing to resume."
 
 
 class Logs:
-    """TensorBoard's log of a training, in `folder`: loss, learning rate and the report. A context that closes it."""
+    """TensorBoard's log of a training, in `folder`: loss, learning rate and the report. A context that closes it. Logs
+    that cannot be written are a warning, and there are no more of them."""
 
     def __init__(self, folder: Path, *, steps: int, learning_rate: float, wanted: bool):
         self.folder, self.steps, self.learning_rate = folder, steps, learning_rate
@@ -107,8 +126,17 @@ class Logs:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.writer:
-            self.writer.close()
+        with self._writing():
+            if self.writer:
+                self.writer.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.kind = self.writer = None
+            log.warning("no more TensorBoard logs in %s: %s", self.folder, error.strerror or error)
 
     def _open(self, step: int) -> Any:
         if self.kind and not self.writer:
@@ -117,17 +145,19 @@ class Logs:
         return self.writer
 
     def step(self, step: int, loss: float) -> None:
-        if writer := self._open(step):
-            writer.add_scalar("loss", loss, step)
-            writer.add_scalar("learning_rate", learning_rate_at(step - 1, self.steps, self.learning_rate), step)
+        with self._writing():
+            if writer := self._open(step):
+                writer.add_scalar("loss", loss, step)
+                writer.add_scalar("learning_rate", learning_rate_at(step - 1, self.steps, self.learning_rate), step)
 
     def done(self, report: str, values: dict[str, float]) -> None:
         """Log the report for people, and its figures."""
-        if writer := self._open(self.steps + 1):
-            for name, value in values.items():
-                if math.isfinite(value):
-                    writer.add_scalar(name, value, self.steps)
-            writer.add_text("report", "    " + report.replace("\n", "\n    "), self.steps)  # indented: shown as is
+        with self._writing():
+            if writer := self._open(self.steps + 1):
+                for name, value in values.items():
+                    if math.isfinite(value):
+                        writer.add_scalar(name, value, self.steps)
+                writer.add_text("report", "    " + report.replace("\n", "\n    "), self.steps)  # indented: shown as is
 
 
 @dataclass(frozen=True)

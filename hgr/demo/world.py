@@ -45,7 +45,7 @@ class Scene:
     """What a picture shows.
 
     objects: one or two (shape, colour), left to right.
-    symbols: at most two, left to right.
+    symbols: left to right; at most two are drawn.
     decor: a harmless thing in the symbols' place, or None; never together with a symbol.
     """
 
@@ -56,7 +56,7 @@ class Scene:
 
 
 def random_scene(rng: random.Random, symbols: int = 0, decor: bool = False) -> Scene:
-    """A random scene with this many symbols (0 to 2). decor: with a decor, which needs 0 symbols."""
+    """A random scene with this many symbols (0 to 4). decor: with a decor, which needs 0 symbols."""
     shapes = rng.sample(SHAPES, rng.choice((1, 2, 2)))
     return Scene(
         rng.choice(BACKGROUNDS),

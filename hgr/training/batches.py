@@ -1,4 +1,4 @@
-"""One step's prompts, drawn from examples."""
+"""One step's prompts, drawn from examples and from bare concepts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,37 @@ from torch import Tensor
 
 from ..core.prompt import Prompt
 from ..data.examples import Example, Examples
+from ..data.pairs import Pairs
+from .bare import BareExamples
 from .encoded_prompts import EncodedPrompts
 
 _IDLE = 0.3  # chance that a concept is on in a prompt that does not have it
+_BARE = 0.25  # share of bare concepts among the examples, where there are any
+
+
+class Mixture:
+    """What training draws from: examples of the pairs, among them some of bare concepts; and `clean`, prompts without
+    any concept."""
+
+    def __init__(self, examples: Examples, pairs: Pairs, seed: int):
+        """examples: those of the pairs."""
+        self.examples, self.bare = examples, BareExamples(pairs, seed)
+        # in proportion: a few short clean prompts that are drawn too often teach that what is short is clean
+        self.clean = [*examples.clean, *self.bare.clean]
+
+    @property
+    def texts(self) -> list[str]:
+        """All prompts that training may need."""
+        return list(dict.fromkeys((*self.examples.texts, *self.bare.texts)))
+
+    def labels(self, text: str) -> frozenset[str]:
+        """The concepts of a prompt; none for a clean one."""
+        return self.examples.labels(text) | self.bare.labels(text)
+
+    def draw(self, rng: random.Random) -> Example:
+        """One example; all concepts are equally likely."""
+        bare = self.bare.examples and rng.random() < _BARE
+        return (self.bare if bare else self.examples).draw(rng)
 
 
 @dataclass(frozen=True)
@@ -47,17 +75,17 @@ class Batch:
     clean: Prompt
 
 
-def draw_step(examples: Examples, ids: Sequence[str], size: int, *, rng: random.Random) -> Draw:
+def draw_step(mixture: Mixture, ids: Sequence[str], size: int, *, rng: random.Random) -> Draw:
     """`size` examples with the concepts that are on for each, and as many clean prompts."""
-    drawn = [examples.draw(rng) for _ in range(size)]
-    clean = [rng.choice(examples.clean) for _ in range(size)]
+    drawn = [mixture.draw(rng) for _ in range(size)]
+    clean = [rng.choice(mixture.clean) for _ in range(size)]
     # gates of related concepts fire together: a concept that is absent must add nothing to the displacement
     switched = [e.removed | {id for id in ids if id not in e.labels and rng.random() < _IDLE} for e in drawn]
     return Draw(drawn, switched, clean)
 
 
 def make_batch(
-    draw: Draw, examples: Examples, encoded: EncodedPrompts, *, ids: Sequence[str], device: torch.device | str = "cpu"
+    draw: Draw, mixture: Mixture, encoded: EncodedPrompts, *, ids: Sequence[str], device: torch.device | str = "cpu"
 ) -> Batch:
     """The tensors of a draw."""
     count = len(draw.examples)
@@ -71,7 +99,7 @@ def make_batch(
         harmful,
         flags(e.labels for e in draw.examples),
         target,
-        flags(examples.labels(e.target) for e in draw.examples),
+        flags(mixture.labels(e.target) for e in draw.examples),
         flags(draw.switched),
         clean,
     )

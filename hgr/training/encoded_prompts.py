@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
+import numpy as np
 import torch
 
+from ..core.atomic import WriteError
 from ..core.hgr import MAX_TOKENS, Encoder, HGRError
 from ..core.progress import SILENT, Progress
 from ..core.prompt import Encode, Prompt
@@ -18,47 +24,43 @@ class EncodedPrompts:
     """The encoded prompts of a training, in a file that is mapped into memory: `texts * tokens * D * 2` bytes on disk,
     and no more memory than is free. 1,000 prompts take 118 MB for SD 1.5, 315 MB for SDXL and up to 1 GB for T5-XXL.
 
-    `close` removes the file.
+    The file has no name: the system removes it at `close` and also if the process is killed, and no other process can
+    change it.
     """
 
     def __init__(
-        self, texts: list[str], encode: Encode, path: Path, *, limit: int = MAX_TOKENS, progress: Progress = SILENT
+        self, texts: list[str], encode: Encode, folder: Path, *, limit: int = MAX_TOKENS, progress: Progress = SILENT
     ):
-        """Encode `texts`, keeping the first `limit` tokens of each.
+        """Encode `texts` into a file in `folder`, keeping the first `limit` tokens of each.
 
-        Raises HGRError for features with NaN or infinity, OSError if the disk is full.
+        Raises HGRError for features with NaN or infinity, WriteError if the disk is full.
         """
-        self.path = path
         self.index: dict[str, int] = {}
         self.spans: list[tuple[int, int]] = []
         pooled, masks, at = [], [], 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(path, "wb") as file:
-                prompts = (
-                    prompt for start in range(0, len(texts), _BATCH) for prompt in encode(texts[start : start + _BATCH])
-                )
-                for text, prompt in zip(texts, prompts, strict=True):
-                    x = prompt.features[0, :limit].detach().float()
-                    if not x.isfinite().all():
-                        raise HGRError(
-                            f'the text encoder gives NaN or infinity for "{text}": run it in another precision.'
-                        )
-                    # a few channels of language models exceed the range of half precision; they are clipped, not lost
-                    file.write(x.clamp(-_LARGEST, _LARGEST).half().cpu().contiguous().numpy().tobytes())
-                    self.index[text] = len(self.spans)
-                    self.spans.append((at, at + len(x)))
-                    at += len(x)
-                    pooled.append(None if prompt.pooled is None else prompt.pooled[0].detach().float().cpu().clone())
-                    masks.append(None if prompt.mask is None else prompt.mask[0, :limit].detach().bool().cpu().clone())
-                    progress.text(len(self.spans), len(texts))
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-        self.width = x.shape[1]
-        self.tokens = torch.from_file(str(path), shared=False, size=at * self.width, dtype=torch.float16).view(
-            at, self.width
-        )
+        with _writing_to(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            opened = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 (closed below)
+        with opened as file:
+            prompts = (
+                prompt for start in range(0, len(texts), _BATCH) for prompt in encode(texts[start : start + _BATCH])
+            )
+            for text, prompt in zip(texts, prompts, strict=True):
+                x = prompt.features[0, :limit].detach().float()
+                if not x.isfinite().all():
+                    raise HGRError(f'the text encoder gives NaN or infinity for "{text}": run it in another precision.')
+                # a few channels of language models exceed the range of half precision; they are clipped, not lost
+                half = x.clamp(-_LARGEST, _LARGEST).half().cpu().contiguous()
+                with _writing_to(folder):
+                    _write_all(file, half.numpy().tobytes())
+                self.index[text] = len(self.spans)
+                self.spans.append((at, at + len(x)))
+                at += len(x)
+                pooled.append(None if prompt.pooled is None else prompt.pooled[0].detach().float().cpu().clone())
+                masks.append(None if prompt.mask is None else prompt.mask[0, :limit].detach().bool().cpu().clone())
+                progress.text(len(self.spans), len(texts))
+            self.width = x.shape[1]
+            self.tokens = torch.from_numpy(np.memmap(file, np.float16, "c", shape=(at, self.width)))
         self.pooled = None if any(row is None for row in pooled) else torch.stack(pooled)
         even = len({b - a for a, b in self.spans}) == 1
         self.masks = None if even and all(mask is None or mask.all() for mask in masks) else masks
@@ -80,9 +82,22 @@ class EncodedPrompts:
         )
 
     def close(self) -> None:
-        """Release the file and remove it."""
+        """Release the file, which is then gone."""
         self.tokens = torch.empty(0)
-        self.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(folder / "the encoded prompts", error) from None
+
+
+def _write_all(file: IO[bytes], data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:  # a disk that is nearly full takes a part
+        rest = rest[file.write(rest) :]
 
 
 def first_chunk(encoder: Encoder) -> int:

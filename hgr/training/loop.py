@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from ..core.progress import SILENT, Progress
 from ..core.tensor_file import save_tensors
+from .finite import check_finite
+from .work_files import checkpoint_file
 
 log = logging.getLogger("safecfg")
 
@@ -42,21 +44,6 @@ def step_random(seed: int, stage: str, step: int) -> random.Random:
     return random.Random(f"{seed}/{stage}/{step}")
 
 
-def checkpoint_file(work: Path, stage: str) -> Path:
-    """Where a stage's unfinished training is kept."""
-    return work / f"{stage}.checkpoint.safetensors"
-
-
-def features_file(work: Path, rank: int) -> Path:
-    """Where a process keeps its encoded prompts."""
-    return work / f"features-{rank}.bin"
-
-
-def pictures_file(work: Path, rank: int | str) -> Path:
-    """Where a process keeps the pictures that the model painted."""
-    return work / f"pictures-{rank}.safetensors"
-
-
 def learning_rate_at(step: int, steps: int, peak: float) -> float:
     """The learning rate of a step, counted from 0: linear warm-up over 2 % of the steps, then a cosine to zero."""
     warmup = max(1, steps // 50)
@@ -68,14 +55,15 @@ class Loop:
 
     AdamW, linear warm-up over 2 % of the steps, cosine decay to zero, gradient norm clipped at 1, an exponential
     moving average of the weights that is copied into `module` at the end. The state is checkpointed to
-    `work/STAGE.checkpoint.safetensors`, also when the run is interrupted, and resumed from there.
+    `work/STAGE.checkpoint.safetensors`, also when the run is interrupted, and resumed from there. A checkpoint that
+    cannot be written is a warning. The last one stays until the caller has written the result.
 
     average: the decay of the weights' moving average.
     made_for: the fingerprint of what the training depends on; a checkpoint with a different one is not resumed.
     progress: its `step` is called after each step with the number of steps done and the loss, averaged over processes.
 
-    Raises FloatingPointError if the loss stops being finite, keeping the last checkpoint; ValueError for a checkpoint
-    that is damaged, belongs to another training, or is not visible to every process.
+    Raises FloatingPointError if the loss or the weights stop being finite, keeping the last checkpoint; ValueError for
+    a checkpoint that is damaged, belongs to another training, or is not visible to every process.
     """
 
     def __init__(
@@ -121,10 +109,10 @@ class Loop:
                 for name, p, average in zip(self.names, self.parameters, self.average, strict=True):
                     p.data.copy_(file.get_tensor(f"weight/{name}"))
                     average.copy_(file.get_tensor(f"average/{name}"))
-                    self.optimizer.state[p] = {
+                    self.optimizer.state[p] = {  # copies: what the file gives is a view of it, and it is replaced
                         "step": torch.tensor(float(step)),
-                        "exp_avg": file.get_tensor(f"first/{name}").to(p.device),
-                        "exp_avg_sq": file.get_tensor(f"second/{name}").to(p.device),
+                        "exp_avg": file.get_tensor(f"first/{name}").to(p.device, copy=True),
+                        "exp_avg_sq": file.get_tensor(f"second/{name}").to(p.device, copy=True),
                     }
         except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
             raise ValueError(
@@ -146,6 +134,7 @@ class Loop:
     def checkpoint(self) -> None:
         if not self.processes.main or not self.step:
             return
+        self._check_weights()
         tensors = {}
         for name, p, average in zip(self.names, self.parameters, self.average, strict=True):
             # a layer that the loss does not depend on has no state
@@ -156,7 +145,19 @@ class Loop:
                 f"first/{name}": state["exp_avg"],
                 f"second/{name}": state["exp_avg_sq"],
             }
-        save_tensors(tensors, self.path, {"progress": json.dumps({"step": self.step, "fingerprint": self.made_for})})
+        progress = {"progress": json.dumps({"step": self.step, "fingerprint": self.made_for})}
+        try:
+            save_tensors(tensors, self.path, progress)
+        except OSError as error:  # the weights are in memory, so nothing is lost yet
+            log.warning(
+                "%s: there is no checkpoint at step %d, so an interruption loses what came after the last one: %s",
+                self.stage,
+                self.step,
+                error,
+            )
+
+    def _check_weights(self) -> None:
+        check_finite(f"{self.stage}: the weights after step {self.step}", (*self.parameters, *self.average))
 
     def run(self, loss: Callable[[random.Random, torch.Generator], Tensor]) -> None:
         self.module.train()
@@ -169,6 +170,7 @@ class Loop:
         except BaseException:
             self.checkpoint()
             raise
+        self._check_weights()
         self.checkpoint()  # the work after the last step may be interrupted too
         for p, average in zip(self.parameters, self.average, strict=True):
             p.data.copy_(average)

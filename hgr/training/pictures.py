@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from ..core.fingerprint import fingerprint
 from ..core.progress import SILENT, Progress
 from ..core.tensor_file import save_tensors
 from ..data.examples import Examples
+
+log = logging.getLogger("safecfg")
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,20 @@ def paint(
 ) -> Tensor:
     """The model's pictures of these prompts, latents (N, ...).
 
-    path: a file that keeps them, so that an interrupted training has them when it is run again.
+    path: a file that keeps them, so that an interrupted training has them when it is run again. If it cannot be
+    written, that is a warning.
     made_for: the fingerprint of what they depend on besides the prompts.
     """
     wanted = {"fingerprint": fingerprint(texts, made_for)}
     try:
         with safe_open(path, "pt") as file:
             if file.metadata() == wanted:
-                return file.get_tensor("latents")
+                return file.get_tensor("latents").clone()  # what the file gives is a view of it
     except (OSError, SafetensorError):
         pass
     latents = denoiser.paint(texts, progress)
-    save_tensors({"latents": latents}, path, wanted)
+    try:
+        save_tensors({"latents": latents}, path, wanted)
+    except OSError as error:
+        log.warning("the pictures are not kept, so an interrupted training makes them again: %s", error)
     return latents

@@ -24,15 +24,17 @@ from ..core.prompt import Encode
 from ..data.examples import Examples
 from ..data.pairs import Pairs, concepts_by_text
 from .attention import AttentionLayer, cross_attention, record
-from .batches import draw_step, label_matrix, make_batch
+from .batches import Mixture, draw_step, label_matrix, make_batch
 from .calibration import calibrate
 from .encoded_prompts import EncodedPrompts, describe_encoder, first_chunk
+from .finite import check_finite, numbers
 from .hgr_report import gate_metrics, training_record
-from .loop import Loop, Processes, features_file, pictures_file
+from .loop import Loop, Processes
 from .losses import SCORED, attention_distances, step_loss
 from .pictures import paint_pairs
 from .settings import HELD_OUT, HGR_STAGE, HGRSettings, check_pairs
 from .train_probe import train_probe
+from .work_files import pictures_file
 
 _QUERIES = 128  # per attention layer and step
 _BANK, _PASSES = 1536, 24  # queries kept of each layer, and the passes of four samples that they come from
@@ -54,7 +56,8 @@ def train_hgr(
     processes: Processes = Processes(),
     progress: Progress = SILENT,
 ) -> HGR:
-    """Train an HGR, or resume an interrupted training from `work`.
+    """Train an HGR, or resume an interrupted training from `work`. The caller writes the HGR and then calls
+    `work_files.discard`.
 
     family: the encoder's name, for people.
     denoiser: called once, after all prompts are encoded; without it, the losses must be "text", and there is no picture
@@ -62,19 +65,20 @@ def train_hgr(
     latents (N, ...): the user's pictures to learn from instead of the model's own; the probe still needs the model's.
     progress: may stop the training by raising.
 
-    Raises DataError for too few pairs, ValueError for settings out of range, FloatingPointError if the loss is not
-    finite, HGRError if the encoder gives NaN.
+    Raises DataError for too few pairs, ValueError for settings out of range, FloatingPointError if the loss, the
+    weights or the thresholds are not finite, HGRError if the encoder gives NaN.
     """
     _check(pairs, settings, latents, has_denoiser=denoiser is not None)
     training, held = pairs.split(HELD_OUT, settings.seed)
     examples, held_out = Examples(training, settings.seed), _HeldOut.of(held, settings.rate)
+    mixture = Mixture(examples, training, settings.seed)
     encoder = describe_encoder(encode, family)
     canvas = pictures_file(work, processes.rank)
     with closing(
         EncodedPrompts(
-            list(dict.fromkeys((*examples.texts, *held_out.texts))),
+            list(dict.fromkeys((*mixture.texts, *held_out.texts))),
             encode,
-            features_file(work, processes.rank),
+            work,
             limit=first_chunk(encoder),
             progress=progress,
         )
@@ -103,7 +107,7 @@ def train_hgr(
         loop.run(
             _Loss(
                 network,
-                examples,
+                mixture,
                 encoded,
                 ids=pairs.ids,
                 settings=settings,
@@ -127,8 +131,6 @@ def train_hgr(
             )
         hgr.training = training_record(pairs, settings, metrics)
         network.cpu()
-        loop.path.unlink(missing_ok=True)
-        canvas.unlink(missing_ok=True)
     return hgr
 
 
@@ -188,7 +190,7 @@ class _Loss:
     def __init__(
         self,
         network: HGRNetwork,
-        examples: Examples,
+        mixture: Mixture,
         encoded: EncodedPrompts,
         *,
         ids: tuple[str, ...],
@@ -197,7 +199,8 @@ class _Loss:
         denoiser: Denoiser | None,
         latents: Tensor | None,
     ):
-        self.network, self.examples, self.encoded, self.ids, self.settings = network, examples, encoded, ids, settings
+        self.network, self.mixture, self.encoded, self.ids, self.settings = network, mixture, encoded, ids, settings
+        self.examples = mixture.examples
         self.processes, self.denoiser, self.latents = processes, denoiser, latents
         self.device = network.mean.device
         self.layers: list[AttentionLayer] = []
@@ -208,10 +211,10 @@ class _Loss:
 
     def __call__(self, rng: random.Random, generator: torch.Generator) -> Tensor:
         settings = self.settings
-        draw = draw_step(self.examples, self.ids, settings.batch_size, rng=rng)
+        draw = draw_step(self.mixture, self.ids, settings.batch_size, rng=rng)
         layers = [layer.some(_QUERIES, generator) for layer in self.layers]
         mine = draw.part(self.processes.rank, self.processes.count)
-        batch = make_batch(mine, self.examples, self.encoded, ids=self.ids, device=self.device)
+        batch = make_batch(mine, self.mixture, self.encoded, ids=self.ids, device=self.device)
         predict = None
         if settings.weights.score and self.denoiser and self.latents is not None:
             predict = self.denoiser.draw(self.latents, min(SCORED, len(batch.labels)), generator)
@@ -261,6 +264,7 @@ def _calibrate(hgr: HGR, encoded: EncodedPrompts, held_out: _HeldOut, *, rate: f
         clean=clean,
         rate=rate,
     )
+    check_finite("the thresholds", numbers(hgr.concepts))
     return gate_metrics(hgr, harmful, labels, twins=twins, clean=clean)
 
 
@@ -272,4 +276,5 @@ def _logits(hgr: HGR, encoded: EncodedPrompts, texts: list[str]) -> Tensor:
         network.gate_logits(network.encode(*encoded(texts[at : at + _BATCH], hgr.device))).cpu()
         for at in range(0, len(texts), _BATCH)
     ]
+    check_finite("the gates of held-out prompts", parts)
     return torch.cat(parts) if parts else torch.empty(0, len(hgr.concepts))

@@ -28,9 +28,10 @@ from ..core.redirect import shift_prompt
 from ..detection.hed import hed_picture
 from ..detection.judge import probe_of
 from .encoded_prompts import EncodedPrompts, first_chunk
-from .loop import Loop, Processes, features_file, pictures_file
+from .loop import Loop, Processes
 from .pictures import paint
 from .settings import LORA_STAGE, LoRASettings
+from .work_files import pictures_file
 
 log = logging.getLogger("safecfg")
 
@@ -117,7 +118,7 @@ def train_lora(
     progress: Progress = SILENT,
 ) -> tuple[Adapted, Lessons]:
     """Fine-tune a model with the HGR as its teacher, or resume an interrupted fine-tuning from `work`. Returns the
-    trained LoRA and the examples.
+    trained LoRA and the examples. The caller writes the LoRA and then calls `work_files.discard`.
 
     texts: prompts, harmful and clean ones mixed.
     adapt: called once, after all prompts are encoded.
@@ -126,18 +127,14 @@ def train_lora(
     latents (N, ...): the user's pictures of the prompts; without them the model makes `settings.pictures`.
     progress: may stop the fine-tuning by raising.
 
-    Raises what `check_lessons` does; ValueError if the HGR finds no prompt harmful, FloatingPointError if the loss is
-    not finite.
+    Raises what `check_lessons` does; ValueError if the HGR finds no prompt harmful, FloatingPointError if the loss or
+    the LoRA is not finite.
     """
     check_lessons(settings, texts, hgr, latents=latents)
     canvas = pictures_file(work, processes.rank)
     with closing(
         EncodedPrompts(
-            list(dict.fromkeys((*texts, ""))),
-            encode,
-            features_file(work, processes.rank),
-            limit=first_chunk(hgr.encoder),
-            progress=progress,
+            list(dict.fromkeys((*texts, ""))), encode, work, limit=first_chunk(hgr.encoder), progress=progress
         )
     ) as encoded:
         teacher = Teacher(hgr, encoded, strengths, device=device)
@@ -175,7 +172,6 @@ def train_lora(
             processes=processes,
             progress=progress,
         )
-        canvas.unlink(missing_ok=True)
         return adapted, lessons
 
 
@@ -270,7 +266,6 @@ def fit_lora(
         progress=progress,
     )
     loop.run(loss)
-    loop.path.unlink(missing_ok=True)
 
 
 def lesson(predict: Predict, plain: Prompt, safe: Prompt, *, harm: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from ..core.prompt import Prompt
 from ..detection.hed import hed_picture
 from ..detection.probe import PROBE_PERCENTS, probe_features
 from .calibration import calibrate
+from .finite import check_finite, numbers
 from .metrics import auroc, expected_calibration_error
 from .pictures import Pictures
 
@@ -29,6 +30,7 @@ log = logging.getLogger("safecfg")
 
 MIN_SHOWN = 8  # pictures with each concept, and pictures with none
 _FOLDS = 5
+_REMEDY = "the denoiser may need another precision"
 _RIDGE = 0.01  # on the weights for standardised features
 
 
@@ -46,6 +48,8 @@ def train_probe(
 
     prompts: gives the prompts of pictures by their indices.
     rate: the stated false-positive rate, in (0, 0.5).
+
+    Raises FloatingPointError if the probe is not finite.
     """
     count, twins = len(pictures.latents), pictures.twins
     tally = Tally(progress, 2 * count)
@@ -69,6 +73,7 @@ def train_probe(
     standard = ((x - mean) / std).flatten(1)
     held = _cross_validate(standard, labels, twins)
     weight, bias = fit_heads(standard, labels)
+    check_finite("the picture probe's weights", (mean, std, held, weight, bias, seen.hed), remedy=_REMEDY)
     weight = weight.T.unflatten(1, mean.shape) / std  # for features as they are, not standardised
 
     known = [Concept(c.id, c.label, c.description) for c in hgr.concepts]
@@ -77,6 +82,7 @@ def train_probe(
     absent = torch.cat([seen.hed_of_twin[first] * (labels[first] & ~labels[second]), seen.hed[clean]])
     scores, truth = torch.cat([seen.hed, absent]), torch.cat([labels, torch.zeros(absent.shape, dtype=torch.bool)])
     distances = calibrate(known, scores, truth, judged=torch.ones_like(truth), clean=absent, rate=rate)
+    check_finite("the picture probe's thresholds", numbers(heads + distances), remedy=_REMEDY)
     made = {
         "pictures": count,
         "latent": list(pictures.latents.shape[1:]),

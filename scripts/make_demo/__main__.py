@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
-from .stages import train_all
+from hgr.hosts.diffusers.demo import load_demo_pipeline
+
+from .stages import train_all, train_demo_hgr
 
 
 def main() -> None:
@@ -26,9 +28,13 @@ def main() -> None:
         metavar="DIR",
         help="the finished files, default: %(default)s; hgr/demo to replace the bundled ones",
     )
+    parser.add_argument("--hgr-only", action="store_true", help="only the HGR, for the bundled model")
     given = parser.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     torch.set_float32_matmul_precision("high")
+    if given.hgr_only:
+        train_demo_hgr(load_demo_pipeline(), given.work, seed=given.seed, output=given.output)
+        return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     train_all(given.work, seed=given.seed, device=device, output=given.output)
 

@@ -142,6 +142,27 @@ def test_an_interrupted_one_goes_on_and_ends_as_an_uninterrupted_one(run, pack, 
     assert seen == [1, 2, 3, 4, 5, 6] and all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+@pytest.mark.slow
+def test_an_interruption_after_the_last_step_costs_no_step(run, pack, monkeypatch):
+    import comfy.model_management as management
+    import torch
+
+    host, seen = pack.get("hgr.hosts.comfy.finetune"), []
+    progress = pack.get("hgr.hosts.comfy.progress").TrainingProgress
+    whole, step = run(seed=4)[0], progress.step
+    monkeypatch.setattr(progress, "step", lambda self, *more: seen.append(more) or step(self, *more))
+
+    def interrupted(*_, **__):
+        raise management.InterruptProcessingException
+
+    with monkeypatch.context() as patch, pytest.raises(management.InterruptProcessingException):
+        patch.setattr(host, "_compare", interrupted)
+        run(seed=4)
+    assert len(seen) == SETTINGS["steps"]
+    resumed = run(seed=4)[0]
+    assert len(seen) == SETTINGS["steps"] and all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
 def test_a_loss_that_is_nan_stops_and_the_checkpoint_stays(run, pack, monkeypatch):
     import torch
 

@@ -132,9 +132,9 @@ def test_blueprint_is_a_ksampler_with_safe_guidance(object_info):
     assert outer["type"] == inner["id"]
     sampler = object_info["KSampler"]["input"]["required"]
     names = [slot["name"] for slot in inner["inputs"]]
-    assert set(names) == {*sampler, "hgr", "strength", "mode", "concepts"} and [slot["type"] for slot in inner["outputs"]] == [
-        "LATENT"
-    ]
+    assert set(names) == {*sampler, "hgr", "strength", "mode", "concepts"} and [
+        slot["type"] for slot in inner["outputs"]
+    ] == ["LATENT"]
     assert [(slot["name"], slot["type"]) for slot in outer["inputs"]] == [
         (slot["name"], slot["type"]) for slot in inner["inputs"]
     ]

@@ -210,6 +210,82 @@ def test_an_interrupted_training_goes_on_and_ends_as_an_uninterrupted_one(kit, r
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
 
 
+@pytest.fixture
+def home(pack):
+    """Where the trainings' folders are."""
+    from pathlib import Path
+
+    import folder_paths
+
+    return Path(folder_paths.get_system_user_directory("safecfg"))
+
+
+@pytest.mark.slow
+@pytest.mark.oldest
+def test_the_same_training_twice_at_once_is_refused_and_the_first_ends_as_alone(run, pack, home, monkeypatch):
+    """As two ComfyUIs with one user folder would run it. Ctrl-C and SIGTERM stay the host's."""
+    import signal
+
+    import torch
+
+    alone = run(seed=6)[0]
+    progress, handlers, said = pack.get("hgr.hosts.comfy.progress").TrainingProgress, [], []
+    step, before = progress.step, [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
+
+    def twice(self, done, loss):
+        step(self, done, loss)
+        if done == 7 and not said:
+            with pytest.raises(ValueError, match="this training is already running in .*: wait until it has") as caught:
+                run(seed=6)
+            said.append(str(caught.value))
+            handlers.extend([signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)])
+
+    monkeypatch.setattr(progress, "step", twice)
+    first = run(seed=6)[0]
+    assert len(said) == 1 and str(home / "training") in said[0] and handlers == before
+    assert all(torch.equal(a, b) for a, b in zip(weights(alone), weights(first), strict=True))
+    assert not list(home.glob("training/*"))
+
+
+@pytest.mark.slow
+def test_what_interrupted_trainings_left_goes_when_nobody_can_or_will_resume_it(run, pack, home, caplog):
+    import logging
+    import os
+    import time
+
+    import torch
+    from safetensors.torch import save_file
+
+    files = pack.get("hgr.training.work_files")
+    now, checkpoint = time.time(), "hgr.checkpoint.safetensors"
+    old = now - (files.KEPT_DAYS + 1) * 86_400
+
+    def leave(folder, name, size, modified):
+        path = home / folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"x": torch.zeros(size)}, path)
+        os.utime(path, (modified, modified))
+        return path
+
+    gone = [
+        leave("training/killed", "features-0.bin", 500_000, now),
+        leave("training/killed", f"{checkpoint}.safecfg-0123456789abcdef.part", 500_000, now),
+        leave("training/old", checkpoint, 9, old),
+        leave("finetuning/old", "lora.checkpoint.safetensors", 9, old),
+        leave("finetuning/old", "pictures-0.safetensors", 9, old),
+        leave("training/damaged", checkpoint, 9, now),
+    ]
+    gone[-1].write_bytes(gone[-1].read_bytes()[:-1])
+    kept = [leave("training/new", checkpoint, 9, now), leave("training/running", checkpoint, 9, old)]
+    with caplog.at_level(logging.INFO), files.hold(files.lock_file(home / "training/running"), ""):
+        run(seed=7)
+    assert not any(path.parent.exists() for path in gone) and all(path.exists() for path in kept)
+    assert f"removed 4.0 MB that interrupted trainings left in {home}" in caplog.text
+    for path in kept:
+        path.unlink()
+        path.parent.rmdir()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -108,6 +108,7 @@ def _finetune(given: argparse.Namespace) -> None:
     from ...core.fingerprint import fingerprint
     from ...core.options import concept_strengths
     from ...core.tensor_file import save_tensors
+    from ...training.finite import check_finite
     from ...training.train_lora import check_lessons, train_lora
     from ..inputs import check_latents, read_latents
     from ..processes import launched, meet
@@ -132,23 +133,22 @@ def _finetune(given: argparse.Namespace) -> None:
     }
     depends = sources | {"strengths": dict(zip(hgr.ids, strengths, strict=True)), **dataclasses.asdict(settings)}
     work = WorkFolder(given.work, LORA_STAGE, depends)
-    work.claim(group)
-    if group.main:
-        try_to_write(given.output)
 
     from ...hosts.diffusers.finetune import adapt, encode_pictures, lora_state_dict
     from ...hosts.diffusers.loading import load_pipeline, quiet
     from ...hosts.diffusers.prompts import encode, encoder_of
 
     quiet()
-    pipe = load_pipeline(given.model, group.device)
-    hgr.network.to(group.device)
-    with torch.no_grad():
-        hgr.check(*encode(pipe, [""])[:2])  # now, not after all prompts are encoded
-    if latents is not None:
-        check_latents(latents, given.latents, pipe.unet.config.in_channels)
     advice = "try a smaller --batch-size, then a smaller --rank, or smaller pictures of your own."
     with work.run(group, steps=settings.steps, learning_rate=settings.learning_rate, advice=advice) as watch:
+        if group.main:
+            try_to_write(given.output)
+        pipe = load_pipeline(given.model, group.device)
+        hgr.network.to(group.device)
+        with torch.no_grad():
+            hgr.check(*encode(pipe, [""])[:2])  # now, not after all prompts are encoded
+        if latents is not None:
+            check_latents(latents, given.latents, pipe.unet.config.in_channels)
         if examples[0].image:
             latents = encode_pictures(pipe, [item.image for item in examples if item.image], watch)
         adapted, lessons = train_lora(
@@ -166,18 +166,15 @@ def _finetune(given: argparse.Namespace) -> None:
             progress=watch,
         )
         if group.main:
+            tensors = lora_state_dict(adapted.adapters)
+            check_finite("the LoRA's weights in half precision", tensors.values())
             report = _report(lessons, watch.losses, settings)
             watch.logs.done(report, {})
             about = {
                 "format": "pt",
                 "safecfg": json.dumps(_about(given, hgr, strengths, lessons=lessons, settings=settings)),
             }
-            save_result(
-                lambda path: save_tensors(lora_state_dict(adapted.adapters), path, about),
-                given.output,
-                work=given.work,
-                what="LoRA",
-            )
+            save_result(lambda path: save_tensors(tensors, path, about), given.output, work=given.work, what="LoRA")
             print(f"{report}\n\n{_USE.format(given.output)}\n\n{given.output}")
         group.wait()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,6 +66,7 @@ def _probe(given: argparse.Namespace) -> None:
     from ...hosts.diffusers.prompts import encode
     from ...training.pictures import paint_pairs
     from ...training.train_probe import train_probe
+    from ...training.work_files import hold, log_freed, sweep
     from ..bars import Bars
     from ..processes import device
 
@@ -72,18 +74,22 @@ def _probe(given: argparse.Namespace) -> None:
     rate = _rate(given, hgr)
     training, _ = _of(hgr, chosen_pairs(given)).split(HELD_OUT, given.seed)
     examples = Examples(training, given.seed)
-    try_to_write(given.output)
     where = device(given.device)
     quiet()
-    pipe = load_pipeline(given.model, where)
-    hgr.network.to(where)
-    with torch.no_grad():
-        hgr.check(*encode(pipe, [""])[:2])  # now, not after all pictures are made
-    denoiser = denoiser_of(pipe, given.seed)
     # pictures of another model must not be used as this one's
     made_for = fingerprint(given.model and given.model.resolve().as_posix(), given.seed)
     canvas = given.output.with_name(f"{given.output.name}.pictures-{made_for}.safetensors")
-    with Bars() as bars:
+    names = rf"{re.escape(given.output.name)}\.pictures-\w+\.safetensors"
+    lock = given.output.with_name(f"{given.output.name}.lock")
+    taken = f"--output {given.output} is being made by another process: wait for it, or give another name."
+    with hold(lock, taken), Bars() as bars:
+        log_freed(sweep(canvas.parent, resumed=[canvas], names=names), canvas.parent)
+        try_to_write(given.output)
+        pipe = load_pipeline(given.model, where)
+        hgr.network.to(where)
+        with torch.no_grad():
+            hgr.check(*encode(pipe, [""])[:2])  # now, not after all pictures are made
+        denoiser = denoiser_of(pipe, given.seed)
         pictures = paint_pairs(denoiser, examples, canvas, count=given.pictures, seed=given.seed, progress=bars)
         hgr.probe = train_probe(
             hgr,
@@ -94,15 +100,14 @@ def _probe(given: argparse.Namespace) -> None:
             seed=given.seed,
             progress=bars,
         )
-    canvas.unlink()
-    if hgr.probe is None:
-        raise ValueError(
-            f"{given.output} is not written: there are too few pictures for a probe. Give more --pictures."
-        )
-    weights = hgr.network.state_dict().values()
-    file.save(
-        hgr, given.output, torch.float16 if all(torch.equal(x, x.half().float()) for x in weights) else torch.float32
-    )
+        if hgr.probe is None:
+            canvas.unlink(missing_ok=True)
+            raise ValueError(
+                f"{given.output} is not written: there are too few pictures for a probe. Give more --pictures."
+            )
+        half = all(torch.equal(x, x.half().float()) for x in hgr.network.state_dict().values())
+        file.save(hgr, given.output, torch.float16 if half else torch.float32)
+        canvas.unlink(missing_ok=True)
     found = hgr.probe.training["metrics"]
     for concept in hgr.concepts:
         m = found[concept.id]

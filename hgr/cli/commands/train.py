@@ -87,9 +87,6 @@ def _train(given: argparse.Namespace) -> None:
     if not group.main:
         log.setLevel(logging.WARNING)
     work = WorkFolder(given.work, HGR_STAGE, _depends(given, settings))
-    work.claim(group)
-    if group.main:
-        try_to_write(given.output)
 
     from ...hosts.diffusers.denoiser import denoiser_of
     from ...hosts.diffusers.loading import load_pipeline, quiet
@@ -97,11 +94,13 @@ def _train(given: argparse.Namespace) -> None:
 
     quiet()
     with_denoiser = settings.weights.needs_denoiser
-    pipe = load_pipeline(given.model, group.device, text_only=not with_denoiser)
-    if latents is not None:
-        check_latents(latents, given.latents, pipe.unet.config.in_channels)
     advice = "try a smaller --batch-size, fewer --pictures, or --losses text."
     with work.run(group, steps=settings.steps, learning_rate=settings.learning_rate, advice=advice) as watch:
+        if group.main:
+            try_to_write(given.output)
+        pipe = load_pipeline(given.model, group.device, text_only=not with_denoiser)
+        if latents is not None:
+            check_latents(latents, given.latents, pipe.unet.config.in_channels)
         hgr = train_hgr(
             pairs,
             encoder_of(pipe),

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import comfy.utils
-import folder_paths
 import latent_preview
 import torch
 from comfy.weight_adapter import adapter_maps
@@ -26,13 +23,15 @@ from ...core.fingerprint import fingerprint
 from ...core.hgr import HGR
 from ...core.options import concept_strengths
 from ...training import lora_file as lora
-from ...training.settings import LoRASettings
+from ...training.finite import check_finite
+from ...training.settings import LORA_STAGE, LoRASettings
 from ...training.train_lora import Adapted, Lessons, check_lessons, train_lora
 from .chart import image
 from .denoiser import denoiser_of, model_fingerprint
 from .latents import given_pictures, picture_size
 from .progress import NodeProgress, TrainingProgress, gradients
 from .prompts import encoder_of
+from .work_folder import work_folder
 
 _SHOWN = 4  # prompts shown before and after, at most; most of them are harmful
 _PREFIX = "diffusion_model."
@@ -59,38 +58,38 @@ def finetune_model(
     vae: for the pictures before and after; without it they are the host's rough previews.
     latents: a LATENT of pictures of these prompts; an empty one sets the size of the pictures that the model makes.
 
-    Raises ValueError and HGRError as `hgr.training.train_lora` does.
+    Raises ValueError and HGRError as `hgr.training.train_lora` does, and what `work_folder` does.
     """
     strengths = concept_strengths(concepts, hgr.ids)
     pictures, size = given_pictures(latents), picture_size(latents)
     check_lessons(settings, prompts, hgr, latents=pictures)
     made_for = fingerprint(model_fingerprint(model), tuple(size), pictures)
-    folder = fingerprint(hgr.network, hgr.concepts, made_for, settings, prompts, strengths)
-    work = Path(folder_paths.get_system_user_directory("safecfg"), "finetuning", folder)
+    identity = fingerprint(hgr.network, hgr.concepts, made_for, settings, prompts, strengths)
     progress, device = TrainingProgress("Safe fine-tuning", settings.steps), comfy.model_management.get_torch_device()
-    hgr.network.to(device)
-    try:
-        with gradients(), _copies(model), _checkpointing(model) if checkpointing else nullcontext():
-            adapted, lessons = train_lora(
-                hgr,
-                prompts,
-                settings,
-                encode=encoder_of(clip),
-                adapt=lambda: adapt(model, size, clip, settings=settings),
-                strengths=strengths,
-                work=work,
-                made_for=made_for,
-                latents=pictures,
-                device=device,
-                progress=progress,
-            )
-    finally:
-        hgr.network.cpu()
-    adapters: Any = adapted.adapters
-    weights = adapters.state_dict_of(model)
-    tuned: Any = comfy.sd.load_lora_for_models(model, None, weights, 1.0, 0.0)[0]
-    shown = _compare(model, tuned, clip, vae=vae, lessons=lessons, size=size, seed=settings.seed)
-    shutil.rmtree(work, ignore_errors=True)
+    with work_folder("finetuning", identity, LORA_STAGE) as work:
+        hgr.network.to(device)
+        try:
+            with gradients(), _copies(model), _checkpointing(model) if checkpointing else nullcontext():
+                adapted, lessons = train_lora(
+                    hgr,
+                    prompts,
+                    settings,
+                    encode=encoder_of(clip),
+                    adapt=lambda: adapt(model, size, clip, settings=settings),
+                    strengths=strengths,
+                    work=work,
+                    made_for=made_for,
+                    latents=pictures,
+                    device=device,
+                    progress=progress,
+                )
+        finally:
+            hgr.network.cpu()
+        adapters: Any = adapted.adapters
+        weights = adapters.state_dict_of(model)
+        check_finite("the LoRA's weights in half precision", weights.values())
+        tuned: Any = comfy.sd.load_lora_for_models(model, None, weights, 1.0, 0.0)[0]
+        shown = _compare(model, tuned, clip, vae=vae, lessons=lessons, size=size, seed=settings.seed)
     return weights, tuned, image(progress.chart()), shown
 
 

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
-import folder_paths
 from torch import Tensor
 
+from ...core.fingerprint import fingerprint
 from ...core.hgr import HGR
 from ...data.pairs import Pairs
 from ...training.attention import cross_attention
-from ...training.settings import HGRSettings, check_pairs
+from ...training.settings import HGR_STAGE, HGRSettings, check_pairs
 from ...training.train_hgr import train_hgr, training_fingerprint
 from .chart import image
 from .denoiser import denoiser_of, model_fingerprint
 from .latents import given_pictures, picture_size
 from .progress import TrainingProgress, gradients
 from .prompts import encoder_family, encoder_of
+from .work_folder import work_folder
 
 
 def train_for_clip(
@@ -38,22 +37,24 @@ def train_for_clip(
 
     latents: a LATENT of pictures to learn from; an empty one sets the size of the pictures that the model makes.
 
-    Raises DataError and ValueError as `hgr.training.train_hgr.train_hgr` does, before anything is encoded.
+    Raises DataError and ValueError as `hgr.training.train_hgr.train_hgr` does, before anything is encoded; what
+    `work_folder` does.
     """
     check_pairs(pairs, settings)
     if settings.weights.needs_denoiser and model is not None:
         cross_attention(model.model.diffusion_model)
     family, pictures, size = encoder_family(clip), given_pictures(latents), picture_size(latents)
     # the files that an interruption leaves depend on these
-    made_for = family if model is None else f"{family}, {model_fingerprint(model)}, {tuple(size)}"
-    folder = training_fingerprint(pairs, made_for, settings)
-    work = Path(folder_paths.get_system_user_directory("safecfg"), "training", folder)
+    made_for = family
+    if model is not None:
+        made_for += f", {model_fingerprint(model)}, {tuple(size)}, {fingerprint(pictures)}"
+    identity = training_fingerprint(pairs, made_for, settings)
     progress = TrainingProgress("HGR training", settings.steps)
 
     denoiser = None
     if model is not None:
         denoiser = partial(denoiser_of, model, size, clip, seed=settings.seed, gradients=settings.weights.score > 0)
-    with gradients():
+    with work_folder("training", identity, HGR_STAGE) as work, gradients():
         hgr = train_hgr(
             pairs,
             encoder_of(clip),
@@ -65,5 +66,4 @@ def train_for_clip(
             latents=pictures,
             progress=progress,
         )
-    shutil.rmtree(work, ignore_errors=True)
     return hgr, image(progress.chart())
