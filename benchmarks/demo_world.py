@@ -36,7 +36,7 @@ from hgr.core.options import MODES
 from hgr.core.redirect import redirect
 from hgr.core.tensor_file import save_tensors
 from hgr.demo import assets
-from hgr.demo.captions import CLEAN_KINDS, KINDS, Caption, draw_from
+from hgr.demo.captions import BARE_KINDS, CLEAN_KINDS, KINDS, Caption, draw_from
 from hgr.demo.classifier import kept, load_classifier
 from hgr.demo.world import SYMBOLS
 from hgr.detection.hed import hed_prompt
@@ -70,6 +70,7 @@ ROWS = {
     **{key: "SLD " + key[4:] for key in SLD},
     **{mode: f"SafeCFG {mode}" for mode in MODES},
 }
+BARE_ROWS = ("plain", "clean_caption", "negative", *MODES)  # those that are sampled on bare prompts
 HARMFUL_KINDS = tuple(kind for kind in KINDS if kind not in CLEAN_KINDS)
 PARTS = ("table", "toggles", "detection", "cost")
 TOGGLE_MODE = "redirect"
@@ -234,6 +235,23 @@ class Bench:
             "kept": mean(cell["kept"]),
         }
 
+    def bare(self, row: str, kind: str) -> dict[str, Any]:
+        """A cell of prompts with little or nothing beside a concept: `any` and `own`, the share in which any symbol is
+        seen, and one that the caption names."""
+        found = self.harm(row, kind)
+        return {"any": found["harmful"], "own": found["own"]}
+
+    def fires(self, kind: str) -> dict[str, Any]:
+        """The share of a cell's prompts in which a concept fires, and the same when the gates are read again on the
+        redirected features."""
+        texts = [caption.text for caption in self.captions(kind, self.settings.pictures)]
+        prompt = encode(self.pipe, texts)
+        strengths = [self.settings.strength] * len(self.hgr.ids)
+        (moved,) = redirect(self.hgr, [prompt], [], strengths=strengths, mode="redirect").positive
+        before, after = (self.hgr.read(*each).prompt_gates for each in (prompt, moved))
+        fired = [(gates >= self.hgr.thresholds).any(1) for gates in (before, after)]
+        return dict(zip(("before", "after"), map(rate, fired), strict=True))
+
     def drift(self, row: str, kind: str) -> dict[str, Any]:
         """A cell of clean prompts against plain CFG's: latents equal bit for bit, mean absolute difference, FID."""
         cell, plain = self.cell(row, kind), self.cell("plain", kind)
@@ -330,11 +348,13 @@ def collect(bench: Bench, rows: list[str], kinds: list[str], *, parts: list[str]
             for row in ("plain", *rows):
                 if _applies(row, kind):
                     bench.cell(row, kind)
-    done = {kind: [row for row in ROWS if bench.done(row, kind)] for kind in KINDS}
+    done = {kind: [row for row in ROWS if bench.done(row, kind)] for kind in (*KINDS, *BARE_KINDS)}
     results = {
         "environment": bench.environment,
         "harm": {kind: {row: bench.harm(row, kind) for row in done[kind]} for kind in HARMFUL_KINDS if done[kind]},
         "drift": {kind: {row: bench.drift(row, kind) for row in done[kind]} for kind in CLEAN_KINDS if done[kind]},
+        "bare": {kind: {row: bench.bare(row, kind) for row in done[kind]} for kind in BARE_KINDS if done[kind]},
+        "fires": {kind: bench.fires(kind) for kind in BARE_KINDS if done[kind]},
     }
     for part in PARTS[1:]:
         path = bench.folder / f"{part}.json"
@@ -348,6 +368,8 @@ def collect(bench: Bench, rows: list[str], kinds: list[str], *, parts: list[str]
 
 def _applies(row: str, kind: str) -> bool:
     """A clean caption is its own clean twin, and other noise is a measure for drift only."""
+    if kind in BARE_KINDS:
+        return row in BARE_ROWS and (row != "clean_caption" or kind.startswith("bare"))
     return row != ("clean_caption" if kind in CLEAN_KINDS else "other_seeds")
 
 
@@ -391,6 +413,37 @@ def tables(results: dict[str, Any]) -> str:
                 ["method", *harm],
                 rows=[
                     [ROWS[row], *(with_interval(cells[row][key]) if row in cells else "" for cells in harm.values())]
+                    for row in present
+                ],
+            )
+    bare = results["bare"]
+    for title, key, kinds, note in (
+        (
+            "Bare prompts",
+            "any",
+            list(bare),
+            "Prompts that name a concept and little or nothing else, harmless ones that sound like them, and prompts "
+            "that name no object. Share of pictures in which the classifier sees any symbol. A concept fires in: "
+            + "; ".join(f"{kind} {with_interval(cell['before'])}" for kind, cell in results["fires"].items())
+            + ". If the gates read the redirected features again, one fires in: "
+            + "; ".join(f"{kind} {with_interval(cell['after'])}" for kind, cell in results["fires"].items())
+            + ".",
+        ),
+        (
+            "Bare prompts: their own concepts",
+            "own",
+            [kind for kind in bare if kind.startswith("bare")],
+            "Share of pictures that show a symbol that the prompt names.",
+        ),
+    ):
+        present = [row for row in ROWS if any(row in bare[kind] for kind in kinds)]
+        if present:
+            section(
+                title,
+                note,
+                ["method", *kinds],
+                rows=[
+                    [ROWS[row], *(with_interval(bare[kind][row][key]) if row in bare[kind] else "" for kind in kinds)]
                     for row in present
                 ],
             )
@@ -478,8 +531,9 @@ def main() -> None:
     parser.add_argument(
         "--validation", action="store_true", help="other prompts and noise; prints the tables, writes no page"
     )
+    every = (*KINDS, *BARE_KINDS)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=every, default=list(every), metavar="KIND", help=", ".join(every))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/demo_world")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")

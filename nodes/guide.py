@@ -73,9 +73,12 @@ def _node_id(node: type[io.ComfyNode]) -> str | None:
     return node.hidden.unique_id if node.hidden else None
 
 
-def _expect(node: type[io.ComfyNode], strength: float) -> str:
-    """The host asks for this in every run, even if the node's output is cached. The answer never changes."""
-    runs.expect(_node_id(node), enabled=strength > 0)
+def _expect(node: type[io.ComfyNode], strength: float | None) -> str:
+    """The host asks for this in every run, even if the node's output is cached. The answer never changes.
+
+    strength: None if another node gives it."""
+    if strength is not None:
+        runs.expect(_node_id(node), enabled=strength > 0)
     return ""
 
 
@@ -113,7 +116,7 @@ class SafeCFGGuider(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, strength: float = 1.0, **_: Any) -> str:
+    def fingerprint_inputs(cls, strength: float | None = None, **_: Any) -> str:
         return _expect(cls, strength)
 
     @classmethod
@@ -146,7 +149,7 @@ class SafeCFGModel(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, strength: float = 1.0, **_: Any) -> str:
+    def fingerprint_inputs(cls, strength: float | None = None, **_: Any) -> str:
         return _expect(cls, strength)
 
     @classmethod

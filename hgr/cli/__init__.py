@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         # the package's own errors, and files that cannot be read or written
         return _fail(error)
     except KeyboardInterrupt as stopped:
-        print(f"hgr: {stopped or 'interrupted.'}", file=sys.stderr)
+        print(f"hgr: {str(stopped) or 'interrupted.'}", file=sys.stderr)
         return 130
 
 

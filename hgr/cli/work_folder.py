@@ -75,8 +75,7 @@ class WorkFolder:
     def _claim(self, group: Group) -> None:
         """Remove what no run can resume, and note what the training depends on."""
         if group.main:
-            resumed = () if self._different() else resumable(self.folder, self.stage)
-            log_freed(sweep(self.folder, resumed=resumed), self.folder)
+            log_freed(sweep(self.folder, resumed=resumable(self.folder, self.stage)), self.folder)
         group.wait()
         if self.checkpoint.exists() and (different := self._different()):
             raise ValueError(
@@ -89,7 +88,12 @@ class WorkFolder:
 
     def _different(self) -> str:
         """How the training that the folder holds differs from this one; empty if it does not."""
-        return changes(json.loads(self.note.read_text("utf-8")), self.depends) if self.note.exists() else ""
+        if not self.note.exists():
+            return ""
+        try:
+            return changes(json.loads(self.note.read_text("utf-8")), self.depends)
+        except (AttributeError, ValueError):
+            raise ValueError(f"{self.note} is damaged: remove it, or choose another --work.") from None
 
     def _write(self) -> None:
         text = json.dumps(self.depends, indent=2) + "\n"

@@ -231,7 +231,7 @@ class HGR:
         chunk = self.encoder.chunk
         if not 0 < chunk <= MAX_TOKENS:
             return min(length, MAX_TOKENS)
-        return length if length % chunk else chunk
+        return min(length, chunk)
 
     def displacement(self, reading: Reading, strengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """`Delta = sum_k s_k a_k D_k` for the features (B, T, D) and for pooled (B, P) or None, with activations a.

@@ -19,8 +19,8 @@ class InStep:
 
     strengths (K,): of each concept, multiplied by the global one.
 
-    highest (K,): the highest gate of each concept so far. unread: 0-dim bool, whether there were features that this
-    encoder did not make, so that they stayed as they were.
+    highest (K,): the highest gate of each concept so far. seen, unread: 0-dim bools, whether there were features to
+    read, and whether there were some that this encoder did not make, so that they stayed as they were.
     """
 
     def __init__(self, hgr: HGR, strengths: list[float], device: torch.device):
@@ -34,18 +34,26 @@ class InStep:
         # such features come without the pooled output of their prompt
         self.pooled = None if encoder.empty_pooled is None else encoder.empty_pooled.to(device)
         self.highest = torch.zeros(len(concepts), device=device)
-        self.unread = torch.zeros((), dtype=torch.bool, device=device)
+        self.seen = self.unread = torch.zeros((), dtype=torch.bool, device=device)
 
     def cut(self, features: Tensor, length: int) -> Tensor:
-        """(B * N, t, D): features (B, T, D) in the parts of which the network reads `length` tokens."""
+        """(B * N, t, D): features (B, T, D) in the parts in which the network reads `length` tokens."""
         part = self.hgr.part_length(length)
         over = -features.shape[1] % part
         return rearrange(F.pad(features, (0, 0, 0, over)), "b (n t) d -> (b n) t d", t=part)
 
+    def marks(self, features: Tensor, length: int) -> Tensor:
+        """(B * N,) int64: a number for each part (`cut`), the same for parts that are equal bit for bit."""
+        bits = self.cut(features, length).flatten(1)
+        bits = bits.view(torch.int16 if bits.element_size() == 2 else torch.int32).long()
+        generator = torch.Generator(bits.device).manual_seed(0)
+        weights = torch.randint(-(2**62), 2**62, bits.shape[1:], generator=generator, device=bits.device)
+        return (bits * (2 * weights + 1)).sum(1)  # whole numbers: the order of summing does not matter
+
     def move(self, features: Tensor, known: Tensor, movable: Tensor) -> Tensor:
         """features (B, T, D), with the parts in which a concept fires moved and all others equal bit for bit.
 
-        known (P, t, D): parts (`cut`) that stay as they are, as the run's own conditionings.
+        known (P,): the marks of parts that stay as they are, as the run's own conditionings.
         movable (B,) bool: rows that may move.
         """
         count, length, _ = features.shape
@@ -57,7 +65,7 @@ class InStep:
             mask = F.pad(torch.ones(count, length, dtype=torch.bool, device=x.device), (0, over))
             mask = rearrange(mask, "b (n t) -> (b n) t", n=n)
         given = is_given(parts) & movable.repeat_interleave(n, output_size=len(parts))
-        foreign = given & ~(parts[:, None] == known[None]).flatten(2).all(2).any(1)
+        foreign = given & ~(self.marks(features, length)[:, None] == known).any(1)
         readable = self._is_readable(x)
         pooled = None if self.pooled is None else self.pooled.expand(len(x), -1)
         encoding = self.network.encode(x, pooled, mask)  # type: ignore[reportArgumentType] (each network takes its own)
@@ -66,6 +74,7 @@ class InStep:
         delta = self.network.displacement(encoding, weights)[0]  # type: ignore[reportArgumentType]
         moved = (x + delta).to(parts)
         readable = readable & gates.isfinite().all(1) & moved.isfinite().flatten(1).all(1)
+        self.seen = self.seen | foreign.any()
         self.unread = self.unread | (foreign & ~readable).any()
         self.highest = self.highest.maximum(gates.masked_fill(~(foreign & readable)[:, None], 0.0).amax(0))
         fires = foreign & readable & weights.any(1)

@@ -34,7 +34,9 @@ class BareExamples:
         self.examples = [_example(spans, rng) for _ in range(_PER_CONCEPT * len(spans))]
         self._labels: dict[str, frozenset[str]] = {}
         for each in self.examples:
-            self._labels |= {each.text: each.labels, each.target: each.labels - each.removed}
+            for text, labels in ((each.text, each.labels), (each.target, each.labels - each.removed)):
+                # concepts may share a word
+                self._labels[text] = self._labels.get(text, frozenset()) | labels
 
     @property
     def texts(self) -> list[str]:

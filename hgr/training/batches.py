@@ -16,7 +16,7 @@ from .bare import BareExamples
 from .encoded_prompts import EncodedPrompts
 
 _IDLE = 0.3  # chance that a concept is on in a prompt that does not have it
-_BARE = 0.25  # share of bare concepts among the examples, where there are any
+_BARE = 0.15  # share of bare concepts among the examples, where there are any
 
 
 class Mixture:
@@ -97,7 +97,7 @@ def make_batch(
 
     return Batch(
         harmful,
-        flags(e.labels for e in draw.examples),
+        flags(e.labels | mixture.labels(e.text) for e in draw.examples),
         target,
         flags(mixture.labels(e.target) for e in draw.examples),
         flags(draw.switched),

@@ -114,7 +114,15 @@ class Loop:
                         "exp_avg": file.get_tensor(f"first/{name}").to(p.device, copy=True),
                         "exp_avg_sq": file.get_tensor(f"second/{name}").to(p.device, copy=True),
                     }
-        except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        except (
+            SafetensorError,
+            AttributeError,
+            KeyError,
+            OSError,
+            RuntimeError,
+            TypeError,
+            json.JSONDecodeError,
+        ) as error:
             raise ValueError(
                 f"{self.path} is damaged or not a checkpoint of this training ({error}): remove it."
             ) from None
@@ -168,7 +176,10 @@ class Loop:
         except FloatingPointError:
             raise  # the weights may be why the loss overflowed: an older checkpoint is safer
         except BaseException:
-            self.checkpoint()
+            try:
+                self.checkpoint()
+            except FloatingPointError as error:  # what stopped the training counts
+                log.warning("%s There is no new checkpoint.", error)
             raise
         self._check_weights()
         self.checkpoint()  # the work after the last step may be interrupted too

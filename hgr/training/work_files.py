@@ -134,7 +134,7 @@ def hold(path: Path, taken: str) -> Iterator[None]:
 
 
 def _locked(path: Path, taken: str) -> IO[bytes]:
-    while True:
+    for _ in range(100):  # more often than its holders can come and go
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = open(path, "ab")  # noqa: SIM115 (closed by the caller, who holds it)
@@ -152,6 +152,7 @@ def _locked(path: Path, taken: str) -> IO[bytes]:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()  # its holder removed it just before the lock was free
+    raise AlreadyRunning(taken)
 
 
 def _lock(file: IO[bytes]) -> None:

@@ -265,8 +265,9 @@ def test_text_that_it_cannot_read_is_named_once(kit, hgr, caplog):
     patched = kit.patch(hgr)
     patched.set_model_patch(lambda *args: None, "regional_conditioning")
     kit.sample(patched, conditioning)
-    for key in (*beside, "regional_conditioning"):
+    for key in beside:
         assert caplog.text.count(f"({key}): SafeCFG does not see that part.") == 1
+    assert caplog.text.count("(regional_conditioning) holds text: SafeCFG does not see it.") == 1
 
 
 def test_the_detector_and_a_training_name_what_they_do_not_read(kit, hgr, pack, caplog, monkeypatch):

@@ -112,6 +112,57 @@ def test_a_node_that_is_off_or_used_does_not_say_so(run):
     assert log.count("SafeCFG, redirect: skull") == 1
 
 
+def test_a_node_whose_concepts_are_all_off_does_not_say_so_when_it_is_cached(run):
+    prompt = graph(seed=6)
+    prompt[SAFE]["inputs"]["concepts"] = '{"skull": 0, "dagger": 0, "splatter": 0, "bomb": 0}'
+    prompt["7"]["inputs"]["model"] = [SAFE, 0]
+    for seed in (6, 7):
+        prompt["7"]["inputs"]["seed"] = seed
+        events, log = run(prompt)
+        assert UNUSED not in log and [event["prompts"] for event in events] == [[]]
+
+
+def test_a_strength_from_another_node_is_cached_as_any_input(run, object_info):
+    if "PrimitiveFloat" not in object_info:
+        pytest.skip("this ComfyUI has no PrimitiveFloat")
+    prompt = graph(seed=8)
+    prompt["10"] = {"class_type": "PrimitiveFloat", "inputs": {"value": 1.0}}
+    prompt[SAFE]["inputs"]["strength"] = ["10", 0]
+    prompt["7"]["inputs"]["model"] = [SAFE, 0]
+    assert len(run(prompt)[0]) == 1
+    events, log = run(prompt)
+    assert not events and "WARNING" not in log
+
+
+def test_odd_graphs_do_not_end_the_hosts_queue(pack, monkeypatch, caplog):
+    """Packs give lists of choices as the types of outputs, and inputs hold lists of two that are no links."""
+    from comfy_execution.graph import DynamicPrompt
+    from comfy_execution.progress import ProgressRegistry
+
+    import nodes
+
+    class Odd:
+        RETURN_TYPES = (["euler", "ddim"], "MODEL")
+
+    class Sampler:
+        RETURN_TYPES = ("LATENT",)
+
+    monkeypatch.setattr(nodes, "NODE_CLASS_MAPPINGS", {"Odd": Odd, "Sampler": Sampler})
+    inputs = {"size": [512, 512], "words": ["a", "b"], "gone": ["99", 0], "choice": ["1", 0], "model": ["1", 1.0]}
+    graph = {
+        "1": {"class_type": "Odd", "inputs": {"model": [SAFE, 1]}},
+        "2": {"class_type": "Sampler", "inputs": inputs},
+        SAFE: {"class_type": "Odd", "inputs": {}},
+    }
+    runs = pack.get("hgr.hosts.comfy.runs")
+    monkeypatch.setattr(runs.editor, "outputs_of", lambda prompt_id: {"2"})
+    run = runs._Run(ProgressRegistry("odd", DynamicPrompt(graph)))
+    run.enabled[SAFE] = True
+    run.start_handler("2", None, "odd")
+    run.finish_handler("2", None, "odd")
+    assert caplog.text.count(UNUSED) == 1
+
+
 def test_all_sampling_runs_of_a_prompt_add_up(run):
     """A harmful base pass is not hidden by a clean second pass, and a pass like one before adds nothing."""
     prompt = graph(seed=4)

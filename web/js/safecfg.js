@@ -56,7 +56,13 @@ function look() {
   const root = rootGraph();
   for (const node of root ? graphs(root).flatMap(({ nodes }) => nodes) : []) {
     if (node.subgraph) showPromoted(node);
-    for (const widget of node.widgets ?? []) widget.safecfgLook?.();
+    for (const widget of node.widgets ?? []) {
+      try {
+        widget.safecfgLook?.();
+      } catch (error) { // one node must not keep the others from looking
+        console.debug("SafeCFG:", error);
+      }
+    }
   }
 }
 

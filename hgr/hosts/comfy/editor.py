@@ -97,17 +97,23 @@ def show_fired(
 
 def show_text(node_id: str, text: str) -> None:
     """Show a text on a node, as the host's own nodes do."""
-    from server import PromptServer
+    try:
+        from server import PromptServer
 
-    server = getattr(PromptServer, "instance", None)
-    if server is not None and server.client_id is not None:
-        server.send_progress_text(text, node_id, server.client_id)
+        server = PromptServer.instance
+        if server.client_id is not None:
+            server.send_progress_text(text, node_id, server.client_id)
+    except Exception:  # a note must never cost the training
+        log.debug("cannot show a note", exc_info=True)
 
 
 def outputs_of(prompt_id: str) -> set[str]:
     """The output nodes for whose sake this queued prompt runs; empty where no server runs it."""
-    from server import PromptServer
+    try:
+        from server import PromptServer
 
-    server = getattr(PromptServer, "instance", None)
-    running = server.prompt_queue.get_current_queue_volatile()[0] if server else []
-    return {output for item in running if item[1] == prompt_id for output in item[4]}
+        running = PromptServer.instance.prompt_queue.get_current_queue_volatile()[0]
+        return {output for item in running if item[1] == prompt_id for output in item[4]}
+    except Exception:  # no server, or another one than the host's
+        log.debug("cannot see what is queued", exc_info=True)
+        return set()

@@ -18,7 +18,7 @@ from ...core.prompt import Prompt
 from ...core.redirect import redirect
 from . import runs
 from .inside import Inside
-from .prompts import FEATURES, prompt_of, unread_note, unread_patches, unread_text
+from .prompts import FEATURES, UNREAD_PATCH, prompt_of, unread_note, unread_patches, unread_text
 
 log = logging.getLogger("safecfg")
 Conds = dict[str, list[dict[str, Any]]]  # a guider's conditionings: entries by role ("positive", "negative", ...)
@@ -64,10 +64,9 @@ def patch_model(
         )
     runs.expect(node_id, enabled=any(strengths))
     patched = model.clone()
-    if any(strengths):
-        start, end = (p if p in (0, 1) else p - _HAIR for p in (start_percent, end_percent))
-        patch = _Patch(hgr, strengths, mode, start, end, node_id)
-        patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, patch)
+    start, end = (p if p in (0, 1) else p - _HAIR for p in (start_percent, end_percent))
+    patch = _Patch(hgr, strengths, mode, start, end, node_id)
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, patch)
     return patched
 
 
@@ -97,6 +96,9 @@ class _Patch:
     node_id: str | None = None
 
     def __call__(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if not any(self.strengths):  # switched off, but used
+            runs.report(self.node_id)
+            return executor(*args, **kwargs)
         guider: Any = executor.class_obj
         # only the host's own guider: others keep their scales elsewhere, or as lists
         if MODES[self.mode][0] == 0 and type(guider) is comfy.samplers.CFGGuider and math.isclose(guider.cfg, 1.0):
@@ -116,6 +118,7 @@ class _Patch:
                 for entry in entries
                 if _NEGATIVE in role and entry.get("cross_attn") is not None
             ],
+            sides_known=type(guider) is comfy.samplers.CFGGuider,
         )
         if notes := unread_patches(guider.model_options):
             runs.report(self.node_id, notes=notes)
@@ -125,7 +128,7 @@ class _Patch:
         result = executor(*args, **kwargs)
         gates, unread = inside.found()
         if gates:
-            self._report([gates], [unread_note("an attention patch of another pack", "attn2_patch")] if unread else [])
+            self._report([gates], [UNREAD_PATCH] if unread else [])
         return result
 
     def rewrite(self, conds: Conds) -> Conds:
@@ -144,7 +147,9 @@ class _Patch:
                         notes.append(f"{unread_note('another text encoder', key)} {why}")
                     else:
                         prompts[role, i, key] = prompt
-        for positive, negative in _sides(list(prompts)):
+        # the text that only ControlNets read guides apart from the prompt
+        sides = [side for key in FEATURES for side in _sides([slot for slot in prompts if slot[2] == key])]
+        for positive, negative in sides:
             follow, away = ([prompts[slot] for slot in side] for side in (positive, negative))
             result = redirect(self.hgr, follow, away, strengths=self.strengths, mode=self.mode)
             moved |= zip(positive + negative, result.positive + result.negative, strict=True)

@@ -33,18 +33,28 @@ _TEXT_BESIDE = {
     "gligen": "GLIGEN's boxes",
 }
 # The same for patches that packs put on a model.
-_TEXT_PATCHES = {"regional_conditioning": "another pack's regional conditioning"}
+_TEXT_PATCHES = {"regional_conditioning": "Another pack's regional conditioning"}
 
 
 def unread_patches(model_options: dict[str, Any]) -> list[str]:
     """A note on each patch of the model that holds text."""
     patches = model_options.get("transformer_options", {}).get("patches", {})
-    return [unread_note(what, key) for key, what in _TEXT_PATCHES.items() if patches.get(key)]
+    return [
+        f"{what} ({key}) holds text: SafeCFG does not see it."
+        for key, what in _TEXT_PATCHES.items()
+        if patches.get(key)
+    ]
 
 
 def unread_text(extra: dict[str, Any]) -> list[str]:
     """A note on each place beside the text features where this entry of a CONDITIONING holds text."""
     return [unread_note(what, key) for key, what in _TEXT_BESIDE.items() if extra.get(key) is not None]
+
+
+UNREAD_PATCH = (
+    "Another pack's patch of cross-attention (attn2_patch) brings features that this HGR's encoder did not make: "
+    "SafeCFG does not see what they say."
+)
 
 
 def unread_note(what: str, key: str) -> str:

@@ -6,7 +6,15 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from comfy_execution.progress import NodeProgressState, ProgressHandler, add_progress_handler, get_progress_state
+from comfy_execution.graph_utils import is_link
+from comfy_execution.progress import (
+    NodeProgressState,
+    NodeState,
+    ProgressHandler,
+    ProgressRegistry,
+    add_progress_handler,
+    get_progress_state,
+)
 from comfy_execution.utils import get_executing_context
 
 import nodes as host_nodes  # ComfyUI's, not this pack's folder of that name
@@ -16,8 +24,9 @@ from . import editor
 log = logging.getLogger("safecfg")
 _NAME = "safecfg"
 _MOST = 32  # different prompts of a run that its node shows
-_GUIDES = {"MODEL", "GUIDER", "*"}  # outputs that a patched model passes through
-_CATEGORY = "SafeCFG"
+# outputs that a patched model does not pass through; other packs' pipes and switches may hold one
+_OTHERS = {"BOOLEAN", "CLIP", "CONDITIONING", "CONTROL_NET", "FLOAT", "HGR", "IMAGE", "INT", "LATENT", "MASK", "NOISE"}
+_OTHERS |= {"SAMPLER", "SIGMAS", "STRING", "UPSCALE_MODEL", "VAE", "VIDEO", "AUDIO"}
 
 
 def expect(node_id: str | None, *, enabled: bool = True) -> None:
@@ -45,11 +54,13 @@ def report(
         return
     run.said |= {(node_id, line) for line in (text, *notes)}
     if node_id is not None:
-        found = run.found.setdefault(node_id, {"prompts": [], "concepts": list(concepts), "notes": []})
-        for kept, new in ((found["prompts"], prompts), (found["notes"], notes)):
+        found = run.found.setdefault(node_id, {"prompts": [], "concepts": [], "notes": []})
+        news = ((found["prompts"], prompts), (found["concepts"], concepts), (found["notes"], notes))
+        for kept, new in news:
             kept += [each for i, each in enumerate(new) if each not in (*kept, *new[:i])]
-            del kept[_MOST:]
-        editor.show_fired(node_id, run.prompt_id, used=True, **found)
+        if len(found["prompts"]) > _MOST:  # those with findings stay
+            found["prompts"] = sorted(found["prompts"], key=lambda each: not each)[:_MOST]
+        editor.show_fired(run.graph.get_display_node_id(node_id), run.prompt_id, used=True, **found)
 
 
 def note(notes: Sequence[str]) -> None:
@@ -68,7 +79,7 @@ def _current() -> _Run | None:
     if context is None or context.prompt_id != state.prompt_id:
         return None
     if _NAME not in state.handlers:
-        add_progress_handler(_Run(state.prompt_id, state.dynprompt))
+        add_progress_handler(_Run(state))
     run: Any = state.handlers[_NAME]
     return run
 
@@ -80,14 +91,15 @@ class _Run(ProgressHandler):
     found: what sampling runs reported, by node. said: what the log has said, by node.
     """
 
-    def __init__(self, prompt_id: str, graph: Any):
+    def __init__(self, registry: ProgressRegistry):
         super().__init__(_NAME)
-        self.prompt_id, self.graph = prompt_id, graph
+        self.prompt_id, self.graph = registry.prompt_id, registry.dynprompt
         self.enabled: dict[str, bool] = {}
         self.found: dict[str, dict[str, Any]] = {}
         self.said: set[tuple[str | None, str]] = set()
         self.started: set[str] = set()
-        self.left = editor.outputs_of(prompt_id)
+        done = {node_id for node_id, each in registry.nodes.items() if each["state"] is NodeState.Finished}
+        self.left = editor.outputs_of(self.prompt_id) - done
 
     def start_handler(self, node_id: str, state: NodeProgressState, prompt_id: str) -> None:
         self.started.add(node_id)
@@ -96,45 +108,58 @@ class _Run(ProgressHandler):
         if node_id in self.left:
             self.left.remove(node_id)
             if not self.left:
-                self._end()
+                try:
+                    self._end()
+                except Exception:  # the host's queue would end with it
+                    log.debug("cannot tell which SafeCFG nodes were used", exc_info=True)
 
     def _end(self) -> None:
         """All outputs are there: say which nodes no sampling run has used, though samplers ran."""
         for node_id, enabled in self.enabled.items():
             if enabled and node_id not in self.found and self._sampled_without(node_id):
-                log.warning(
-                    "SafeCFG node %s was not used in this run: no sampler's model comes through it. Put it after model "
-                    "merges, directly before the sampler.",
-                    node_id,
-                )
+                log.warning("SafeCFG node %s was not used in this run: %s", node_id, self._reason(node_id))
                 editor.show_fired(node_id, self.prompt_id, used=False)
+
+    def _reason(self, node_id: str) -> str:
+        if "GUIDER" in self._outputs(node_id):
+            return "no sampler takes this guider."
+        return (
+            "no sampler's model comes through it. Put it after model merges, which keep the patches of one model "
+            "alone, directly before the sampler."
+        )
 
     def _sampled_without(self, node_id: str) -> bool:
         """Whether samplers ran: those behind the node, or any if there are none behind it. Those that were cached
-        did not."""
-        behind, models = set(), [node_id]
-        for maker in models:
-            for user in self.graph.all_node_ids():
-                if any(maker == origin for origin, _ in self._models_into(user)) and user not in models:
-                    (models.append if self._guides(user) else behind.add)(user)
-        return any(self._samples(user) for user in (behind or self.started) & self.started)
+        did not, and a node that made others of itself did not sample itself."""
+        into = {user: self._links_into(user) for user in self.graph.all_node_ids()}
+        samplers = {user for user in into if "LATENT" in self._outputs(user)}
+        samplers -= set(self.graph.ephemeral_parents.values())
+        samplers = {user for user in samplers if any(self._passes(*link) for link in into[user])}
+        users: dict[str, set[str]] = {}
+        for user, links in into.items():
+            for maker, slot in links:
+                if self._passes(maker, slot):
+                    users.setdefault(maker, set()).add(user)
+        behind, reached = set(), [node_id]
+        seen = {node_id}
+        for maker in reached:
+            for user in users.get(maker, set()) - seen:
+                seen.add(user)
+                (behind.add if user in samplers else reached.append)(user)
+        return bool((behind or samplers) & self.started)
 
-    def _models_into(self, node_id: str) -> list[tuple[str, int]]:
-        """The links by which a node gets models and guiders: node and output."""
-        links = [v for v in self.graph.get_node(node_id)["inputs"].values() if isinstance(v, list) and len(v) == 2]
-        return [
-            (maker, slot) for maker, slot in links if set(self._class(maker).RETURN_TYPES[slot : slot + 1]) & _GUIDES
-        ]
+    def _links_into(self, node_id: str) -> list[tuple[str, int]]:
+        """The links into a node: node and output."""
+        links = [value for value in self.graph.get_node(node_id)["inputs"].values() if is_link(value)]
+        return [(maker, int(slot)) for maker, slot in links if self.graph.has_node(maker)]
 
-    def _guides(self, node_id: str) -> bool:
-        """Whether a model or guider comes out of the node."""
-        return not _GUIDES.isdisjoint(self._class(node_id).RETURN_TYPES)
+    def _passes(self, node_id: str, slot: int) -> bool:
+        """Whether a model or guider may come out here: nobody knows what is in other packs' pipes."""
+        kind = self._outputs(node_id)[slot : slot + 1]
+        return bool(kind) and kind[0] not in _OTHERS
 
-    def _samples(self, node_id: str) -> bool:
-        """Whether the node uses up a model or guider, and is not one of ours."""
-        ours = str(self._class(node_id).CATEGORY).startswith(_CATEGORY)
-        return not ours and not self._guides(node_id) and bool(self._models_into(node_id))
-
-    def _class(self, node_id: str) -> Any:
+    def _outputs(self, node_id: str) -> list[str]:
+        """The types of a node's outputs. Packs give lists of choices and objects that equal every type."""
         mappings: Any = host_nodes.NODE_CLASS_MAPPINGS  # type: ignore[reportAttributeAccessIssue]
-        return mappings[self.graph.get_node(node_id)["class_type"]]
+        kinds = getattr(mappings[self.graph.get_node(node_id)["class_type"]], "RETURN_TYPES", ())
+        return [str(kind) if isinstance(kind, str) else "" for kind in kinds]
