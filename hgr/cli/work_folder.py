@@ -75,7 +75,8 @@ class WorkFolder:
     def _claim(self, group: Group) -> None:
         """Remove what no run can resume, and note what the training depends on."""
         if group.main:
-            log_freed(sweep(self.folder, resumed=resumable(self.folder, self.stage)), self.folder)
+            resumed = () if self._different() else resumable(self.folder, self.stage)
+            log_freed(sweep(self.folder, resumed=resumed), self.folder)
         group.wait()
         if self.checkpoint.exists() and (different := self._different()):
             raise ValueError(

@@ -16,6 +16,7 @@ from .bare import BareExamples
 from .encoded_prompts import EncodedPrompts
 
 _IDLE = 0.3  # chance that a concept is on in a prompt that does not have it
+_WORDS = 45  # of a joined prompt; more would not fit into the 77 tokens of CLIP
 _BARE = 0.15  # share of bare concepts among the examples, where there are any
 
 
@@ -27,12 +28,14 @@ class Mixture:
         """examples: those of the pairs."""
         self.examples, self.bare = examples, BareExamples(pairs, seed)
         # in proportion: a few short clean prompts that are drawn too often teach that what is short is clean
-        self.clean = [*examples.clean, *self.bare.clean]
+        plain = [*examples.clean, *self.bare.clean]
+        # bare concepts are joined, so clean prompts are too: else a list would be a sign of harm
+        self.clean = [*plain, *joined(plain, int(_BARE * len(plain)), random.Random(f"{seed}/joined"))]
 
     @property
     def texts(self) -> list[str]:
         """All prompts that training may need."""
-        return list(dict.fromkeys((*self.examples.texts, *self.bare.texts)))
+        return list(dict.fromkeys((*self.examples.texts, *self.bare.texts, *self.clean)))
 
     def labels(self, text: str) -> frozenset[str]:
         """The concepts of a prompt; none for a clean one."""
@@ -42,6 +45,16 @@ class Mixture:
         """One example; all concepts are equally likely."""
         bare = self.bare.examples and rng.random() < _BARE
         return (self.bare if bare else self.examples).draw(rng)
+
+
+def joined(texts: Sequence[str], count: int, rng: random.Random) -> list[str]:
+    """`count` lists of two to six of the texts, a third of them the same one again and again, of up to 45 words."""
+    lists = []
+    while len(lists) < count:
+        parts = rng.choices(texts, k=rng.randint(2, 6))
+        text = ", ".join(part.rstrip(".") for part in (parts[:1] * len(parts) if rng.random() < 1 / 3 else parts))
+        lists.append(" ".join(text.split()[:_WORDS]))
+    return lists
 
 
 @dataclass(frozen=True)
