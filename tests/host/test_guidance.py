@@ -253,3 +253,23 @@ def test_two_equal_nodes_do_not_share_an_output(pack):
     """The host keeps one output for equal nodes, which would show what fired on one of them, maybe the wrong one."""
     for node in (pack.guide.SafeCFGModel, pack.guide.SafeCFGGuider):
         assert node.define_schema().not_idempotent is True
+
+
+def test_two_hundred_runs_with_two_hgrs_leave_nothing_and_do_not_mix(kit, hgr):
+    """Each run gives what its own HGR gave before, and no tensor stays."""
+    import gc
+
+    import torch
+
+    def tensors():
+        gc.collect()
+        return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
+
+    hgrs = {"open": hgr, "closed": kit.make_hgr(closed=True)}
+    wanted = {name: kit.sample(kit.patch(each), kit.harmful, steps=1) for name, each in hgrs.items()}
+    assert not torch.equal(*wanted.values())
+    before = tensors()
+    for i in range(200):
+        name = ("open", "closed", "closed")[i % 3]
+        assert torch.equal(kit.sample(kit.patch(hgrs[name]), kit.harmful, steps=1), wanted[name]), i
+    assert tensors() <= before
