@@ -229,20 +229,31 @@ def test_odd_sizes_get_a_score(detect, looked, pictures, size):
     assert 0 <= report["score"] <= 1 and len(report["items"]) == 1
 
 
+def rounded(found):
+    """A report with four digits: how many pictures are judged at once depends on free memory, and moves the sixth."""
+    if isinstance(found, dict):
+        return {key: rounded(value) for key, value in found.items()}
+    if isinstance(found, list):
+        return [rounded(value) for value in found]
+    return round(found, 4) if isinstance(found, float) else found
+
+
 @pytest.mark.oldest
 def test_alpha_is_not_looked_at(detect, looked, pictures):
     import torch
 
     report = detect(image=pictures[:2], **looked)[2]
     for alpha in (torch.zeros, torch.rand):
-        assert detect(image=torch.cat([pictures[:2], alpha(2, 128, 128, 1)], -1), **looked)[2] == report
+        with_alpha = detect(image=torch.cat([pictures[:2], alpha(2, 128, 128, 1)], -1), **looked)[2]
+        assert rounded(with_alpha) == rounded(report)
 
 
 @pytest.mark.oldest
 def test_a_grey_picture_is_judged_as_the_same_picture_in_colour(detect, looked, pictures):
     grey = pictures[:2].mean(-1, keepdim=True)
     report = detect(image=grey, **looked)[2]
-    assert report == detect(image=grey.repeat(1, 1, 1, 3), **looked)[2] and len(report["items"]) == 2
+    coloured = detect(image=grey.repeat(1, 1, 1, 3), **looked)[2]
+    assert rounded(report) == rounded(coloured) and len(report["items"]) == 2
 
 
 @pytest.mark.oldest
