@@ -55,10 +55,3 @@ def settings_from(given: argparse.Namespace, kind: type[Settings], *, processes:
     """The settings from the options. processes: how many, each with a batch of its own."""
     values = {field.name: getattr(given, field.name) for field in dataclasses.fields(kind)}
     return kind(**values | {"batch_size": values["batch_size"] * processes})
-
-
-def check_at_least(given: argparse.Namespace, **lows: int) -> None:
-    """Raise ValueError for an option below its minimum."""
-    for name, low in lows.items():
-        if getattr(given, name) < low:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(given, name)}; it must be {low} or more.")

@@ -23,7 +23,6 @@ from .fingerprint import fingerprint
 from .hgr import HGR, Encoder, Probe
 from .json_text import parse_json
 from .metadata import FIELDS, concepts_of, read_metadata, write_metadata
-from .metadata import VERSION as VERSION
 from .network import HGRNetwork, HGRUnion, parts_of
 from .tensor_file import tensor_bytes
 

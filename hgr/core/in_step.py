@@ -33,6 +33,7 @@ class InStep:
         self.first = encoder.first.to(device)
         # such features come without the pooled output of their prompt
         self.pooled = None if encoder.empty_pooled is None else encoder.empty_pooled.to(device)
+        self.weights: dict[int, Tensor] = {}  # of `marks`, by their number
         self.highest = torch.zeros(len(concepts), device=device)
         self.seen = self.unread = torch.zeros((), dtype=torch.bool, device=device)
 
@@ -42,13 +43,17 @@ class InStep:
         over = -features.shape[1] % part
         return rearrange(F.pad(features, (0, 0, 0, over)), "b (n t) d -> (b n) t d", t=part)
 
-    def marks(self, features: Tensor, length: int) -> Tensor:
-        """(B * N,) int64: a number for each part (`cut`), the same for parts that are equal bit for bit."""
-        bits = self.cut(features, length).flatten(1)
+    def marks(self, parts: Tensor) -> Tensor:
+        """(P,) int64: a number for each of the parts (P, t, D) that `cut` gives, the same for parts that are equal bit
+        for bit."""
+        bits = parts.flatten(1)
         bits = bits.view(torch.int16 if bits.element_size() == 2 else torch.int32).long()
-        generator = torch.Generator(bits.device).manual_seed(0)
-        weights = torch.randint(-(2**62), 2**62, bits.shape[1:], generator=generator, device=bits.device)
-        return (bits * (2 * weights + 1)).sum(1)  # whole numbers: the order of summing does not matter
+        size = bits.shape[1]
+        if size not in self.weights:
+            generator = torch.Generator(bits.device).manual_seed(0)
+            drawn = torch.randint(-(2**62), 2**62, (size,), generator=generator, device=bits.device)
+            self.weights[size] = 2 * drawn + 1
+        return (bits * self.weights[size]).sum(1)  # whole numbers: the order of summing does not matter
 
     def move(self, features: Tensor, known: Tensor, movable: Tensor) -> Tensor:
         """features (B, T, D), with the parts in which a concept fires moved and all others equal bit for bit.
@@ -65,7 +70,7 @@ class InStep:
             mask = F.pad(torch.ones(count, length, dtype=torch.bool, device=x.device), (0, over))
             mask = rearrange(mask, "b (n t) -> (b n) t", n=n)
         given = is_given(parts) & movable.repeat_interleave(n, output_size=len(parts))
-        foreign = given & ~(self.marks(features, length)[:, None] == known).any(1)
+        foreign = given & ~(self.marks(parts)[:, None] == known).any(1)
         readable = self._is_readable(x)
         pooled = None if self.pooled is None else self.pooled.expand(len(x), -1)
         encoding = self.network.encode(x, pooled, mask)  # type: ignore[reportArgumentType] (each network takes its own)

@@ -28,9 +28,9 @@ def parse_json(text: str) -> Any:
     return found
 
 
-def json_text(value: Any) -> str:
+def json_text(value: Any, *, indent: int | None = None) -> str:
     """A value as JSON; NaN and infinity become null. Raises TypeError for a value that JSON cannot hold."""
-    return json.dumps(_finite(value), allow_nan=False)
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
 def _whole(digits: str) -> int:

@@ -114,7 +114,7 @@ def test_nothing_in_a_step_waits_for_the_device(kit, hgr, in_step):
 
     reader = in_step(hgr, [1.0, 1.0], torch.device("cpu"))
     features = torch.cat([kit.harmful[0][0], kit.clean[0][0], torch.zeros_like(kit.clean[0][0])])
-    known = reader.marks(kit.negative[0][0], features.shape[1])
+    known = reader.marks(reader.cut(kit.negative[0][0], features.shape[1]))
     with NoWaiting():
         moved = reader.move(features, known, torch.ones(3, dtype=torch.bool))
     assert [torch.equal(a, b) for a, b in zip(moved, features, strict=True)] == [False, True, True]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from ...core.atomic import write_text
+from ...core.json_text import json_text
 from ...core.options import DEFAULT_MODE, MODES
 from ..checks import CFG, SEEDS, STEPS, check_ranges
 from ..outputs import try_to_write
@@ -76,7 +76,7 @@ def _eval(given: argparse.Namespace) -> None:
             found = evaluate_pictures(pipe, hgr, held, count=given.pictures, **settings, progress=bars)
             report["pictures"] = settings | found
     if given.output:
-        write_text(given.output, json.dumps(_without_nan(report), indent=2, allow_nan=False) + "\n")
+        write_text(given.output, json_text(report, indent=2) + "\n")
     print(text(report) + (f"\n\n{given.output}" if given.output else ""))
 
 
@@ -134,10 +134,3 @@ def text(report: dict[str, Any]) -> str:
 
 def _number(value: float, digits: int = 3) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null means that there was nothing to measure."""
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

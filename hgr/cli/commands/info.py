@@ -23,12 +23,13 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def _info(given: argparse.Namespace) -> None:
     from ...core import file
+    from ...core.metadata import VERSION
     from ...core.network import parts_of
 
     hgr = file.load(given.file)
     net, encoder = hgr.network, hgr.encoder
     pooled = f", pooled {net.pooled_dim}" if net.pooled_dim else ""
-    print(f"{excerpt(hgr.name)}: HGR, format version {file.VERSION}")
+    print(f"{excerpt(hgr.name)}: HGR, format version {VERSION}")
     print(
         f"encoder   {_text(encoder.family)}; features {net.text_dim}{pooled}; "
         f"chunks of {encoder.chunk or 'any number of'} tokens"

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...training.settings import HELD_OUT, MIN_PICTURES, HGRSettings, as_share, check_rate
+from ..checks import check_ranges
 from ..outputs import check_name, try_to_write
-from ..shared_options import add_model, check_at_least
+from ..shared_options import add_model
 from .pairs import add_sources, chosen_pairs
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def _probe(given: argparse.Namespace) -> None:
     check_name(given.output, "HGR")
-    check_at_least(given, pictures=MIN_PICTURES)
+    check_ranges(given, pictures=(MIN_PICTURES, 10**6))
     import torch
 
     from ...core import file

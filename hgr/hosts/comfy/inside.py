@@ -89,16 +89,15 @@ class Inside:
             length = several[0].shape[1]
             if length not in known:
                 given = [context, *(each.to(context) for each in self.away)]
-                known[length] = torch.cat([in_step.marks(each, length) for each in given])
+                known[length] = torch.cat([in_step.marks(in_step.cut(each, length)) for each in given])
             sides = options.get("cond_or_uncond", []) if self.sides_known else []
             movable = _movable(several[0], context, sides) & active
             moved = in_step.move(torch.cat(several), known[length], movable.repeat(len(several)))
             return moved.chunk(len(several))
 
         def patch(n: Tensor, key: Tensor, value: Tensor | None, _: dict[str, Any]) -> tuple[Tensor, Tensor, Any]:
-            if (
-                key is None or key.shape[-1] != context.shape[-1]
-            ):  # a layer that looks at something else, such as the other frames
+            # some layers look at something else than the prompt, such as the other frames
+            if key is None or key.shape[-1] != context.shape[-1]:
                 return n, key, value
             if value is None or value is key:
                 key = value = key if key is context else move(key)[0]
