@@ -7,6 +7,7 @@ import shutil
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +105,12 @@ class Editor:
 
 def write_hostile_hgr(path: Path) -> None:
     """The bundled HGR, its first concept with HTML as label and description."""
-    from safetensors import safe_open
-    from safetensors.torch import save_file
+    from hgr.core import file
 
     path.parent.mkdir(parents=True)
-    with safe_open(ROOT / "hgr/demo/safecfg_demo.safetensors", "pt") as file:
-        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
-    concepts = json.loads(metadata["concepts"])
-    concepts[0] |= {"label": HOSTILE, "description": HOSTILE}
-    save_file(tensors, path, metadata | {"concepts": json.dumps(concepts)})
+    hgr = file.load(ROOT / "hgr/demo/safecfg_demo.safetensors")
+    hgr.concepts[0] = replace(hgr.concepts[0], label=HOSTILE, description=HOSTILE)
+    file.save(hgr, path)
 
 
 @contextmanager
