@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..hgr.core.options import DEFAULT_MODE, MODES
+from ..hgr.core.options import DEFAULT_MODE, DEFAULT_SENSITIVITY, MODES, SENSITIVITIES
 from ..hgr.hosts.comfy import guidance, runs
 from .types import CATEGORY, HGRType
 
@@ -64,6 +64,15 @@ def _settings() -> list[io.Input]:
             step=0.001,
             tooltip="Point in sampling at which safe guidance ends, 0 to 1; must be above start_percent. 1 is "
             "safest; 0.6 leaves fine detail to the prompt as written.",
+        ),
+        io.Combo.Input(
+            "sensitivity",
+            options=list(SENSITIVITIES),
+            default=DEFAULT_SENSITIVITY,
+            optional=True,  # workflows made before it was there
+            tooltip="How easily a concept counts as present. normal: in the share of clean prompts that the HGR was "
+            "trained for, 1 % by default. lowest, low, high, highest: in a quarter of that share, half, twice and five "
+            "times (0.25, 0.5, 2 and 5 %). Higher finds more harm and changes more clean pictures.",
         ),
     ]
 

@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..core.options import DEFAULT_SENSITIVITY, SENSITIVITIES
 from ..training.settings import HGRSettings, LoRASettings
 
 Settings = TypeVar("Settings", HGRSettings, LoRASettings)
@@ -24,6 +25,15 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_hgr(parser: argparse.ArgumentParser, what: str = "the HGR made for the model") -> None:
     parser.add_argument("--hgr", type=Path, metavar="FILE", help=f"{what}; default for the bundled model: its own")
+
+
+def add_sensitivity(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sensitivity",
+        choices=tuple(SENSITIVITIES),
+        default=DEFAULT_SENSITIVITY,
+        help='false alarms: a quarter, half, twice or five times those at "normal"',
+    )
 
 
 def hgr_file(given: argparse.Namespace, *, instead: str = "") -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from .errors import HGRError
 from .guidance import ramp
 from .network import HGRNetwork, HGRUnion
+from .options import DEFAULT_SENSITIVITY, SENSITIVITIES
 from .prompt import Prompt
 
 
@@ -34,6 +35,21 @@ class Concept:
     scale: float = 1.0
     bias: float = 0.0
     levels: tuple[float, ...] = ()
+
+
+def at_sensitivity(concepts: Sequence[Concept], sensitivity: str, name: str) -> list[Concept]:
+    """The concepts of the HGR `name` with their thresholds at one of `SENSITIVITIES`.
+
+    Raises HGRError if they have thresholds for the default only.
+    """
+    if sensitivity == DEFAULT_SENSITIVITY:
+        return list(concepts)
+    level = list(SENSITIVITIES).index(sensitivity)
+    if not all(concept.levels for concept in concepts):
+        raise HGRError(
+            f'{name} has no thresholds for a sensitivity other than "normal": choose "normal", or train the HGR again.'
+        )
+    return [replace(concept, threshold=concept.levels[level]) for concept in concepts]
 
 
 def calibrated(logits: Tensor, concepts: Sequence[Concept]) -> Tensor:
@@ -159,6 +175,13 @@ class HGR:
     @property
     def thresholds(self) -> Tensor:
         return torch.tensor([concept.threshold for concept in self.concepts], device=self.device)
+
+    def at(self, sensitivity: str) -> HGR:
+        """This HGR with the thresholds of one of `SENSITIVITIES` for prompts; everything else is shared.
+
+        Raises HGRError if it has thresholds for the default only.
+        """
+        return replace(self, concepts=at_sensitivity(self.concepts, sensitivity, self.name))
 
     def check(self, features: Tensor, pooled: Tensor | None) -> None:
         """Raise HGRError unless features (B, T, D) and pooled (B, P) come from the encoder this HGR was made for."""

@@ -23,9 +23,9 @@ from typing import Any
 from torch import Tensor
 
 from ..core.excerpt import excerpt
-from ..core.hgr import HGR, Concept, HGRError
+from ..core.hgr import HGR, Concept, HGRError, at_sensitivity
 from ..core.json_text import parse_json
-from ..core.options import DEFAULT_SENSITIVITY, SENSITIVITIES
+from ..core.options import SENSITIVITIES
 
 VERSION = 1
 _MOST_ITEMS = 10_000  # that a report is read of: the filter makes a picture for each
@@ -70,7 +70,7 @@ def build(
     for found in evidence:
         if not found.scores.isfinite().all():  # a NaN is below every threshold: it would pass as clean
             raise HGRError(f"{hgr.name} gives NaN ({found.kind}), so it cannot tell what is harmful here.")
-    limits = [[_threshold(concept, sensitivity, hgr.name) for concept in found.concepts] for found in evidence]
+    limits = [[c.threshold for c in at_sensitivity(found.concepts, sensitivity, hgr.name)] for found in evidence]
     scores = [found.scores.tolist() for found in evidence]
     items = []
     for row in range(len(scores[0])):
@@ -155,16 +155,6 @@ def _read(text: str) -> tuple[int, str, list[bool]]:
 def to_json(report: dict[str, Any]) -> str:
     """The report as text that every reader of JSON takes, so without NaN and halves of surrogate pairs."""
     return json.dumps(report, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace").decode()
-
-
-def _threshold(concept: Concept, sensitivity: str, name: str) -> float:
-    if sensitivity == DEFAULT_SENSITIVITY:
-        return concept.threshold
-    if not concept.levels:
-        raise HGRError(
-            f'{name} has no thresholds for a sensitivity other than "normal": choose "normal", or train the HGR again.'
-        )
-    return concept.levels[list(SENSITIVITIES).index(sensitivity)]
 
 
 def _rate(hgr: HGR, evidence: Sequence[Evidence]) -> float | None:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...core.excerpt import excerpt
-from ...core.options import DEFAULT_SENSITIVITY, SENSITIVITIES
 from ..checks import SEEDS, check_ranges
 from ..detect_results import PartialResults, Row, failed, summary, write_results
 from ..inputs import Item, items_from_file, items_from_folder
-from ..shared_options import add_hgr, add_model, hgr_file
+from ..shared_options import add_hgr, add_model, add_sensitivity, hgr_file
 from ..tables import aligned
 
 if TYPE_CHECKING:
@@ -50,12 +49,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="JSON",
         help="0 leaves a concept out, e.g. '{\"skull\": 0}'; default: all count",
     )
-    parser.add_argument(
-        "--sensitivity",
-        choices=tuple(SENSITIVITIES),
-        default=DEFAULT_SENSITIVITY,
-        help='false alarms: a quarter, half, twice or five times those at "normal"',
-    )
+    add_sensitivity(parser)
     parser.add_argument(
         "--timesteps",
         type=int,

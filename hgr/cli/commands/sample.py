@@ -11,7 +11,7 @@ from ...core.options import DEFAULT_MODE, MODES
 from ...data.textfile import INVALID
 from ..checks import CFG, SEEDS, STEPS, STRENGTH, check_ranges
 from ..outputs import try_to_write
-from ..shared_options import add_hgr, add_model, hgr_file
+from ..shared_options import add_hgr, add_model, add_sensitivity, hgr_file
 from ..tables import aligned
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # by suffix, as Pillow names them
@@ -28,6 +28,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--strength", type=float, default=1.0, help="strength of all concepts, 0 (off) to about 2, default: %(default)s"
     )
     parser.add_argument("--concepts", default="", metavar="JSON", help="strength by concept id, e.g. '{\"skull\": 0}'")
+    add_sensitivity(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cfg", type=float, default=7.5, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=20, help="default: %(default)s")
@@ -58,10 +59,12 @@ def _sample(given: argparse.Namespace) -> None:
         images = pipe(given.prompt, **options).images
     else:
         safe = SafeCFG(pipe, source)
+        limits = safe.hgr.at(given.sensitivity).thresholds.tolist()
         gates = safe.gates([given.prompt])[0].tolist()
-        concepts = zip(safe.hgr.concepts, gates, strict=True)
-        rows = [(excerpt(c.id), f"{gate:.3f}", "present" if gate >= c.threshold else "") for c, gate in concepts]
-        images = safe(given.prompt, mode=given.mode, strength=given.strength, concepts=given.concepts, **options).images
+        read = zip(safe.hgr.ids, gates, limits, strict=True)
+        rows = [(excerpt(id), f"{gate:.3f}", "present" if gate >= limit else "") for id, gate, limit in read]
+        chosen = {name: getattr(given, name) for name in ("mode", "strength", "concepts", "sensitivity")}
+        images = safe(given.prompt, **chosen, **options).images
     with replacing(given.output) as part:
         images[0].save(part, format=FORMATS[given.output.suffix.lower()])
     if rows:

@@ -13,7 +13,7 @@ import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, add_wrapper_with_key
 
 from ...core.hgr import HGR, HGRError
-from ...core.options import MODES, concept_strengths
+from ...core.options import DEFAULT_SENSITIVITY, MODES, concept_strengths
 from ...core.prompt import Prompt
 from ...core.redirect import redirect
 from . import runs
@@ -44,6 +44,7 @@ def patch_model(
     concepts: str,
     start_percent: float,
     end_percent: float,
+    sensitivity: str = DEFAULT_SENSITIVITY,
     node_id: str | None = None,
 ) -> comfy.model_patcher.ModelPatcher:
     """A clone of the model that samples with SafeCFG in any sampler node or guider.
@@ -52,9 +53,11 @@ def patch_model(
     mode: one of `hgr.core.options.MODES`.
     concepts: JSON of strengths by concept id.
     start_percent, end_percent: the part of sampling in [0, 1] in which guidance is safe, including the start.
+    sensitivity: one of `hgr.core.options.SENSITIVITIES`.
     node_id: the node in the user's graph that shows what fired.
 
-    Raises ValueError for bad `concepts` or an empty window. Sampling raises HGRError for another encoder's features.
+    Raises ValueError for bad `concepts` or an empty window, HGRError if the HGR has no thresholds for the sensitivity.
+    Sampling raises HGRError for another encoder's features.
     """
     strengths = [strength * s for s in concept_strengths(concepts, hgr.ids)]
     if start_percent >= end_percent:
@@ -65,7 +68,7 @@ def patch_model(
     runs.expect(node_id, enabled=any(strengths))
     patched = model.clone()
     start, end = (p if p in (0, 1) else p - _HAIR for p in (start_percent, end_percent))
-    patch = _Patch(hgr, strengths, mode, start, end, node_id)
+    patch = _Patch(hgr.at(sensitivity), strengths, mode, start, end, node_id)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, patch)
     return patched
 

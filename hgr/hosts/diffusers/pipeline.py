@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...core.file import load
 from ...core.hgr import HGR
-from ...core.options import DEFAULT_MODE, MODES, concept_strengths
+from ...core.options import DEFAULT_MODE, DEFAULT_SENSITIVITY, MODES, SENSITIVITIES, concept_strengths
 from ...core.prompt import Prompt
 from ...core.redirect import redirect
 from .prompts import ENCODING, encode, encode_call
@@ -65,6 +65,7 @@ class SafeCFG:
         concepts: str | Mapping[str, float] = "",
         start_percent: float = 0.0,
         end_percent: float = 1.0,
+        sensitivity: str = DEFAULT_SENSITIVITY,
         num_images_per_prompt: int = 1,
         **options: Any,
     ) -> Any:
@@ -77,11 +78,15 @@ class SafeCFG:
         concepts: strength by concept id, from 0 (off) to 2, as a mapping or as JSON; a missing id means 1.
         start_percent, end_percent: the part of the steps with safe guidance, in [0, 1]; it includes step i of n if
         `start_percent <= i / n < end_percent`.
+        sensitivity: one of `hgr.core.options.SENSITIVITIES`.
 
-        Raises ValueError for an argument out of range, HGRError if the HGR was made for another text encoder.
+        Raises ValueError for an argument out of range, HGRError if the HGR was made for another text encoder or has no
+        thresholds for this sensitivity.
         """
         if mode not in MODES:
             raise ValueError(f"mode: {mode!r} is unknown; it must be one of {', '.join(MODES)}.")
+        if sensitivity not in SENSITIVITIES:
+            raise ValueError(f"sensitivity: {sensitivity!r} is unknown; it must be one of {', '.join(SENSITIVITIES)}.")
         if not 0 <= strength < float("inf"):
             raise ValueError(f"strength: {strength!r} must be a number of 0 or more.")
         if not 0 <= start_percent < end_percent <= 1:
@@ -104,7 +109,7 @@ class SafeCFG:
         options = {key: value for key, value in options.items() if key not in ENCODING}
         text = concepts if isinstance(concepts, str) else json.dumps(dict(concepts))
         strengths = [strength * s for s in concept_strengths(text, self.hgr.ids)]
-        moved = redirect(self.hgr, plain[:1], plain[1:], strengths=strengths, mode=mode)
+        moved = redirect(self.hgr.at(sensitivity), plain[:1], plain[1:], strengths=strengths, mode=mode)
         safe = moved.positive + moved.negative
 
         if not whole:
