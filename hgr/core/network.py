@@ -120,16 +120,18 @@ class HGRNetwork(nn.Module):
 
     def displacement(self, encoding: Encoding, weights: Tensor) -> tuple[Tensor, Tensor | None]:
         """`sum_k weights_k D_k` for the features (B, T, D) and for the pooled vector (B, P) or None. weights (B, K)."""
-        total: Tensor = encoding.tokens.new_zeros(())
+        # `move_in` of a token and an anchor side by side, with the tokens' half of the product taken once for all anchors
+        token_half, anchor_half = self.move_in.weight.split(self.width, 1)
+        anchors = F.linear(self.anchors, anchor_half, self.move_in.bias)
+        tokens = F.linear(encoding.tokens, token_half)
+        pooled = None if encoding.pooled is None else F.linear(encoding.pooled, token_half)
+        total: Tensor = tokens.new_zeros(())
         total_pooled: Tensor | None = None
         for k in range(weights.shape[1]):  # one concept at a time: memory for one displacement is enough
             w = weights[:, k, None]
-            anchor = self.anchors[k].expand_as(encoding.tokens)
-            hidden = F.gelu(self.move_in(torch.cat([encoding.tokens, anchor], -1)))
-            total = total + w[..., None] * hidden
-            if encoding.pooled is not None:
-                anchor = self.anchors[k].expand_as(encoding.pooled)
-                hidden = w * F.gelu(self.move_in(torch.cat([encoding.pooled, anchor], -1)))
+            total = total + w[..., None] * F.gelu(tokens + anchors[k])
+            if pooled is not None:
+                hidden = w * F.gelu(pooled + anchors[k])
                 total_pooled = hidden if total_pooled is None else total_pooled + hidden
         strength = weights.sum(1)[:, None]
         delta = (F.linear(total, self.move_out.weight) + self.move_out.bias * strength[..., None]) * self.std
