@@ -3,6 +3,7 @@ command."""
 
 from __future__ import annotations
 
+import random
 import re
 import subprocess
 import sys
@@ -15,10 +16,12 @@ import pytest
 
 from hgr import cli
 from hgr.data import library
+from hgr.data.examples import Examples
 from hgr.data.library import CATEGORIES
+from hgr.data.library.manner import in_some_manner
 from hgr.data.pair_file import read_pairs, write_pairs
 from hgr.data.pairs import Pair, Pairs, Topic, describe_pairs, merge_pairs
-from hgr.data.sources import art_style, built_in, demo_world, gather, own_concept
+from hgr.data.sources import PER_CONCEPT, art_style, built_in, demo_world, gather, own_concept
 from hgr.data.textfile import MAX_BYTES, DataError
 
 
@@ -52,19 +55,31 @@ def has_term(text: str) -> bool:
     return bool(has_term.pattern.search(text))
 
 
+def whole() -> list[library.Twins]:
+    return [twins for each in CATEGORIES for twins in library.written(each)]
+
+
+def made(pairs: Pairs, concept: str) -> list[Pair]:
+    """The concept's pairs that were made from slots."""
+    groups = {twins.group for twins in whole()}
+    return [pair for pair in pairs.of(concept) if pair.group not in groups]
+
+
 @pytest.mark.parametrize("concept", CATEGORIES)
 def test_a_category_has_many_distinct_pairs(everything, concept):
-    found = everything.of(concept)
-    assert len({pair.harmful for pair in found}) == len({pair.clean for pair in found}) == len(found) == 800
-    terms = Counter(pair.group for pair in found)
-    assert len(terms) >= 60 and max(terms.values()) <= 2 * min(terms.values()), "terms come up about as often"
-    assert built_in([concept], limit=5000).of(concept)[4999], "several thousand combinations"
+    found = library.category(concept, 0, PER_CONCEPT)
+    assert len({twins.harmful for twins in found}) == len({twins.clean for twins in found}) == len(found) == PER_CONCEPT
+    assert len(everything.of(concept)) >= PER_CONCEPT, "with those of related categories"
+    terms = Counter(pair.group for pair in made(everything, concept))
+    assert len(terms) >= 60 and max(terms.values()) <= 2 * min(terms.values()) + 1, "terms come up about as often"
+    assert len(library.category(concept, 0, 5000)) == 5000, "several thousand combinations"
 
 
 @pytest.mark.parametrize("concept", CATEGORIES)
-def test_twins_have_the_same_wording_but_for_the_term(everything, concept):
+def test_twins_have_the_same_wording_but_for_the_term(monkeypatch, concept):
+    monkeypatch.setattr(library, "in_some_manner", lambda texts, rng, **_: texts)
     ratios = []
-    for pair in everything.of(concept):
+    for pair in made(built_in([concept]), concept):
         harmful, clean, term = pair.harmful.lower(), pair.clean.lower(), pair.group.lower()
         assert any(
             clean.startswith(harmful[: at.start()]) and clean.endswith(harmful[at.end() :])
@@ -75,27 +90,115 @@ def test_twins_have_the_same_wording_but_for_the_term(everything, concept):
     assert 0.97 < mean(ratios) < 1.03 and min(ratios) > 0.6 and max(ratios) < 1.6
 
 
-def test_texts_are_tidy(everything):
-    for text in {*everything.clean, *(t for pair in everything.pairs for t in (pair.harmful, pair.clean))}:
-        assert text and text == " ".join(text.split()) and not re.search(r"[{}=]| [,.]|,,|, ,|\.\.|^,|,$", text), text
+@pytest.mark.parametrize("concept", CATEGORIES)
+def test_a_category_has_many_whole_pairs_in_many_registers(concept):
+    found = library.written(concept)
+    assert len(found) >= 900 and len({twins.harmful.lower() for twins in found}) == len(found)
+    assert all(twins.harmful != twins.clean and set(twins.also) <= set(CATEGORIES) - {concept} for twins in found)
+    lengths = sorted(len(twins.harmful.split()) for twins in found)
+    assert lengths[len(lengths) // 20] <= 6 and lengths[-len(lengths) // 10] >= 22 and lengths[-1] <= 60
+    assert sum(twins.harmful.count(",") >= 3 for twins in found) > 60, "lists of tags"
+    assert sum(bool(twins.also) for twins in found) >= 20, "related categories"
+    longer = sum(len(twins.harmful) > len(twins.clean) for twins in found) / len(found)
+    assert 0.3 < longer < 0.7, "neither side is the longer one"
 
 
-def test_articles_fit(everything):
-    for text in (
-        *everything.clean,
-        *(pair.harmful for pair in everything.pairs),
-        *(pair.clean for pair in everything.pairs),
-    ):
+def test_no_prompt_is_clean_in_one_place_and_harmful_in_another():
+    harmful = {twins.harmful.lower() for twins in whole()}
+    clean = {twins.clean.lower() for twins in whole()} | {line.lower() for line in library._lines("written/clean.txt")}
+    assert not harmful & clean
+
+
+def test_whole_clean_prompts_are_many_and_of_many_kinds():
+    found = library._lines("written/clean.txt")
+    assert len(found) >= 2800 and len({line.lower() for line in found}) > len(found) - 5
+    assert (
+        sum("<lora:" in line for line in found) > 30
+        and sum(re.search(r"\(.*:1\.\d\)", line) is not None for line in found) > 30
+    )
+    lengths = [len(line.split()) for line in found]
+    assert min(lengths) == 1 and max(lengths) >= 40 and 8 < mean(lengths) < 20
+
+
+def test_what_stands_around_a_prompt_stands_around_its_twin_too(everything):
+    tags = library.data("common")["tags"]
+
+    def tagged(text: str) -> set[str]:
+        return {part.strip() for part in text.split(",")} & set(tags)
+
+    around = [pair for pair in everything.pairs if len(tagged(pair.harmful)) > 2]
+    assert 0.08 < len(around) / len(everything.pairs) < 0.25
+    for pair in around:
+        assert tagged(pair.harmful) == tagged(pair.clean), pair
+    assert 0.08 < mean(len(tagged(text)) > 2 for text in everything.clean) < 0.4, "clean prompts have them as often"
+
+
+def test_manner_keeps_prompts_short_and_errors_on_both_sides():
+    fragments, seen = library._fragments(), Counter()
+    for seed in range(400):
+        texts = ("a man hits his neighbour", "a man greets his neighbour")
+        harmful, clean = in_some_manner(texts, random.Random(seed), tags=("4k", "best quality"), fragments=fragments)
+        assert len(harmful.split()) <= 45
+        if "," in harmful:
+            assert harmful.replace("hits", "greets") == clean and texts[0] in harmful
+            seen["around"] += 1
+        elif harmful != texts[0]:
+            assert "hits" in harmful and "greets" in clean, "a word of one side alone is never misspelt"
+            assert harmful.replace("hits", "greets") == clean
+            seen["misspelt"] += 1
+        else:
+            assert clean == texts[1]
+            seen["as it was"] += 1
+    assert seen["around"] > 60 and seen["misspelt"] > 10 and seen["as it was"] > 200
+
+
+def test_a_prompt_of_related_categories_has_all_their_labels():
+    pairs = built_in(["hate", "violence"])
+    twins = next(each for each in library.written("hate") if each.also == ("violence",))
+    found = [pair for pair in pairs.pairs if pair.group == twins.group]
+    assert [pair.concept for pair in found] == ["hate", "violence"] and len({pair.harmful for pair in found}) == 1
+    alone = built_in(["hate"])
+    assert {pair.concept for pair in alone.pairs} == {"hate"}
+    draws = Counter()
+    examples, rng = Examples(Pairs(pairs.topics, tuple(found)), 0), random.Random(0)
+    for _ in range(300):
+        example = examples.draw(rng)
+        assert example.labels == {"hate", "violence"}
+        draws[tuple(sorted(example.removed))] += 1
+    assert set(draws) == {("hate",), ("violence",), ("hate", "violence")}
+    assert draws["hate", "violence"] > 150, "mostly together, as their gates fire together"
+
+
+@pytest.fixture
+def plain(monkeypatch) -> list[str]:
+    """Every text that is made from slots, with nothing around it."""
+    monkeypatch.setattr(library, "in_some_manner", lambda texts, rng, **_: texts)
+    pairs = [pair for each in CATEGORIES for pair in made(built_in([each]), each)]
+    clean = set(library.clean_prompts()) - set(library._lines("written/clean.txt"))
+    return sorted({*clean, *(text for pair in pairs for text in (pair.harmful, pair.clean))})
+
+
+def test_texts_are_tidy(everything, plain):
+    for text in plain:
+        assert text and not re.search(r"[{}=]| [,.]|,,|, ,|\.\.|^,|,$", text), text
+    for text in {*everything.clean, *plain, *(t for pair in everything.pairs for t in (pair.harmful, pair.clean))}:
+        assert text == " ".join(text.split()) and not re.search(r"=>| @ ", text), text
+
+
+def test_articles_fit(plain):
+    for text in plain:
         assert not re.search(r"\ba [aio]\w|\ban [bcdfgjklmnpqrstvwz]|\b(a|an|cute|knitted) (a|an|two|some)\b", text), (
             text
         )
 
 
-def test_clean_prompts_hold_a_term_only_as_hard_negatives(everything):
+def test_clean_prompts_from_slots_hold_a_term_only_as_hard_negatives(monkeypatch):
+    monkeypatch.setattr(library, "in_some_manner", lambda texts, rng, **_: texts)
+    clean = set(library.clean_prompts()) - set(library._lines("written/clean.txt"))
     lines = Path(library.__file__).with_name("clean.txt").read_text().partition("# hard negatives")[2].splitlines()
     hard = [line for line in lines if line and not line.startswith("#")]
-    assert len(everything.clean) >= 1400 and len(hard) >= 200
-    for text in filter(has_term, everything.clean):
+    assert len(clean) >= 1400 and len(hard) >= 200
+    for text in filter(has_term, clean):
         assert any(line in text.lower() for line in hard), text
     headings = [line for line in lines if line.startswith("#")]
     assert len(headings) == len(CATEGORIES) - 1, (
@@ -109,17 +212,24 @@ def test_the_sexual_category_is_about_adults(everything):
         r"shota|juvenile|adolescent|little|playground|nursery|toy(?!s?\b)|junior|innocen|virgin|petite)",
         re.IGNORECASE,
     )
-    for pair in built_in(["sexual"], limit=20_000).pairs:
-        assert not young.search(pair.harmful.replace("sex toy", "")) and not young.search(pair.clean), pair
+    for pair in made(built_in(["sexual"], limit=5_000), "sexual"):
+        assert not young.search(pair.harmful.replace("sex toy", "")), pair
+    minor = re.compile(
+        r"\b(young|youth|child(ren|ish)?|kids?|bab(y|ies)|infants?|toddlers?|teen\w*|girls?|boys?|minors?|under.?age\w*|"
+        r"school\w*|pupils?|students?|loli\w*|shota\w*|juveniles?|adolescents?|virgins?)\b",
+        re.IGNORECASE,
+    )
+    for each in CATEGORIES:
+        for twins in library.written(each):
+            assert not ("sexual" in (each, *twins.also) and minor.search(twins.harmful)), twins
 
 
 def test_the_same_seed_gives_the_same_pairs(everything):
     assert built_in() == everything
     assert built_in(seed=1).pairs != everything.pairs
-    assert built_in(["hate"], limit=100).pairs == everything.of("hate")[:100]
-    assert built_in(["hate", "violence"]).of("violence") == everything.of("violence"), (
-        "one concept does not change another"
-    )
+    assert built_in(["hate"], limit=100).pairs == built_in(["hate"]).pairs[:100]
+    alone, both = built_in(["violence"]).pairs, built_in(["hate", "violence"]).of("violence")
+    assert [pair for pair in both if pair in set(alone)] == list(alone), "one concept does not change another"
 
 
 def test_ids_labels_and_the_clean_prompts_alone(everything):
@@ -132,10 +242,9 @@ def test_ids_labels_and_the_clean_prompts_alone(everything):
 
 def test_every_file_of_the_library_is_installed():
     folder = Path(library.__file__).parent
-    patterns = re.search(r'"hgr\.data\.library" = \[(.*)\]', (folder.parents[2] / "pyproject.toml").read_text())[1]
-    assert {f'"*{path.suffix}"' for path in folder.iterdir() if path.is_file() and path.suffix != ".py"} <= set(
-        patterns.split(", ")
-    )
+    listed = re.search(r'"hgr\.data\.library" = \[(.*)\]', (folder.parents[2] / "pyproject.toml").read_text())[1]
+    installed = {path for pattern in re.findall(r'"(.*?)"', listed) for path in folder.glob(pattern)}
+    assert installed == {path for path in folder.rglob("*") if path.suffix in (".json", ".txt")} and len(installed) > 18
 
 
 # --- a style, an own concept ------------------------------------------------------------------------------------------
@@ -176,9 +285,8 @@ def test_three_words_are_enough_for_an_own_concept():
     texts = " / ".join(pair.harmful for pair in concept.pairs)
     assert "a sword" in texts and "an axe" in texts and not re.search(r"an? arrows|a axe", texts)
     for pair in concept.pairs:
-        assert re.search("sword|axe|arrows", pair.harmful.lower()) and not re.search(
-            "sword|axe|arrow", pair.clean.lower()
-        )
+        assert re.search("sword|axe|arrows", pair.harmful.lower())
+        assert not re.search(r"\b(sword|axe|arrow)s?\b", pair.clean.lower())
         assert len(pair.harmful.split()) == pytest.approx(len(pair.clean.split()), abs=1)
     training, held_out = concept.split(0.2)
     assert all(word in " ".join(pair.harmful for pair in training.pairs) for word in ("sword", "axe", "arrows")), (
@@ -189,9 +297,8 @@ def test_three_words_are_enough_for_an_own_concept():
 
 def test_a_name_alone_is_the_word():
     assert own_concept("Pikachu").pairs == own_concept("Pikachu", ["Pikachu"]).pairs
-    assert len(own_concept("Pikachu").pairs) >= 200 and not re.search(
-        "an? Pikachu", " ".join(pair.harmful for pair in own_concept("Pikachu").pairs)
-    )
+    texts = [pair.harmful for pair in own_concept("Pikachu").pairs]
+    assert len(texts) >= 200 and not any(re.search(r"\ban? Pikachu", text) for text in texts)
 
 
 def test_neutral_sentences_do_not_hold_the_word():
@@ -544,13 +651,11 @@ def test_gather_mixes_all_sources(tmp_path):
     path = tmp_path / "mine.csv"
     path.write_text(HEAD + "".join(f"bad {i},good {i},mine\n" for i in range(70)))
     chosen = gather(["hate"], ["Frida Kahlo", " "], ["spiders: spider, cobweb", "", "mice"], file=path, limit=60)
-    assert Counter(pair.concept for pair in chosen.pairs) == {
-        "hate": 60,
-        "style_frida_kahlo": 60,
-        "spiders": 60,
-        "mice": 60,
-        "mine": 70,
-    }, "a file is used whole"
+    counts = Counter(pair.concept for pair in chosen.pairs)
+    assert counts.pop("mine") == 70, "a file is used whole"
+    # a prompt of one concept that happens to name another one is left out
+    assert set(counts) == {"hate", "style_frida_kahlo", "spiders", "mice"}
+    assert all(55 <= count <= 60 for count in counts.values())
     assert len(gather(file=path).clean) > 1000, "a file without clean prompts gets the library's"
     path.write_text(path.read_text() + ",one,\n")
     assert gather(file=path).clean == ("one",)
@@ -577,7 +682,8 @@ def test_gather_says_what_is_wrong(choice, why):
 def test_the_report_counts(everything):
     text = describe_pairs(everything, samples=1)
     for topic in everything.topics:
-        assert f"{topic.label} ({topic.id}): 800 pairs in " in text
+        count = len(everything.of(topic.id))
+        assert count >= PER_CONCEPT and f"{topic.label} ({topic.id}): {count} pairs in " in text
     assert f"clean prompts: {len(everything.clean)}" in text
     assert text.count("\n  - ") == text.count("\n  + ") == 7
 
@@ -656,10 +762,10 @@ def test_command_prints_counts_and_samples_and_writes(tmp_path, capsys):
     )
     out = capsys.readouterr().out
     for text in (
-        "Hate (hate): 70 pairs",
-        "Violence (violence): 70 pairs",
+        "Hate (hate): 7",
+        "Violence (violence): ",
         "Style: Frida Kahlo",
-        "spiders (spiders): 70 pairs",
+        "spiders (spiders): ",
         "clean prompts: ",
         "\n  - ",
         str(path),
@@ -674,7 +780,9 @@ def test_command_with_all_concepts_and_the_demo_world(capsys):
     pytest.importorskip("PIL")
     assert cli.main(["pairs", "--concepts", "all", "--demo", "--limit", "50"]) == 0
     out = capsys.readouterr().out
-    assert all(f"({concept}): 50 pairs" in out for concept in (*CATEGORIES, "skull", "dagger", "splatter", "bomb"))
+    assert all(f"({concept}): 50 pairs" in out for concept in ("skull", "dagger", "splatter", "bomb"))
+    counts = [int(re.search(rf"\({concept}\): (\d+) pairs", out)[1]) for concept in CATEGORIES]
+    assert all(50 <= count < 200 for count in counts), "50 of its own, and those of the others that belong here too"
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ class HGRNetwork(nn.Module):
 
     def displacement(self, encoding: Encoding, weights: Tensor) -> tuple[Tensor, Tensor | None]:
         """`sum_k weights_k D_k` for the features (B, T, D) and for the pooled vector (B, P) or None. weights (B, K)."""
-        # `move_in` of a token and an anchor side by side, with the tokens' half of the product taken once for all anchors
+        # `move_in` of a token beside an anchor: the token's half of the product is the same for all anchors
         token_half, anchor_half = self.move_in.weight.split(self.width, 1)
         anchors = F.linear(self.anchors, anchor_half, self.move_in.bias)
         tokens = F.linear(encoding.tokens, token_half)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from .pairs import Pair, Pairs, concepts_by_text
 
 _WORDS = 40  # of a joined prompt, at most: more would not fit CLIP's 77 tokens
+_TOGETHER = 2 / 3  # how often all concepts that a twin lacks are on, if it lacks more than the pair's own
 
 
 @dataclass(frozen=True)
@@ -60,22 +61,25 @@ class Examples:
         if not removed <= labels or self.labels(target) & removed:
             pair = rng.choice(self.steps[text])
             target, removed = pair.clean, {pair.concept}
+        # gates of related concepts fire together, and their displacements add up; each must also do alone
+        if rng.random() < _TOGETHER:
+            removed |= labels - self.labels(target)
         return Example(text, labels, target, frozenset(removed))
 
 
 def join(pairs: Pairs, rng: random.Random) -> list[Pair]:
-    """One prompt with two concepts for every eight pairs, joined from the prompts of two of them, with all the steps
-    to its clean twin. None if the pairs have prompts with several concepts themselves, or only one concept.
+    """One prompt with two concepts for every eight pairs, joined from the prompts of two that have one each, with all
+    the steps to its clean twin. None if the pairs have such steps themselves, or only one concept.
 
     A concept's displacement learns to leave other concepts alone only from prompts that have several.
     """
-    concepts = defaultdict(set)
+    concepts = concepts_by_text(pairs.pairs)
     by_concept = defaultdict(list)
     for pair in pairs.pairs:
-        by_concept[pair.concept].append(pair)
-        concepts[pair.harmful].add(pair.concept)
+        if len(concepts[pair.harmful]) == 1:
+            by_concept[pair.concept].append(pair)
     joined: list[Pair] = []
-    if len(by_concept) < 2 or any(len(found) > 1 for found in concepts.values()):
+    if len(by_concept) < 2 or any(concepts[pair.clean] for pair in pairs.pairs):
         return joined
     for _ in range(len(pairs.pairs) // 8):
         a, b = (rng.choice(by_concept[concept]) for concept in rng.sample(sorted(by_concept), 2))

@@ -36,7 +36,8 @@ class Pair:
     """A prompt with a concept, and the same prompt without it.
 
     Pairs of one group (the same term, or neighbouring rows of a file) stay on one side of a split. A prompt may have
-    several concepts: those of all pairs whose harmful side it is. The twin then lacks only this pair's concept.
+    several concepts: those of all pairs whose harmful side it is. The twin lacks this pair's, and those of the others
+    that it is not the harmful side of.
     """
 
     concept: str

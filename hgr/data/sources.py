@@ -18,12 +18,18 @@ PER_CONCEPT, MOST_PER_CONCEPT = 800, 100_000  # pairs per concept: by default, a
 
 
 def built_in(ids: Iterable[str] = CATEGORIES, seed: int = 0, limit: int | None = None) -> Pairs:
-    """`limit` library pairs of each of these categories, and the library's clean prompts, even with no category."""
+    """`limit` library pairs of each of these categories, some of which belong to others of them too, and the library's
+    clean prompts, even with no category."""
     ids = tuple(dict.fromkeys(ids))
     for each in ids:
         if each not in CATEGORIES:
             raise DataError(f'"{excerpt(each)}" is not a built-in concept; choose from {", ".join(CATEGORIES)}.')
-    pairs = [Pair(each, *twins) for each in ids for twins in library.category(each, seed, limit or PER_CONCEPT)]
+    pairs = [
+        Pair(concept, twins.harmful, twins.clean, twins.group)
+        for each in ids
+        for twins in library.category(each, seed, limit or PER_CONCEPT)
+        for concept in (each, *(other for other in twins.also if other in ids))
+    ]
     return Pairs(tuple(map(topic_of, ids)), tuple(pairs), tuple(library.clean_prompts(seed)))
 
 

@@ -102,8 +102,9 @@ def make_batch(
 ) -> Batch:
     """The tensors of a draw."""
     count = len(draw.examples)
-    texts = [*(e.text for e in draw.examples), *(e.target for e in draw.examples), *draw.clean]
-    harmful, target, clean = encoded(texts, device).split([count, count, len(draw.clean)])
+    texts = [*(e.text for e in draw.examples), *(e.target for e in draw.examples)]
+    harmful, target = encoded(texts, device).split([count, count])
+    clean = encoded(draw.clean, device)  # by themselves, as the longest prompt sets the price of the others
 
     def flags(sets: Iterable[frozenset[str]]) -> Tensor:
         return label_matrix(sets, ids).to(device)

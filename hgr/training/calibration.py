@@ -14,6 +14,9 @@ from ..core.hgr import Concept, calibrated
 from ..core.options import DEFAULT_SENSITIVITY, SENSITIVITIES
 
 LOW = 0.3  # the lowest threshold, except for sensitivities above "normal"
+_HIGH = 1 - 1e-6  # a threshold must differ from 1 in single precision
+_FOLDS = 10
+_TAIL = 0.1  # share of clean prompts that a concept's tail is fitted to
 
 
 def platt(logits: Tensor, labels: Tensor, steps: int = 200) -> tuple[float, float]:
@@ -37,34 +40,50 @@ def platt(logits: Tensor, labels: Tensor, steps: int = 200) -> tuple[float, floa
     return tuple(fit.tolist())
 
 
-def thresholds(
-    clean: Tensor, rate: float, none: Tensor | None = None, *, low: float = LOW, high: float = 0.95
-) -> list[float]:
+def thresholds(clean: Tensor, rate: float, *, low: float = LOW) -> list[float]:
     """One threshold per concept, such that at most a share of `rate` of clean prompts is expected to have any gate at
     or above its threshold: the false-positive rate of all concepts together.
 
     clean (N, K): gates of clean prompts that were not trained on.
-    none (M, K): gates of all prompts without a concept, these among them; `clean` by default.
-    low, high: the range that each threshold is kept in.
+    low: the lowest threshold. If the classes are separated, the rate would allow thresholds close to 0; `low` keeps
+        clean wordings that were never seen from firing on weak evidence.
 
-    Each concept's logits are standardised to mean 0 and standard deviation 1 on `none`, and one limit applies to a
-    prompt's highest: at most `rate * (N + 1) - 1` of N prompts may reach it, because one more than was seen must be
-    expected among new prompts, as in split conformal prediction (Vovk et al. 2005). A separate limit for each concept
-    would rest on its few highest prompts, which are chance, and hold less well. A rate below 1 / (N + 1) cannot be
-    measured: below it, the odds of the threshold grow as the rate falls. If the classes are separated, the rate would
-    allow thresholds close to 0; `low` keeps clean wordings that were never seen from firing on weak evidence.
+    Each concept gets the same share of false alarms, however far its gates reach: a limit shared by all would let one
+    concept with a long tail silence the others. That share is the largest with which at most `rate * (N + 1) - 1` of
+    the N prompts fire, because one more than was seen must be expected among new prompts, as in split conformal
+    prediction (Vovk et al. 2005). A concept's threshold for a share is read from an exponential distribution that is
+    fitted to its highest tenth of logits, as its few highest ones are chance; a rate below 1 / (N + 1), which cannot be
+    counted, lies further up on it. The procedure is this project's own.
 
     Raises ValueError for a rate outside (0, 1).
     """
     if not 0 < rate < 1:
         raise ValueError(f"the false-positive rate is {rate}; it must lie between 0 and 1.")
-    logits, spread = (torch.logit(x.double(), 1e-9) for x in (clean, clean if none is None else none))
-    mean, std = spread.mean(0), spread.std(0).clamp(min=1e-6)
+    logits = torch.logit(clean.double(), 1e-9)
+    start, spread = _tail(logits)
+    rarity = torch.cat([_rarity(part, logits[others]) for part, others in _folds(logits)]).sort(descending=True).values
     seen = max(rate, 1 / (len(clean) + 1))
-    highest = ((logits - mean) / std).amax(1).sort(descending=True).values
-    limit = highest[int(seen * (len(clean) + 1) + 1e-9) - 1]
-    odds = mean + std * limit + 1e-6 + math.log(seen / rate)
-    return odds.sigmoid().clamp(low, high).tolist()
+    limit = rarity[int(seen * (len(clean) + 1) + 1e-9) - 1] + math.log(seen / rate)
+    return (start + spread * limit + 1e-6).sigmoid().clamp(low, _HIGH).tolist()
+
+
+def _rarity(logits: Tensor, others: Tensor) -> Tensor:
+    """How far each prompt's most unusual gate reaches into the tails of `others`: an exponent (N,)."""
+    start, spread = _tail(others)
+    return ((logits - start) / spread).amax(1)
+
+
+def _folds(logits: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """(rows, a mask of the other rows), for up to ten parts: a prompt must not shape the tail that it is judged by."""
+    part = torch.arange(len(logits)) % min(_FOLDS, len(logits))
+    return [(logits[part == i], part != i if len(logits) > 1 else part == i) for i in range(int(part.max()) + 1)]
+
+
+def _tail(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the highest tenth of each concept's logits (N, K) starts (K,), and its mean excess (K,)."""
+    start = logits.quantile(1 - _TAIL, 0)
+    excess = (logits - start).clamp(min=0)
+    return start, (excess.sum(0) / (excess > 0).sum(0).clamp(min=1)).clamp(min=1e-6)
 
 
 def calibrate(
@@ -78,10 +97,10 @@ def calibrate(
     """
     fits = [platt(scores[judged[:, k], k], labels[judged[:, k], k]) for k in range(labels.shape[1])]
     fitted = [replace(c, scale=scale, bias=bias) for c, (scale, bias) in zip(concepts, fits, strict=True)]
-    probabilities, none = (calibrated(x, fitted) for x in (clean, scores[~labels.any(1)]))
+    probabilities = calibrated(clean, fitted)
     # a sensitivity multiplies the false-positive rate; where only `LOW` keeps a threshold up, it divides its odds
     levels = [
-        thresholds(probabilities, min(rate * factor, 0.5), none, low=1 / (1 + (1 / LOW - 1) * factor))
+        thresholds(probabilities, min(rate * factor, 0.5), low=1 / (1 + (1 / LOW - 1) * factor))
         for factor in SENSITIVITIES.values()
     ]
     normal = levels[list(SENSITIVITIES).index(DEFAULT_SENSITIVITY)]

@@ -15,22 +15,31 @@ from ..data.pairs import Pairs
 from .metrics import auroc, expected_calibration_error
 from .settings import HGRSettings
 
+_WEAK = 0.75  # recall below which a concept is called weak
+_SILENCED = (
+    "it tells harmful prompts from clean ones, but hardly any reaches its threshold. Train with another seed or more "
+    "clean prompts, and do not rely on this concept."
+)
+
 
 def hgr_report(hgr: HGR) -> str:
     """What a trained HGR's gates do on held-out prompts, for people."""
     metrics = hgr.training["metrics"]
     lines = [
         f"{hgr.encoder.family}: {len(hgr.concepts)} concepts",
-        f"clean prompts in which a concept fires: {metrics['flagged_clean']:.2%} of {metrics['clean_prompts']}, "
-        f"{hgr.training['false_positive_rate']:.2%} asked for",
+        f"calibrated on {metrics['clean_prompts']} clean prompts that it was not trained on: a concept fires in "
+        f"{metrics['flagged_clean']:.2%}, {hgr.training['false_positive_rate']:.2%} asked for; in "
+        f"{metrics['flagged_tagged']:.2%} of the {metrics['tagged_prompts']} that are written as lists of tags, and in "
+        f"{metrics['flagged_twins']:.2%} of the clean twins, which are the hardest",
     ]
     for concept in hgr.concepts:
         m = metrics["concepts"][concept.id]
         lines.append(
             f"{concept.label}: {m['recall']:.1%} of {m['held_out']} found, "
             f"AUROC against clean twins {m['auroc_twins']:.4f}, "
-            f"threshold {concept.threshold:.2f}, calibration error {m['ece']:.3f}"
+            f"threshold {concept.threshold:.2f}, calibration error {m['ece']:.3f}{_judged(m)}"
         )
+    lines += [f"ERROR in the training of {label}: {_SILENCED}" for label in silenced(hgr)]
     if hgr.probe is None:
         lines.append(
             "no picture probe: it judges only prompts. For pictures, train with the model or run python -m hgr probe"
@@ -43,11 +52,30 @@ def hgr_report(hgr: HGR) -> str:
     return "\n".join(lines)
 
 
-def gate_metrics(hgr: HGR, harmful: Tensor, labels: Tensor, *, twins: Tensor, clean: Tensor) -> dict[str, Any]:
+def silenced(hgr: HGR) -> list[str]:
+    """The labels of concepts that are recognised but hardly ever reach their thresholds: a fault of the training."""
+    found = hgr.training["metrics"]["concepts"]
+    return [c.label for c in hgr.concepts if _is_silenced(found[c.id])]
+
+
+def _is_silenced(metrics: dict[str, Any]) -> bool:
+    return metrics["recall"] < 0.2 and metrics["auroc_clean"] > 0.95
+
+
+def _judged(metrics: dict[str, Any]) -> str:
+    """A remark on a concept's recall."""
+    if _is_silenced(metrics) or metrics["recall"] >= _WEAK:
+        return ""
+    return f"; weak, it misses {'more than half' if metrics['recall'] < 0.5 else 'more than a quarter'}"
+
+
+def gate_metrics(
+    hgr: HGR, harmful: Tensor, labels: Tensor, *, twins: Tensor, clean: Tensor, tagged: Tensor
+) -> dict[str, Any]:
     """What the calibrated gates do on held-out prompts: metrics per concept, and the share of clean prompts flagged.
 
     harmful (N, K), twins (M, K), clean (L, K): logits before calibration.
-    labels (N, K): bool, the concepts of the harmful prompts.
+    labels (N, K): bool, the concepts of the harmful prompts. tagged (L,): bool, clean prompts that are lists of tags.
     """
     harmful, twins, clean = (calibrated(x, hgr.concepts) for x in (harmful, twins, clean))
     negative = torch.cat([twins, clean])
@@ -63,8 +91,19 @@ def gate_metrics(hgr: HGR, harmful: Tensor, labels: Tensor, *, twins: Tensor, cl
             "ece": expected_calibration_error(gates, truth),
             "held_out": len(own),
         }
-    flagged = (clean >= hgr.thresholds.cpu()).any(1).float().mean().item()
-    return {"flagged_clean": flagged, "clean_prompts": len(clean), "concepts": per_concept}
+    return {
+        "flagged_clean": _flagged(hgr, clean),
+        "clean_prompts": len(clean),
+        "flagged_tagged": _flagged(hgr, clean[tagged]),
+        "tagged_prompts": int(tagged.sum()),
+        "flagged_twins": _flagged(hgr, twins),
+        "concepts": per_concept,
+    }
+
+
+def _flagged(hgr: HGR, gates: Tensor) -> float:
+    """The share of prompts with gates (N, K) in which a concept fires; 0 of none."""
+    return (gates >= hgr.thresholds.cpu()).any(1).float().mean().item() if len(gates) else 0.0
 
 
 def training_record(pairs: Pairs, settings: HGRSettings, metrics: dict[str, Any]) -> dict[str, Any]:

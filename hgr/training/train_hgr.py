@@ -5,6 +5,7 @@ The paper (arXiv 2412.16039) publishes no training recipe; this one is this proj
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
 from contextlib import closing
@@ -28,7 +29,7 @@ from .batches import Mixture, draw_step, label_matrix, make_batch
 from .calibration import calibrate
 from .encoded_prompts import EncodedPrompts, describe_encoder, first_chunk
 from .finite import check_finite, numbers
-from .hgr_report import gate_metrics, training_record
+from .hgr_report import gate_metrics, silenced, training_record
 from .loop import Loop, Processes
 from .losses import SCORED, attention_distances, step_loss
 from .pictures import paint_pairs
@@ -36,11 +37,14 @@ from .settings import HELD_OUT, HGR_STAGE, HGRSettings, check_pairs
 from .train_probe import train_probe
 from .work_files import pictures_file
 
+log = logging.getLogger("safecfg")
+
 _QUERIES = 128  # per attention layer and step
 _BANK, _PASSES = 1536, 24  # queries kept of each layer, and the passes of four samples that they come from
 _DISTANCES = 128  # examples that the attention loss's unit is measured on
 _STATISTICS = 512  # prompts that the features' mean and spread are measured on
 _BATCH = 128  # prompts read at once for calibration
+_TAGS = 3  # commas from which a prompt counts as a list of tags
 
 
 def train_hgr(
@@ -130,6 +134,8 @@ def train_hgr(
                 progress=progress,
             )
         hgr.training = training_record(pairs, settings, metrics)
+        if found := silenced(hgr):
+            log.error("%s: hardly any harmful prompt reaches the threshold; see the report.", ", ".join(found))
         network.cpu()
     return hgr
 
@@ -161,8 +167,8 @@ class _HeldOut:
     def of(cls, held: Pairs, rate: float) -> _HeldOut:
         """From held-out pairs. If there are too few clean prompts for the rate, the clean twins count as such too."""
         found = concepts_by_text(held.pairs)
-        harmful = [pair.harmful for pair in held.pairs]
-        twins = [pair.clean for pair in held.pairs if not found[pair.clean]]
+        harmful = list(dict.fromkeys(pair.harmful for pair in held.pairs))
+        twins = list(dict.fromkeys(pair.clean for pair in held.pairs if not found[pair.clean]))
         clean = list(held.clean)
         if len(clean) < 1 / rate:
             clean = list(dict.fromkeys((*clean, *twins)))
@@ -265,7 +271,8 @@ def _calibrate(hgr: HGR, encoded: EncodedPrompts, held_out: _HeldOut, *, rate: f
         rate=rate,
     )
     check_finite("the thresholds", numbers(hgr.concepts))
-    return gate_metrics(hgr, harmful, labels, twins=twins, clean=clean)
+    tagged = torch.tensor([text.count(",") >= _TAGS for text in held_out.clean], dtype=torch.bool)
+    return gate_metrics(hgr, harmful, labels, twins=twins, clean=clean, tagged=tagged)
 
 
 @torch.no_grad()

@@ -11,9 +11,12 @@ A prompt is a sentence in one of the `frames` of common.json ("photo of {s}"; `{
 harmful prompt and its clean twin have the same frame, the same sentence and the same phrases in the slots; only the
 term differs. A sentence that starts with "=" names its medium itself ("= a portrait of {who}") and gets one of the
 `plain_frames`. clean.txt has prompts without any concept; style.json and own.json have the sentences for a style and
-for words that the user names.
+for words that the user names. Sentences and phrases in slots must be harmless by themselves, as they are in the clean
+twins too.
 
-Sentences and phrases in slots must be harmless by themselves, as they are in the clean twins too.
+The folder `written` has whole prompts, as people write them: pairs of each category ("harmful => clean twin", and
+after " @ " the other categories that the harmful one has too), and clean prompts. Some of everything is put among tags
+and other fragments, or misspelt (`manner`).
 """
 
 from __future__ import annotations
@@ -23,19 +26,33 @@ import random
 import re
 from collections.abc import Iterable
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .manner import in_some_manner
+
 CATEGORIES = ("hate", "harassment", "violence", "self_harm", "sexual", "shocking", "illegal_activity")
 _FOLDER = Path(__file__).parent
+_YOUNG = re.compile(
+    r"\b(young|youth|child|kid|bab(y|ies)|infant|toddler|teen|girl|boy|minor|school|pupil|student|son\b|daughter|loli|shota|"
+    r"juvenile|adolescent|little|playground|nursery|kindergarten|toy|junior|innocen|virgin|petite|\dgirl|\dboy|grand(son|"
+    r"daughter|child|kid)|niece|nephew|orphan|cub\b|scout|mini\b|tiny|small|uniform|class|college|prom\b|pigtail|chibi|kawaii)",
+    re.IGNORECASE,
+)
+_WRITTEN = 2  # whole prompts for each one made from slots, until they run out
 
 
 class Twins(NamedTuple):
-    """A prompt with a concept, the same prompt without it, and their group (see `hgr.data.pairs.Pair`)."""
+    """A prompt with a concept, the same prompt without it, and their group (see `hgr.data.pairs.Pair`).
+
+    also: other categories that the first prompt has and the second has not.
+    """
 
     harmful: str
     clean: str
     group: str
+    also: tuple[str, ...] = ()
 
 
 @cache
@@ -44,13 +61,29 @@ def data(name: str) -> dict[str, Any]:
     return json.loads((_FOLDER / f"{name}.json").read_text("utf-8"))
 
 
+@cache
+def written(name: str) -> tuple[Twins, ...]:
+    """A category's whole prompts."""
+    found = []
+    for line in _lines(f"written/{name}.txt"):
+        texts, _, also = line.partition(" @ ")
+        harmful, clean = texts.split(" => ")
+        found.append(Twins(harmful, clean, harmful, tuple(also.split(", ")) if also else ()))
+    return tuple(found)
+
+
 def category(name: str, seed: int, count: int) -> list[Twins]:
-    """`count` pairs of a category, all terms about equally often; fewer if its combinations run out. A smaller count
-    gives the first pairs of a larger one."""
-    file = data(name)
+    """`count` pairs of a category: two whole prompts for each one made from slots, whose terms come up about equally
+    often; fewer if these run out. A smaller count gives the first pairs of a larger one."""
+    file, rng = data(name), random.Random(f"{name}/{seed}")
     items = [(part["sentences"], harmful, clean, harmful) for part in file["parts"] for harmful, clean in part["terms"]]
     slots = data("common")["slots"] | file.get("slots", {})
-    return _draw(random.Random(f"{name}/{seed}"), items, count, frames=data("common"), slots=slots)
+    made = iter(_draw(rng, items, count, frames=data("common"), slots=slots))
+    whole = iter(random.Random(f"{name}/{seed}/written").sample(written(name), len(written(name))))
+    found: list[Twins] = []
+    while len(found) < count and (more := [*islice(whole, _WRITTEN), *islice(made, 1)]):
+        found += more
+    return _varied(found[:count], seed)
 
 
 def style(name: str, seed: int, count: int) -> list[Twins]:
@@ -62,7 +95,8 @@ def style(name: str, seed: int, count: int) -> list[Twins]:
         for harmful, clean in phrases["terms"]
     ]
     drawn = _draw(random.Random(f"style/{name}/{seed}"), items, count * 2, frames=file, slots=file["slots"])
-    return [twins for twins in drawn if not mentions(twins.clean, style_words(name))][:count]
+    words = style_words(name)
+    return [twins for twins in _varied(drawn, seed) if _differs(twins, words, lacking=(name,))][:count]
 
 
 def own(words: Iterable[str], seed: int, count: int) -> list[Twins]:
@@ -75,24 +109,19 @@ def own(words: Iterable[str], seed: int, count: int) -> list[Twins]:
         for word in words:
             phrase, kind = _noun_phrase(word)
             items += [([sentence], phrase, clean, sentence) for clean in rng.sample(file["neutral"][kind], 4)]
-    return [
-        twins
-        for twins in _draw(rng, items, count * 2, frames=data("common"), slots={})
-        if not mentions(twins.clean, words)
-    ][:count]
+    drawn = _draw(rng, items, count * 2, frames=data("common"), slots={})
+    return [twins for twins in _varied(drawn, seed) if _differs(twins, words)][:count]
 
 
 def clean_prompts(seed: int = 0) -> list[str]:
-    """The prompts of clean.txt: three per line, six per line with slots."""
+    """The whole clean prompts, and those of clean.txt: three per line, six per line with slots."""
     common, rng = data("common"), random.Random(f"clean/{seed}")
-    found: dict[str, None] = {}
-    for line in (_FOLDER / "clean.txt").read_text("utf-8").splitlines():
-        if not line.strip() or line.startswith("#"):
-            continue
+    found = dict.fromkeys(_lines("written/clean.txt"))
+    for line in _lines("clean.txt"):
         frames = ["{s}"] if line.startswith("=") else common["frames"]
         for _ in range(6 if "{" in line else 3):
             found[_framed(_fill(rng, line.lstrip("= "), common["slots"]), rng.choice(frames))] = None
-    return list(found)
+    return list(dict.fromkeys(text for each in found for text in _manner((each,), seed)))
 
 
 def style_words(name: str) -> tuple[str, ...]:
@@ -105,6 +134,38 @@ def style_words(name: str) -> tuple[str, ...]:
 def mentions(text: str, words: Iterable[str]) -> bool:
     """Whether the text contains one of the words or its plural."""
     return any(_pattern(word).search(text) for word in words)
+
+
+def _varied(found: Iterable[Twins], seed: int) -> list[Twins]:
+    """The pairs, some of them in another manner."""
+    return [Twins(*_manner((each.harmful, each.clean), seed), each.group, each.also) for each in found]
+
+
+def _differs(twins: Twins, words: Iterable[str], *, lacking: Iterable[str] = ()) -> bool:
+    """Whether the first prompt has one of the words, or of those that its twin is `lacking`, and the twin none: what is
+    around them, or a typing error, may have changed that."""
+    return mentions(twins.harmful, lacking or words) and not mentions(twins.clean, words)
+
+
+def _manner(texts: tuple[str, ...], seed: int) -> tuple[str, ...]:
+    """By the text alone, so that more prompts do not change the others."""
+    rng = random.Random(f"manner/{seed}/{texts[0]}")
+    return in_some_manner(texts, rng, tags=data("common")["tags"], fragments=_fragments())
+
+
+@cache
+def _fragments() -> tuple[str, ...]:
+    """The parts between commas of the whole clean prompts. None is about the young: any of them may come to stand
+    beside something sexual."""
+    parts = (part.strip(" .") for line in _lines("written/clean.txt") for part in line.split(","))
+    return tuple(dict.fromkeys(part for part in parts if 1 < len(part.split()) < 8 and not _YOUNG.search(part)))
+
+
+@cache
+def _lines(name: str) -> tuple[str, ...]:
+    """The lines of one of the folder's text files, without comments."""
+    lines = (line.strip() for line in (_FOLDER / name).read_text("utf-8").splitlines())
+    return tuple(line for line in lines if line and not line.startswith("#"))
 
 
 @cache

