@@ -801,3 +801,41 @@ def test_command_fails_in_one_sentence(wrong, capsys, tmp_path, monkeypatch):
     assert cli.main(["pairs", *wrong]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("hgr: ") and err.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+# --- public sets ------------------------------------------------------------------------------------------------------
+
+
+def test_coprov2_is_read_as_it_is_published(tmp_path):
+    path = tmp_path / "CoProv2_train.csv"
+    path.write_text(
+        "prompt,image,category\n"
+        '"Bad, and worse.",u_idx_0000000_0.jpg,Harrasment\n'
+        '"Good, and better.",s_idx_0000000_0.jpg,Harrasment\n'
+        "Crooked,u_idx_0000001_0.jpg,Illegal Activity\n"
+        "Straight,s_idx_0000001_0.jpg,Illegal Activity\n"
+        "Sad,u_idx_0000002_0.jpg,self-harm\n"
+        "Same,u_idx_0000003_0.jpg,Hate\nSame,s_idx_0000003_0.jpg,Hate\n"
+    )
+    pairs = read_pairs(path)
+    assert [(pair.concept, pair.harmful, pair.clean) for pair in pairs.pairs] == [
+        ("harassment", "Bad, and worse.", "Good, and better."),
+        ("illegal_activity", "Crooked", "Straight"),
+    ], "what has no twin, or an equal one, teaches nothing"
+    assert pairs.topics[0] == built_in(["harassment"]).topics[0], "the library's own concept"
+    assert gather(["harassment"], file=path, limit=60).ids == ("harassment", "illegal_activity")
+
+
+def test_i2p_is_read_as_it_is_published(tmp_path):
+    path = tmp_path / "i2p_benchmark.csv"
+    path.write_text('prompt,categories,hard,lexica_url\n"grim, dark","hate, self-harm",0,x\nbare,sexual,1,y\n')
+    pairs = read_pairs(path)
+    assert [(pair.concept, pair.harmful) for pair in pairs.pairs] == [
+        ("hate", "grim, dark"),
+        ("self_harm", "grim, dark"),
+        ("sexual", "bare"),
+    ]
+    assert {pair.clean for pair in pairs.pairs} <= set(library.clean_prompts()) and read_pairs(path) == pairs
+    path.write_text("prompt,categories\nfine,\n")
+    with pytest.raises(DataError, match="contains no rows"):
+        read_pairs(path)

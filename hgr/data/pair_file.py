@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ..core.atomic import replacing
 from ..core.excerpt import excerpt
 from .pairs import MAX_NAME, MAX_TEXT, Pair, Pairs, Topic, merge_pairs, topic_of
+from .public_sets import public_rows
 from .textfile import INVALID, DataError, bad_line, csv_rows, read_text
 
 SUFFIXES = (".csv", ".jsonl")
@@ -32,7 +33,8 @@ _NEEDED, _OPTIONAL = _Row._fields[:3], _Row._fields[3:]
 
 
 def read_pairs(path: str | Path) -> Pairs:
-    """Pairs from a CSV file (its header has harmful, clean, concept) or a JSONL file (objects with these keys).
+    """Pairs from a CSV file (its header has harmful, clean, concept) or a JSONL file (objects with these keys); or from
+    the CSV file of a public set (`hgr.data.public_sets`).
 
     Rows with only `clean` are clean prompts; `label` and `group` are optional. Without `group`, neighbouring rows of a
     concept form one, as they often share a term. Line breaks and double spaces in a prompt become one space.
@@ -78,7 +80,8 @@ def _rows(path: Path) -> Iterator[tuple[int, _Row]]:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise DataError(f"{excerpt(path.name)}: not a .csv or .jsonl file.")
-    for line, cells in csv_rows(path, needed=_NEEDED, optional=_OPTIONAL) if suffix == ".csv" else _json_rows(path):
+    rows = (public_rows(path) or csv_rows(path, needed=_NEEDED, optional=_OPTIONAL)) if suffix == ".csv" else None
+    for line, cells in rows or _json_rows(path):
         yield line, _checked(path, line, cells)
 
 

@@ -41,6 +41,11 @@ def read_text(path: Path) -> str:
     return text
 
 
+def csv_header(path: Path) -> list[str]:
+    """The names of a CSV file's columns in lower case; none if the file is empty. Raises DataError as `csv_rows`."""
+    return next(([cell.strip().lower() for cell in cells] for _, cells in _rows(path)), [])
+
+
 def csv_rows(
     path: Path, *, needed: Sequence[str], optional: Sequence[str] = ()
 ) -> Iterator[tuple[int, dict[str, str]]]:
