@@ -222,6 +222,8 @@ def train(encoder: Encoder, settings: HGRSettings, path: Path, part: str = "") -
         with without(part):
             pairs = sources.built_in(seed=settings.seed)
             log.info("%s: %d pairs, %d clean prompts", path.stem, len(pairs.pairs), len(pairs.clean))
+            # prompts of like length together: the trainer asks for them in its own order
+            encoder.prepare([text for pair in pairs.pairs for text in (pair.harmful, pair.clean)] + list(pairs.clean))
             hgr = train_hgr(
                 pairs,
                 encoder,

@@ -71,16 +71,17 @@ class SafeCFGConceptPairs(io.ComfyNode):
                     options=[NO_FILE, *_FILES.names()],
                     tooltip="A .csv or .jsonl file in ComfyUI's input folder. All its rows are used. Each row has "
                     'harmful, clean and concept (an id such as "violence"); rows with only clean are harmless '
-                    "prompts. Press R after adding a file.",
+                    "prompts. The public files of CoProV2 and I2P are read as they are. Press R after adding a file.",
                 ),
                 io.Int.Input(
                     "limit",
-                    default=600,
+                    default=1500,
                     min=50,
                     max=5000,
                     step=50,
-                    tooltip="Number of pairs per concept, 50 to 5000; does not apply to the file. 600 is plenty for "
-                    "most concepts; use 200 for a quick try.",
+                    tooltip="Number of pairs per concept, 50 to 5000; does not apply to the file. 1500 takes in all "
+                    "that the library holds of a concept; 600 is plenty for a style or your own words, 200 for a quick "
+                    "try.",
                 ),
                 PairsType.Input(
                     "more", optional=True, tooltip="Pairs from another Concept Pairs node, to mix with these."

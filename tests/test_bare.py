@@ -13,9 +13,10 @@ from hgr.training.batches import Mixture, draw_step
 
 
 def pairs_of(*rows, clean=("a cat on a sofa", "a dog in the park")):
-    """Pairs from (concept, harmful, clean) rows, each a group of its own."""
+    """Pairs from (concept, harmful, clean) rows, each a group of its own, and each three times: words that stand in one
+    pair alone do not name a concept."""
     ids = dict.fromkeys(row[0] for row in rows)
-    pairs = tuple(Pair(*row, group=str(i)) for i, row in enumerate(rows))
+    pairs = tuple(Pair(*row, group=str(i)) for i, row in enumerate(rows) for _ in range(3))
     return Pairs(tuple(Topic(id, id) for id in ids), pairs, clean)
 
 
@@ -50,8 +51,14 @@ def test_several_concepts_are_removed_at_once_and_one_after_another():
         assert left or each.target in {row[2] for row in rows}
 
 
+def test_words_of_a_single_pair_are_no_concept():
+    several = pairs_of(("harm", "he fills her glass with poison", "he fills her glass with water"))
+    once = Pairs(several.topics, several.pairs[:2], several.clean)
+    assert BareExamples(several, 0).examples and not BareExamples(once, 0).examples
+
+
 def test_words_that_clean_prompts_have_too_are_no_concept():
-    clean = ("a dog and a cat", "and so on", "love and peace", "love")
+    clean = ("a dog and a cat", "and so on", "love and peace", "love", "a love song", "this and that", "love it")
     texts = {each.text for each in drawn(pairs_of(("gore", "a dog and a wound", "a dog"), clean=clean))}
     assert texts and all("wound" in text for text in texts)
     assert not BareExamples(pairs_of(("sex", "making love", "making pasta"), clean=clean), 0).examples
@@ -64,14 +71,14 @@ def test_rewordings_and_prompts_with_a_second_concept_give_no_example():
 
 
 def test_harmless_things_alone_are_clean_examples():
-    mixture = mixture_of(built_in(("violence",), limit=100))
-    assert mixture.bare.clean and not set(mixture.bare.clean) & {each.text for each in drawn(built_in(limit=100), 300)}
+    mixture = mixture_of(built_in(("violence",), limit=400))
+    assert mixture.bare.clean and not set(mixture.bare.clean) & {each.text for each in drawn(built_in(limit=400), 300)}
     draw = draw_step(mixture, ["violence"], 2000, rng=random.Random(0))
     share = len(mixture.bare.clean) / len(mixture.clean)
     assert abs(sum(text in mixture.bare.clean for text in draw.clean) / 2000 - share) < 0.02, "in proportion"
 
 
-@pytest.mark.parametrize("pairs", [built_in(limit=60), pytest.param(None, id="demo")])
+@pytest.mark.parametrize("pairs", [built_in(limit=400), pytest.param(None, id="demo")])
 def test_every_text_of_a_step_is_among_those_that_are_encoded_with_its_labels(pairs):
     pairs = pairs or demo_world(60)
     mixture = mixture_of(pairs)
@@ -86,7 +93,7 @@ def test_every_text_of_a_step_is_among_those_that_are_encoded_with_its_labels(pa
 
 
 def test_the_same_seed_gives_the_same_examples():
-    pairs = built_in(limit=60)
+    pairs = built_in(limit=400)
     assert drawn(pairs, seed=1) == drawn(pairs, seed=1) != drawn(pairs, seed=2)
     assert BareExamples(pairs, 1).texts == BareExamples(pairs, 1).texts
 

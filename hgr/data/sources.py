@@ -14,7 +14,9 @@ from .pairs import MAX_NAME, MAX_TEXT, Pair, Pairs, Topic, merge_pairs, topic_of
 from .textfile import INVALID, DataError
 
 _MOST_OWN, _MOST_WORDS = 100, 100  # styles and own concepts together, and words of an own concept
-PER_CONCEPT, MOST_PER_CONCEPT = 800, 100_000  # pairs per concept: by default, and at most
+# Pairs per concept: by default, with all the whole pairs of a category among them; of a style, of words or of the demo
+# world, which are made from slots alone; and at most.
+PER_CONCEPT, _MADE, MOST_PER_CONCEPT = 1500, 800, 100_000
 
 
 def built_in(ids: Iterable[str] = CATEGORIES, seed: int = 0, limit: int | None = None) -> Pairs:
@@ -39,7 +41,7 @@ def art_style(name: str, seed: int = 0, limit: int | None = None) -> Pairs:
     topic = Topic(
         _id(f"style {name}"), f"Style: {name}", f"Pictures in the style of {name}.", library.style_words(name)
     )
-    return _with_clean(topic, library.style(name, seed, limit or PER_CONCEPT), seed)
+    return _with_clean(topic, library.style(name, seed, limit or _MADE), seed)
 
 
 def own_concept(name: str, words: Sequence[str] = (), seed: int = 0, *, limit: int | None = None) -> Pairs:
@@ -51,10 +53,10 @@ def own_concept(name: str, words: Sequence[str] = (), seed: int = 0, *, limit: i
         )
     words = tuple(dict.fromkeys(_name(word, f'a word for "{excerpt(name)}"') for word in words)) or (name,)
     topic = Topic(_id(name), name, f"{name}: {', '.join(words)}."[:MAX_TEXT], words)
-    return _with_clean(topic, library.own(words, seed, limit or PER_CONCEPT), seed)
+    return _with_clean(topic, library.own(words, seed, limit or _MADE), seed)
 
 
-def demo_world(count: int = PER_CONCEPT, seed: int = 0) -> Pairs:
+def demo_world(count: int = _MADE, seed: int = 0) -> Pairs:
     """`count` pairs of each concept for the bundled demo model, and twice as many clean prompts, all from its training
     captions. A caption with two symbols gives pairs that remove the first of them, and pairs that remove the rest."""
     from .library import demo_world as world
@@ -91,7 +93,7 @@ def gather(
         name, _, words = line.partition(":")
         sources.append(own_concept(name, [word for word in words.split(",") if word.strip()], limit=limit))
     if demo:
-        sources.append(demo_world(limit or PER_CONCEPT))
+        sources.append(demo_world(limit or _MADE))
     if file is not None:
         given = read_pairs(file)
         sources += [given] if given.clean else [given, built_in(())]

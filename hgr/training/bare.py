@@ -17,15 +17,16 @@ from ..data.pairs import Pair, Pairs, concepts_by_text
 _PER_CONCEPT = 150  # examples; few of them would be learned by heart
 _TOGETHER = (1, 1, 1, 1, 1, 2, 3, 4)  # how many concepts a prompt names
 _BESIDE = (0, 0, 0, 1, 2, 3)  # how many words of its pair's prompt stay on each side of a concept
+_REPEATED = 3  # pairs that have the same words; in fewer, these may not name the concept without their scene
 _LONGEST = 6  # words; twins that differ in more are a rewording, and the difference does not name the concept
 
 
 class BareExamples:
     """Examples of one to four bare concepts. Half of them remove all concepts at once, the others some.
 
-    The words of a concept are those that stand in a harmful prompt and not in its twin, without those that are more
-    common in clean prompts. clean: the same the other way round, harmless things alone. Pairs that are rewordings give
-    no examples.
+    The words of a concept are those that stand in several harmful prompts and not in their twins, without those that
+    are more common in clean prompts. clean: the same the other way round, harmless things alone. Pairs that are
+    rewordings give no examples.
     """
 
     def __init__(self, pairs: Pairs, seed: int):
@@ -81,6 +82,7 @@ def _own_words(pairs: Pairs) -> tuple[dict[str, list[tuple[Pair, range]]], list[
         return harmful[concept, _bare(word)] <= clean[_bare(word)]
 
     own: dict[str, list[tuple[Pair, range]]] = {}
+    times: Counter[tuple[str, str]] = Counter()
     beside: dict[str, None] = {}
     for pair, span in spans:
         words = pair.harmful.split()
@@ -90,10 +92,17 @@ def _own_words(pairs: Pairs) -> tuple[dict[str, list[tuple[Pair, range]]], list[
             span = span[:-1]
         if span:
             own.setdefault(pair.concept, []).append((pair, span))
+            times[pair.concept, _tidy(_at(pair.harmful, span)).lower()] += 1
         other = _at(pair.clean, _difference(pair.clean, pair.harmful))
         if other and all(common(word, pair.concept) for word in other):
             beside[_tidy(other)] = None
-    return own, list(beside)
+    named = {
+        concept: [
+            (pair, span) for pair, span in found if times[concept, _tidy(_at(pair.harmful, span)).lower()] >= _REPEATED
+        ]
+        for concept, found in own.items()
+    }
+    return {concept: found for concept, found in named.items() if found}, list(beside)
 
 
 def _difference(text: str, twin: str) -> range:

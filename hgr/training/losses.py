@@ -18,6 +18,7 @@ from ..core.prompt import Prompt
 from .batches import Batch
 from .settings import Weights
 
+GAPS = 0.3
 SCORED = 4  # samples of a batch that the score loss evaluates: denoisers are large
 
 
@@ -75,6 +76,23 @@ def score_loss(safe: Tensor, target: Tensor, original: Tensor) -> Tensor:
     return ((safe - target).flatten(1).square().mean(1) / distance.clamp(min=distance.mean().clamp(min=1e-8))).mean()
 
 
+def with_gaps(prompt: Prompt, network: HGRNetwork, generator: torch.Generator | None) -> Prompt:
+    """The prompt with a share `GAPS` of its features' dimensions at their mean, others at every token, and the rest
+    scaled to the same spread (dropout): a gate that rests on a few dimensions knows only the wordings of its training.
+    """
+    if generator is None:
+        return prompt
+
+    def gaps(x: Tensor, mean: Tensor) -> Tensor:
+        kept = (torch.rand(x.shape, generator=generator) >= GAPS).to(x)
+        return mean + (x - mean) * kept / (1 - GAPS)
+
+    pooled = prompt.pooled
+    if pooled is not None and network.pooled_dim:
+        pooled = gaps(pooled, network.pooled_mean)
+    return Prompt(gaps(prompt.features, network.mean), pooled, prompt.mask)
+
+
 def step_loss(
     network: HGRNetwork,
     batch: Batch,
@@ -83,9 +101,12 @@ def step_loss(
     layers: Sequence[Callable[[Tensor], Tensor]] = (),
     distances: Sequence[float] = (),
     predict: Predict | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """The loss of one step: the losses above, weighted by `weights`.
 
+    generator: draws the gaps (`with_gaps`) in what the gates see; without it there are none. Displacements see
+    everything.
     layers, distances: for the attention loss.
     predict: for the score loss, the errors for `SCORED` samples.
 
@@ -94,14 +115,16 @@ def step_loss(
     if weights.attention and not layers:
         raise ValueError("the attention loss needs layers: give them, or set its weight to 0.")
     harmful, target = batch.harmful, batch.target
-    encoding, clean_encoding = network.encode(*harmful), network.encode(*batch.clean)
-    clean_logits = network.gate_logits(clean_encoding)
+    clean_encoding, *encodings = (
+        network.encode(*with_gaps(prompt, network, generator)) for prompt in (batch.clean, harmful, target)
+    )
+    clean_logits, *logits = map(network.gate_logits, (clean_encoding, *encodings))
     total = weights.gate * (
-        gate_loss(network.gate_logits(encoding), batch.labels)
-        + gate_loss(network.gate_logits(network.encode(*target)), batch.target_labels)
+        gate_loss(logits[0], batch.labels)
+        + gate_loss(logits[1], batch.target_labels)
         + gate_loss(clean_logits, torch.zeros_like(clean_logits))
     )
-    delta, pooled_delta = network.displacement(encoding, batch.switched.to(harmful.features))
+    delta, pooled_delta = network.displacement(network.encode(*harmful), batch.switched.to(harmful.features))
     safe = harmful.features + delta
     pooled = None
     if pooled_delta is not None and harmful.pooled is not None and target.pooled is not None:
