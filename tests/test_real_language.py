@@ -1,0 +1,93 @@
+"""The benchmark of the library's HGR on real prompts: what is measured, what is left out of the recipe, its tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import real_language
+from hashed_words import Hashed
+
+from hgr.data import library, sources
+from hgr.data.library import CATEGORIES
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Data in the layout that the benchmark reads."""
+
+    def write(name, head, rows):
+        with open(tmp_path / name, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([head, *rows])
+
+    rows = [(i, CATEGORIES[i % 7], f"bad thing{i}, evil", f"dear thing{i}, good") for i in range(70)]
+    write("coprov2_pairs.csv", ("id", "category", "harmful", "clean"), rows)
+    write("coco_captions.csv", ("id", "caption"), [(i, f"seen{i} with sight{i}") for i in range(60)])
+    users = [(i, f"green hill{i}, blue lake, soft light", ("plain", "dark")[i % 5 == 0]) for i in range(50)]
+    write("user_prompts.csv", ("id", "prompt", "kind"), users)
+    return tmp_path
+
+
+def test_prompts_by_kind_and_harmful_ones_among_other_text(folder):
+    prompts, rows = real_language.gather(folder)
+    assert [len(prompts[kind]) for kind in ("coco", "plain", "dark", "harmful", "twins")] == [60, 40, 10, 70, 70]
+    assert [row.harmful for row in rows] == prompts["harmful"]
+    for alone, among, tail, head in zip(*(prompts[kind] for kind in ("alone", "among", "tail", "head")), strict=True):
+        assert alone in prompts["harmful"] and all(alone in text for text in (among, tail, head))
+        assert tail.startswith(alone) and head.endswith(alone) and len(among) > len(alone)
+    assert sum(a != b for a, b in zip(prompts["coco"], prompts["typo"], strict=True)) > 50
+    tagged = {kind: prompts[f"tags, {kind}"] for kind in ("clean", "explicit")}
+    assert all(len(set(texts)) == 150 for texts in tagged.values()) and not set.intersection(*map(set, tagged.values()))
+
+
+def test_recall_at_a_rate():
+    clean, harmful = torch.arange(1000.0), torch.tensor([985.0, 989.5, 995.0, 2000.0])
+    assert real_language.at_rate(harmful, clean, 0.01) == 0.75
+    assert real_language.at_rate(clean, clean, 0.01) == 0.01
+
+
+def test_each_part_of_the_recipe_can_be_left_out_and_comes_back():
+    whole = sources.built_in(limit=60)
+    seen = {}
+    for name in real_language.WITHOUT:
+        with real_language.without(name):
+            seen[name] = sources.built_in(limit=60)
+    assert sources.built_in(limit=60) == whole
+    manner, clean, own, pairs, related = seen.values()
+    assert own == whole, "that part is in the thresholds"
+    assert manner.pairs != whole.pairs and all("<lora:add_detail:0.8>" not in pair.harmful for pair in manner.pairs)
+    assert 1000 < len(clean.clean) < len(whole.clean) - 2500
+    groups = {twins.group for each in CATEGORIES for twins in library.written(each) if " " in twins.group}
+    groups -= {term for each in CATEGORIES for part in library.data(each)["parts"] for term, _ in part["terms"]}
+    assert not groups & {pair.group for pair in pairs.pairs} and groups & {pair.group for pair in whole.pairs}
+    assert len(related.pairs) == len({pair.harmful for pair in related.pairs}) < len(whole.pairs)
+
+
+@pytest.mark.slow
+def test_the_command_trains_measures_shows_and_resumes(monkeypatch, capsys, folder):
+    monkeypatch.setattr(real_language, "Encoder", Hashed)
+    monkeypatch.setattr(real_language.importlib.util, "find_spec", lambda name: None)
+    own = sources.built_in
+    monkeypatch.setattr(sources, "built_in", lambda ids=CATEGORIES, seed=0: own(ids, seed, 60))
+    (folder / "page").write_text("")
+    places = [f"--data={folder}", *(f"--{name}={folder / name}" for name in ("runs", "page", "results"))]
+    monkeypatch.setattr(sys, "argv", ["real_language.py", *places, "--seeds=2", "--steps=2", "--width=16", "--depth=1"])
+    real_language.main()
+    text = capsys.readouterr().out
+    assert "2 seeds" in text and "2 steps of 32 pairs" in text and text.count("### ") == 3 and "nan" not in text
+    assert all(what in text for what, _ in real_language.TARGETS.values())
+    monkeypatch.setattr(real_language, "train", None)  # it is done
+    real_language.main()
+    assert capsys.readouterr().out == text
+    assert (folder / "page").read_text() == "" and not (folder / "results").exists(), "a quick look writes no page"
+    (found,) = (folder / "runs").iterdir()
+    assert json.loads((found / "seed-1.json").read_text())["own"].keys() == set(CATEGORIES)
