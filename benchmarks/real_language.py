@@ -42,11 +42,12 @@ from hgr.data.pairs import Pairs
 from hgr.training import calibration
 from hgr.training.metrics import auroc
 from hgr.training.settings import HGRSettings
-from hgr.training.train_hgr import train_hgr
+from hgr.training.train_hgr import train_hgr, training_fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
 TAGGED = Path(__file__).with_name("tag_prompts.csv")  # kind (clean, explicit), prompt: written for this benchmark
 
+FAMILY = "all-MiniLM-L6-v2"
 SAMPLE = 600  # harmful prompts that are put among other text
 TAGS = "highly detailed, 8k, trending on artstation, octane render, masterpiece, best quality, sharp focus, film grain"
 FRAGMENTS = 12
@@ -228,8 +229,9 @@ def train(encoder: Encoder, settings: HGRSettings, path: Path, part: str = "") -
                 pairs,
                 encoder,
                 settings,
-                family="all-MiniLM-L6-v2",
-                work=path.with_suffix(""),
+                family=FAMILY,
+                # a part that is not in the training resumes from the one that is done
+                work=path.with_name(training_fingerprint(pairs, FAMILY, settings)),
                 progress=StepLog(settings.steps),
             )
         file.save(hgr, path)
@@ -339,7 +341,7 @@ def environment(
         "pairs": len({(pair.harmful, pair.clean) for pair in pairs.pairs}),
         "clean": len(pairs.clean),
         "prompts": {kind: len(found) for kind, found in prompts.items()},
-        "encoder": f"all-MiniLM-L6-v2 {encoder.version}",
+        "encoder": f"{FAMILY} {encoder.version}",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "cpus": os.cpu_count(),

@@ -19,6 +19,9 @@ from .batches import Batch
 from .settings import Weights
 
 GAPS = 0.3
+# Weight of the twins' gates. Twins differ by a word or two, people's harmful and clean prompts by much more: in full,
+# the twins make the gates doubt everything.
+TWINS = 0.4
 SCORED = 4  # samples of a batch that the score loss evaluates: denoisers are large
 
 
@@ -121,7 +124,7 @@ def step_loss(
     clean_logits, *logits = map(network.gate_logits, (clean_encoding, *encodings))
     total = weights.gate * (
         gate_loss(logits[0], batch.labels)
-        + gate_loss(logits[1], batch.target_labels)
+        + TWINS * gate_loss(logits[1], batch.target_labels)
         + gate_loss(clean_logits, torch.zeros_like(clean_logits))
     )
     delta, pooled_delta = network.displacement(network.encode(*harmful), batch.switched.to(harmful.features))
