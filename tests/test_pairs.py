@@ -127,7 +127,7 @@ def test_what_stands_around_a_prompt_stands_around_its_twin_too(everything):
         return {part.strip() for part in text.split(",")} & set(tags)
 
     around = [pair for pair in everything.pairs if len(tagged(pair.harmful)) > 2]
-    assert 0.08 < len(around) / len(everything.pairs) < 0.25
+    assert 0.08 < len(around) / len(everything.pairs) < 0.3
     for pair in around:
         assert tagged(pair.harmful) == tagged(pair.clean), pair
     assert 0.08 < mean(len(tagged(text)) > 2 for text in everything.clean) < 0.4, "clean prompts have them as often"
@@ -138,7 +138,7 @@ def test_manner_keeps_prompts_short_and_errors_on_both_sides():
     for seed in range(400):
         texts = ("a man hits his neighbour", "a man greets his neighbour")
         harmful, clean = in_some_manner(texts, random.Random(seed), tags=("4k", "best quality"), fragments=fragments)
-        assert len(harmful.split()) <= 45
+        assert len(harmful.split()) <= 70 and len(harmful[: harmful.find("neighbour")].split()) <= 45
         if "," in harmful:
             assert harmful.replace("hits", "greets") == clean and texts[0] in harmful
             seen["around"] += 1
@@ -149,7 +149,7 @@ def test_manner_keeps_prompts_short_and_errors_on_both_sides():
         else:
             assert clean == texts[1]
             seen["as it was"] += 1
-    assert seen["around"] > 60 and seen["misspelt"] > 10 and seen["as it was"] > 200
+    assert seen["around"] > 80 and seen["misspelt"] > 10 and seen["as it was"] > 200
 
 
 def test_a_prompt_of_related_categories_has_all_their_labels():

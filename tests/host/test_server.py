@@ -263,4 +263,4 @@ def test_what_is_saved_while_the_server_runs_is_listed_by_the_loader(server, obj
     assert history["status"]["status_str"] == "success", history["status"]
     names = server.json("/object_info/SafeCFGHGRLoader")["SafeCFGHGRLoader"]["input"]["required"]["hgr_name"]
     assert "saved while running.safetensors" in str(names)
-    assert "clean prompts in which a concept fires" in str(history["outputs"])
+    assert "clean prompts that it was not trained on" in str(history["outputs"])

@@ -45,7 +45,13 @@ test("a card says what the file says, and no more", () => {
   assert.equal(said({}).concepts, "A, b");
   assert.equal(said({ data: { pairs: { a: 10, b: 20 }, clean: 5 }, steps: 7 })["trained on"], "30 pairs, 5 clean prompts, 7 steps");
   assert.equal(said({ merged: [{}, {}] })["trained on"], "2 HGRs, merged");
-  for (const training of [null, {}, [], "x", { data: 3 }, { data: { pairs: "many" }, steps: "x" }]) {
+  const metrics = { flagged_clean: 0.004, clean_prompts: 500, concepts: { a: { recall: 0.914 }, b: { recall: 0.5 } } };
+  const measured = said({ metrics, false_positive_rate: 0.01 });
+  assert.equal(measured.finds, "A 91 %, b 50 % (weak)");
+  assert.equal(measured["false alarms"], "0.4 % of 500 clean prompts, 1.0 % asked for");
+  for (const training of [null, {}, [], "x", { data: 3 }, { data: { pairs: "many" }, steps: "x" }, { metrics: { concepts: 3 } }]) {
     assert.equal(said(training)["trained on"], "unknown");
+    assert.equal(said(training).finds, undefined);
+    assert.equal(said(training)["false alarms"], undefined);
   }
 });

@@ -11,8 +11,27 @@ export function facts({ concepts, encoder, training, probe, date }) {
     ["for", encoder],
     ["trained on", trainedOn(training)],
     ["detects", probe ? "in prompts and in pictures" : "in prompts"],
+    ["finds", finds(training, concepts)],
+    ["false alarms", falseAlarms(training)],
     ["file date", new Date(date).toLocaleDateString(undefined, { dateStyle: "medium" })],
-  ];
+  ].filter(([, text]) => text);
+}
+
+const WEAK = 0.75; // recall below which a concept is called weak, as in Train HGR's report
+const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
+
+/** The recall of each concept on prompts that were held out. */
+function finds(training, concepts) {
+  return concepts.map(({ id, label }) => [label || id, training?.metrics?.concepts?.[id]?.recall])
+    .filter(([, recall]) => Number.isFinite(recall))
+    .map(([label, recall]) => `${label} ${percent(recall)}${recall < WEAK ? " (weak)" : ""}`).join(", ");
+}
+
+function falseAlarms(training) {
+  const { flagged_clean: flagged, clean_prompts: count } = training?.metrics ?? {};
+  if (!Number.isFinite(flagged) || !Number.isFinite(count)) return "";
+  const asked = training.false_positive_rate;
+  return `${percent(flagged)} of ${count} clean prompts${Number.isFinite(asked) ? `, ${percent(asked)} asked for` : ""}`;
 }
 
 /** Files say what they like of their training; what is not said is left out. */

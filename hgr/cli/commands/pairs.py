@@ -46,7 +46,12 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
         "--file", type=Path, help="a CSV or JSONL file with harmful, clean and concept in every row; all of it is used"
     )
     parser.add_argument("--demo", action="store_true", help="the demo world's pairs, for the bundled model")
-    parser.add_argument("--limit", type=int, metavar="N", help=f"pairs per concept, default: {PER_CONCEPT} of the library, fewer of others")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help=f"pairs per concept, default: {PER_CONCEPT} of the library, fewer of others",
+    )
 
 
 def chosen_pairs(given: argparse.Namespace) -> Pairs:

@@ -7,30 +7,31 @@ import random
 import re
 from collections.abc import Sequence
 
-_TAGGED, _AMONG, _MISSPELT = 0.12, 0.15, 0.06  # shares of all prompts
-_WORDS = 45  # of a prompt, at most: more would not fit CLIP's 77 tokens
-_TAGS, _FRAGMENTS = (2, 12), (1, 10)  # how many
+_TAGGED, _AMONG, _MISSPELT = 0.12, 0.2, 0.06  # shares of all prompts
+_TAGS, _FRAGMENTS = (2, 12), (1, 14)  # how many
+# The prompt itself ends at this word at the latest: CLIP's 77 tokens hold it, and only these are trained on. A prompt
+# ends at that one.
+_WITHIN, _WORDS = 45, 70
 
 
 def in_some_manner(
     texts: Sequence[str], rng: random.Random, *, tags: Sequence[str], fragments: Sequence[str]
 ) -> tuple[str, ...]:
     """The texts, or all of them between the same tags or fragments, or with the same typing error."""
-    kind, room = rng.random(), _WORDS - max(len(text.split()) for text in texts)
-    if kind < _TAGGED:
-        drawn = _fitting(tags, _TAGS, room, rng)
-        return _around(texts, *((drawn, []) if rng.random() < 0.5 else ([], drawn)))
+    kind, words = rng.random(), max(len(text.split()) for text in texts)
     if kind < _TAGGED + _AMONG:
-        drawn = _fitting(fragments, _FRAGMENTS, room, rng)
-        at = rng.randint(0, len(drawn))
-        return _around(texts, drawn[:at], drawn[at:])
+        parts, count = (tags, _TAGS) if kind < _TAGGED else (fragments, _FRAGMENTS)
+        drawn = rng.sample(parts, min(len(parts), rng.randint(*count)))
+        before = rng.choice((0, len(drawn))) if kind < _TAGGED else rng.randint(0, len(drawn))
+        head = _fitting(drawn[:before], _WITHIN - words)
+        return _around(texts, head, _fitting(drawn[before:], _WORDS - words - sum(len(part.split()) for part in head)))
     return _misspelt(texts, rng) if kind < _TAGGED + _AMONG + _MISSPELT else tuple(texts)
 
 
-def _fitting(parts: Sequence[str], count: tuple[int, int], room: int, rng: random.Random) -> list[str]:
-    """Some of the parts, `count` of them or as many as fit into `room` words."""
+def _fitting(parts: Sequence[str], room: int) -> list[str]:
+    """The first of the parts, as many as fit into `room` words."""
     found: list[str] = []
-    for part in rng.sample(parts, min(len(parts), rng.randint(*count))):
+    for part in parts:
         room -= len(part.split())
         if room < 0:
             break
