@@ -259,7 +259,7 @@ def toy_pairs(count=56):
 
 
 TOY = HGRSettings(
-    steps=120, batch_size=16, learning_rate=4e-3, losses="text", false_positive_rate=5.0, width=32, depth=1, pictures=8
+    steps=300, batch_size=16, learning_rate=4e-3, losses="text", false_positive_rate=5.0, width=32, depth=1, pictures=8
 )
 
 
