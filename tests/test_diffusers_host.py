@@ -107,6 +107,23 @@ def test_a_toggle_leaves_the_other_concepts_displacement(safe):
     assert torch.equal(sample(safe, HARMFUL, concepts={"skull": 0}), sample(SafeCFG(safe.pipe, without), HARMFUL))
 
 
+def test_sensitivity_decides_what_counts_as_present(pipe, safe):
+    """The levels are set about the gate of the prompt, so that it is present from "normal" on."""
+    gate = safe.gates([HARMFUL])[0, 0].item()
+    levels = (gate + 0.9 * (1 - gate), gate + 0.5 * (1 - gate), 0.9 * gate, 0.8 * gate, 0.7 * gate)
+    concepts = [dataclasses.replace(c, threshold=levels[2], levels=levels) for c in safe.hgr.concepts]
+    chosen = SafeCFG(pipe, dataclasses.replace(safe.hgr, concepts=concepts))
+    plain = sample(pipe, HARMFUL)
+    for sensitivity in ("lowest", "low"):
+        assert torch.equal(sample(chosen, HARMFUL, sensitivity=sensitivity), plain)
+    normal = sample(chosen, HARMFUL)
+    assert torch.equal(normal, sample(chosen, HARMFUL, sensitivity="normal")) and not torch.equal(normal, plain)
+    assert not torch.equal(sample(chosen, HARMFUL, sensitivity="highest"), plain)
+    assert [c.threshold for c in chosen.hgr.concepts] == [levels[2]] * 2, "the HGR itself stays"
+    with pytest.raises(HGRError, match="has no thresholds for a sensitivity other than"):
+        safe(HARMFUL, sensitivity="low")
+
+
 def test_modes_differ(safe):
     results = [sample(safe, HARMFUL, mode=mode) for mode in MODES]
     assert not any(torch.allclose(a, b) for a, b in zip(results, results[1:], strict=False))
@@ -166,6 +183,7 @@ def test_the_denoiser_is_evaluated_as_often_as_with_plain_cfg(pipe, safe):
         {"concepts": "{"},
         {"start_percent": 0.5, "end_percent": 0.5},
         {"end_percent": 1.5},
+        {"sensitivity": "any"},
         {"start_percent": 0.2, "callback_on_step_end": lambda *a: {}},
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 import pytest
@@ -199,6 +200,31 @@ def test_window_is_safe_from_its_start_and_before_its_end(kit, hgr):
 def test_empty_window_is_an_error(kit, hgr):
     with pytest.raises(ValueError, match=r"start_percent \(0.7\) must be below end_percent \(0.3\)"):
         kit.patch(hgr, start_percent=0.7, end_percent=0.3)
+
+
+@pytest.mark.oldest
+def test_sensitivity_decides_what_counts_as_present(kit, hgr, pack):
+    """The gates, of .7, lie between the thresholds of "low" and "normal"."""
+    import torch
+
+    levels = (0.9, 0.8, 0.5, 0.4, 0.3)
+    concepts = [dataclasses.replace(c, scale=0.0, bias=0.85, threshold=0.5, levels=levels) for c in hgr.concepts]
+    graded = dataclasses.replace(hgr, concepts=concepts)
+    plain = kit.sample(kit.model, kit.harmful)
+    found = {
+        name: kit.sample(kit.patch(graded, sensitivity=name), kit.harmful) for name in ("low", "normal", "highest")
+    }
+    assert torch.equal(found["low"], plain)
+    assert torch.equal(found["normal"], kit.sample(kit.patch(graded), kit.harmful))
+    assert not torch.equal(found["normal"], plain) and not torch.equal(found["highest"], plain)
+    with pytest.raises(pack.guidance.HGRError, match="has no thresholds for a sensitivity other than"):
+        kit.patch(hgr, sensitivity="high")
+
+
+def test_workflows_from_before_sensitivity_still_run(pack):
+    for node in (pack.guide.SafeCFGModel, pack.guide.SafeCFGGuider):
+        inputs = node.define_schema().inputs
+        assert inputs[-1].id == "sensitivity" and inputs[-1].optional, "appended, so that saved values stay in place"
 
 
 @pytest.mark.oldest
