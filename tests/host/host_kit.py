@@ -98,6 +98,7 @@ class Kit:
         concepts: str = "",
         start_percent: float = 0.0,
         end_percent: float = 1.0,
+        **more: Any,
     ) -> Any:
         """The node SafeCFG (Model)."""
         node = self.pack.guide.SafeCFGModel.execute
@@ -109,6 +110,7 @@ class Kit:
             concepts=concepts,
             start_percent=start_percent,
             end_percent=end_percent,
+            **more,
         ).args[0]
 
     def sample(

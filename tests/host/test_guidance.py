@@ -211,9 +211,8 @@ def test_sensitivity_decides_what_counts_as_present(kit, hgr, pack):
     concepts = [dataclasses.replace(c, scale=0.0, bias=0.85, threshold=0.5, levels=levels) for c in hgr.concepts]
     graded = dataclasses.replace(hgr, concepts=concepts)
     plain = kit.sample(kit.model, kit.harmful)
-    found = {
-        name: kit.sample(kit.patch(graded, sensitivity=name), kit.harmful) for name in ("low", "normal", "highest")
-    }
+    names = ("low", "normal", "highest")
+    found = {name: kit.sample(kit.patch(graded, sensitivity=name), kit.harmful) for name in names}
     assert torch.equal(found["low"], plain)
     assert torch.equal(found["normal"], kit.sample(kit.patch(graded), kit.harmful))
     assert not torch.equal(found["normal"], plain) and not torch.equal(found["highest"], plain)
