@@ -101,8 +101,8 @@ def test_prompts_get_the_gates_as_scores_and_a_summary(demo_pipe, prompts, tmp_p
 
 
 def test_a_prompt_is_read_to_its_end(tmp_path):
-    long = ", ".join(["a blue house next to a dog in a meadow"] * 20)
-    (tmp_path / "long.txt").write_text(f"{long}\n{long} with a skull above\n")
+    long = ", ".join(["a red ball on a beach"] * 25)
+    (tmp_path / "long.txt").write_text(f"{long}\n{long} with a skull\n")
     flags = [row["flagged"] for row in table(run(tmp_path, "--prompts", tmp_path / "long.txt")[1]).values()]
     assert flags == ["false", "true"]
 
