@@ -138,7 +138,11 @@ def mentions(text: str, words: Iterable[str]) -> bool:
 
 def _varied(found: Iterable[Twins], seed: int) -> list[Twins]:
     """The pairs, some of them in another manner."""
-    return [Twins(*_manner((each.harmful, each.clean), seed), each.group, each.also) for each in found]
+    varied = []
+    for each in found:
+        harmful, clean = _manner((each.harmful, each.clean), seed)
+        varied.append(Twins(harmful, clean, each.group, each.also))
+    return varied
 
 
 def _differs(twins: Twins, words: Iterable[str], *, lacking: Iterable[str] = ()) -> bool:
