@@ -9,10 +9,10 @@ export function facts({ concepts, encoder, training, probe, date }) {
   return [
     ["concepts", concepts.map(({ id, label }) => label || id).join(", ")],
     ["for", encoder],
-    ["trained on", trainedOn(training)],
-    ["detects", probe ? "in prompts and in pictures" : "in prompts"],
     ["finds", finds(training, concepts)],
     ["false alarms", falseAlarms(training)],
+    ["trained on", trainedOn(training)],
+    ["detects", probe ? "in prompts and in pictures" : "in prompts"],
     ["file date", new Date(date).toLocaleDateString(undefined, { dateStyle: "medium" })],
   ].filter(([, text]) => text);
 }
