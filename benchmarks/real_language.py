@@ -115,7 +115,7 @@ def at_rate(harmful: Tensor, clean: Tensor, rate: float = 0.01) -> float:
     return share(harmful > clean.sort(descending=True).values[int(rate * len(clean))])
 
 
-def measure(hgr: HGR, encoder: Encoder, prompts: dict[str, list[str]], rows: list[Row]) -> dict[str, Any]:
+def measure(hgr: HGR, encoder: Encoder, prompts: dict[str, list[str]], *, rows: list[Row]) -> dict[str, Any]:
     """The figures of one HGR. Prompts are ranked by the noisy-or of their gates."""
     found = {kind: score(hgr, encoder, texts) for kind, texts in prompts.items()}
     clean, harmful = torch.cat([found[kind].any for kind in CLEAN]), found["harmful"]
@@ -217,7 +217,7 @@ def without(name: str) -> Iterator[None]:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def train(encoder: Encoder, settings: HGRSettings, path: Path, part: str = "") -> HGR:
+def train(encoder: Encoder, settings: HGRSettings, path: Path, *, part: str = "") -> HGR:
     """The library's HGR, from its file if it is there."""
     if not path.exists():
         with without(part):
@@ -269,21 +269,21 @@ def tables(results: dict[str, Any]) -> str:
         "Everything in percent, AUROC too; means over seeds, in brackets the lowest and the highest."
     ]
 
-    def section(title: str, note: str, head: list[str], rows: list[list[str]]) -> None:
+    def section(title: str, note: str, head: list[str], *, rows: list[list[str]]) -> None:
         text.append(f"### {title}\n\n{note}\n\n{markdown(head, rows)}")
 
     section(
         "The library's HGR on real prompts",
         "At its own thresholds, unless the line says otherwise.",
         ["", "target", "measured"],
-        [[what, target, percent([run[key] for run in runs])] for key, (what, target) in TARGETS.items()],
+        rows=[[what, target, percent([run[key] for run in runs])] for key, (what, target) in TARGETS.items()],
     )
     held = [run["held out"]["concepts"] for run in runs]
     section(
         "The library's HGR by category",
         "Its gate on public prompts of its category, and what the training itself reports of held-out pairs.",
         ["category", "own gate fires", "held-out recall", "held-out AUROC, clean prompts"],
-        [
+        rows=[
             [
                 id,
                 percent([run["own"][id] for run in runs]),
@@ -296,7 +296,7 @@ def tables(results: dict[str, Any]) -> str:
         "The library's HGR by sensitivity",
         "The share in which any concept fires.",
         ["sensitivity", "captions", "users, plain", "users, dark", "harmful"],
-        [
+        rows=[
             [name, *(percent([run["levels"][name][kind] for run in runs]) for kind in (*CLEAN, "harmful"))]
             for name in SENSITIVITIES
         ],
@@ -307,7 +307,7 @@ def tables(results: dict[str, Any]) -> str:
             "The library's HGR without a part of the recipe",
             "One seed a row: differences of a few points are noise. Columns as above.",
             ["without", *keys],
-            [
+            rows=[
                 [name, *(percent([found[key]]) for key in keys)]
                 for name, found in ({"nothing": runs[0]} | results["without"]).items()
             ],
@@ -320,7 +320,7 @@ def tables(results: dict[str, Any]) -> str:
             "The spaCy pipelines en-prompt-nsfw-pipeline-NAME as they come, flagged from a probability of one half. "
             "They were made for sexual content alone.",
             ["name", *keys, *more],
-            [
+            rows=[
                 [f"{name} {found['version']}", *(percent([found[key]]) for key in (*keys, *more))]
                 for name, found in results["classifiers"].items()
             ],
@@ -376,8 +376,8 @@ def main() -> None:
 
     def run(name: str, seed: int = 0, part: str = "") -> dict[str, Any]:
         def make() -> dict[str, Any]:
-            hgr = train(encoder, dataclasses.replace(settings, seed=seed), folder / f"{name}.safetensors", part)
-            return measure(hgr, encoder, prompts, rows)
+            hgr = train(encoder, dataclasses.replace(settings, seed=seed), folder / f"{name}.safetensors", part=part)
+            return measure(hgr, encoder, prompts, rows=rows)
 
         return kept(folder / f"{name}.json", make)
 

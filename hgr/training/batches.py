@@ -59,15 +59,20 @@ def joined(texts: Sequence[str], count: int, rng: random.Random) -> list[str]:
 
 @dataclass(frozen=True)
 class Draw:
-    """One step's prompts before encoding. switched: for each example, the concepts that are on."""
+    """One step's prompts before encoding.
+
+    switched: for each example, the concepts that are on. seeds: for each example and its clean prompt, of their gaps.
+    """
 
     examples: list[Example]
     switched: list[frozenset[str]]
     clean: list[str]
+    seeds: list[int]
 
     def part(self, rank: int, count: int) -> Draw:
         """The share of process `rank` among `count`."""
-        return Draw(self.examples[rank::count], self.switched[rank::count], self.clean[rank::count])
+        mine = slice(rank, None, count)
+        return Draw(self.examples[mine], self.switched[mine], self.clean[mine], self.seeds[mine])
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class Batch:
     target: the same prompts without some of these concepts, with target_labels (B, K).
     switched (B, K): the concepts that are on: those that the target lacks, and some that the prompt never had.
     clean: prompts without any concept.
+    seeds: B numbers that the gaps in what the gates see are drawn from; without them there are none.
     """
 
     harmful: Prompt
@@ -86,6 +92,7 @@ class Batch:
     target_labels: Tensor
     switched: Tensor
     clean: Prompt
+    seeds: Sequence[int] = ()
 
 
 def draw_step(mixture: Mixture, ids: Sequence[str], size: int, *, rng: random.Random) -> Draw:
@@ -94,7 +101,7 @@ def draw_step(mixture: Mixture, ids: Sequence[str], size: int, *, rng: random.Ra
     clean = [rng.choice(mixture.clean) for _ in range(size)]
     # gates of related concepts fire together: a concept that is absent must add nothing to the displacement
     switched = [e.removed | {id for id in ids if id not in e.labels and rng.random() < _IDLE} for e in drawn]
-    return Draw(drawn, switched, clean)
+    return Draw(drawn, switched, clean, [rng.getrandbits(62) for _ in drawn])
 
 
 def make_batch(
@@ -116,6 +123,7 @@ def make_batch(
         flags(mixture.labels(e.target) for e in draw.examples),
         flags(draw.switched),
         clean,
+        draw.seeds,
     )
 
 

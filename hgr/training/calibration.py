@@ -16,7 +16,8 @@ from ..core.options import DEFAULT_SENSITIVITY, SENSITIVITIES
 LOW = 0.3  # the lowest threshold, except for sensitivities above "normal"
 _HIGH = 1 - 1e-6  # a threshold must differ from 1 in single precision
 _FOLDS = 10
-_TAIL = 0.1  # share of clean prompts that a concept's tail is fitted to
+_FEWEST = 10  # prompts that a concept's tail is fitted to
+_LEAST = 0.2  # of the logits' standard deviation: the least spread of a tail
 
 
 def platt(logits: Tensor, labels: Tensor, steps: int = 200) -> tuple[float, float]:
@@ -80,10 +81,13 @@ def _folds(logits: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def _tail(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the highest tenth of each concept's logits (N, K) starts (K,), and its mean excess (K,)."""
-    start = logits.quantile(1 - _TAIL, 0)
-    excess = (logits - start).clamp(min=0)
-    return start, (excess.sum(0) / (excess > 0).sum(0).clamp(min=1)).clamp(min=1e-6)
+    """Where the highest tenth of each concept's logits (N, K) starts (K,), and its mean excess (K,). Of few prompts it
+    is the highest ten, or half of them."""
+    count = max(1, min(len(logits) // 2, max(_FEWEST, len(logits) // 10)))
+    highest = logits.sort(0, descending=True).values[: count + 1]
+    excess = (highest[:-1] - highest[-1]).mean(0) if len(highest) > 1 else torch.zeros_like(highest[0])
+    # a tail of next to nothing would make everything beyond it infinitely rare
+    return highest[-1], excess.maximum(_LEAST * (logits - logits.mean(0)).square().mean(0).sqrt()).clamp(min=1e-3)
 
 
 def calibrate(

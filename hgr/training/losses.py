@@ -79,16 +79,19 @@ def score_loss(safe: Tensor, target: Tensor, original: Tensor) -> Tensor:
     return ((safe - target).flatten(1).square().mean(1) / distance.clamp(min=distance.mean().clamp(min=1e-8))).mean()
 
 
-def with_gaps(prompt: Prompt, network: HGRNetwork, generator: torch.Generator | None) -> Prompt:
+def with_gaps(prompt: Prompt, network: HGRNetwork, seeds: Sequence[int]) -> Prompt:
     """The prompt with a share `GAPS` of its features' dimensions at their mean, others at every token, and the rest
     scaled to the same spread (dropout): a gate that rests on a few dimensions knows only the wordings of its training.
+
+    seeds: one for each row, so that a row has the same gaps in whichever part of a batch it is; without them no gaps.
     """
-    if generator is None:
+    if not seeds:
         return prompt
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def gaps(x: Tensor, mean: Tensor) -> Tensor:
-        kept = (torch.rand(x.shape, generator=generator) >= GAPS).to(x)
-        return mean + (x - mean) * kept / (1 - GAPS)
+        drawn = torch.stack([torch.rand(x.shape[1:], generator=generator) for generator in generators])
+        return mean + (x - mean) * (drawn >= GAPS).to(x) / (1 - GAPS)
 
     pooled = prompt.pooled
     if pooled is not None and network.pooled_dim:
@@ -104,12 +107,11 @@ def step_loss(
     layers: Sequence[Callable[[Tensor], Tensor]] = (),
     distances: Sequence[float] = (),
     predict: Predict | None = None,
-    generator: torch.Generator | None = None,
 ) -> Tensor:
     """The loss of one step: the losses above, weighted by `weights`.
 
-    generator: draws the gaps (`with_gaps`) in what the gates see; without it there are none. Displacements see
-    everything.
+    The gates see prompts with gaps (`with_gaps`), the displacements see everything.
+
     layers, distances: for the attention loss.
     predict: for the score loss, the errors for `SCORED` samples.
 
@@ -119,7 +121,8 @@ def step_loss(
         raise ValueError("the attention loss needs layers: give them, or set its weight to 0.")
     harmful, target = batch.harmful, batch.target
     clean_encoding, *encodings = (
-        network.encode(*with_gaps(prompt, network, generator)) for prompt in (batch.clean, harmful, target)
+        network.encode(*with_gaps(prompt, network, [seed + i for seed in batch.seeds]))
+        for i, prompt in enumerate((batch.clean, harmful, target))
     )
     clean_logits, *logits = map(network.gate_logits, (clean_encoding, *encodings))
     total = weights.gate * (

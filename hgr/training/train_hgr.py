@@ -225,13 +225,7 @@ class _Loss:
         if settings.weights.score and self.denoiser and self.latents is not None:
             predict = self.denoiser.draw(self.latents, min(SCORED, len(batch.labels)), generator)
         return step_loss(
-            self.network,
-            batch,
-            settings.weights,
-            layers=layers,
-            distances=self.distances,
-            predict=predict,
-            generator=generator,
+            self.network, batch, settings.weights, layers=layers, distances=self.distances, predict=predict
         )
 
     def _record_layers(self, denoiser: Denoiser, latents: Tensor) -> list[AttentionLayer]:
