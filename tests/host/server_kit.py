@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE = 1800.0  # seconds, for starting and for one prompt, a training among them; generous for a busy machine
-SETTINGS = ["strength", "mode", "concepts", "start_percent", "end_percent"]
+SETTINGS = ["strength", "mode", "concepts", "start_percent", "end_percent", "sensitivity"]
 # of every node its name, its inputs in order, and its outputs: the contract
 NODES = {
     "SafeCFGHGRLoader": ("HGR Loader", ["hgr_name"], ["HGR"]),
