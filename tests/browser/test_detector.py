@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -76,7 +78,7 @@ def test_verdict_bars_and_words(rendered, build):
         and float(skull.get_attribute("aria-valuenow")) > 0.9
     )
     words = editor.page.locator(".safecfg-words")
-    assert words.inner_text().replace("\u00a0", " ").startswith(f"{SCENE} with a skull 1.00 above"[:60])
+    assert re.match(rf"{SCENE} with a skull (1\.00|0\.9\d) above", words.inner_text().replace("\u00a0", " "))
     assert words.locator("b").count() == 1, "only the word that matters shows its number"
     assert len(output["images"]) == 1, "programs still get the picture of the chart"
     assert (

@@ -77,7 +77,8 @@ def test_as_it_is_dropped_into_a_graph_it_works(node):
         item.id: item.default for item in node.type.define_schema().inputs if not item.optional and item.id != "file"
     }
     found, _ = node.type.execute(**defaults, file="none").args
-    assert list(found.ids) == CONCEPTS and len(found.pairs) == 7 * 600
+    assert list(found.ids) == CONCEPTS
+    assert all(len(found.of(concept)) >= 1500 for concept in CONCEPTS), "with those of related categories"
 
 
 def test_styles_own_concepts_and_the_demo_world(node):
