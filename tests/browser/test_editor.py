@@ -78,7 +78,7 @@ def test_saved_and_loaded_again(rendered):
     switch(rendered).click()
     saved = rendered.saved()
     (values,) = (node["widgets_values"] for node in saved["nodes"] if node["id"] == 7)
-    assert values == [1, "redirect", '{"skull":0}', 0, 1]
+    assert values == [1, "redirect", '{"skull":0}', 0, 1, "normal"]
     rendered.load(saved)
     assert rendered.value(7) == {"skull": 0} and switch(rendered).get_attribute("aria-checked") == "false"
 
