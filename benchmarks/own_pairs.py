@@ -15,7 +15,6 @@ resumes from there.
 
 from __future__ import annotations
 
-import argparse
 import bisect
 import dataclasses
 import json
@@ -32,7 +31,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers
-from language import ATTACKS, PACKAGE, Encoder, Row, StepLog, attack, categories, noisy_or, read, score
+from language import (
+    ATTACKS,
+    DEFAULTS,
+    PACKAGE,
+    ROOT,
+    Encoder,
+    Row,
+    StepLog,
+    attack,
+    categories,
+    kept,
+    log,
+    noisy_or,
+    options,
+    read,
+    run_folder,
+    score,
+    share,
+)
 from measure import markdown, write_between
 from torch import Tensor
 
@@ -43,10 +60,6 @@ from hgr.data.pairs import Pair, Pairs, Topic
 from hgr.training.metrics import auroc, expected_calibration_error, false_positives_at
 from hgr.training.settings import HGRSettings
 from hgr.training.train_hgr import train_hgr
-
-log = logging.getLogger("benchmark")
-
-ROOT = Path(__file__).resolve().parent.parent
 
 FOLDS = 5
 # positions of a block, and at each of its ends those that belong to neither side: concepts have up to 14 rows
@@ -159,12 +172,12 @@ def measure_fold(
     rng = random.Random(f"{seed}/attacks")
     attacked = {kind: score(hgr, encoder, [attack(text, kind, rng) for text in captions]) for kind in ATTACKS}
     result: dict[str, Any] = {
-        "flagged captions": _share(negative["captions"].fired.any(1)),
+        "flagged captions": share(negative["captions"].fired.any(1)),
         "captions": len(captions),
         "thresholds": {concept.id: concept.threshold for concept in hgr.concepts},
         "sides": {},
         "attacks": {},
-    } | {f"flagged captions, {kind}": _share(found.fired.any(1)) for kind, found in attacked.items()}
+    } | {f"flagged captions, {kind}": share(found.fired.any(1)) for kind, found in attacked.items()}
     for side, chosen in sides.items():
         label = torch.tensor([names.index(rows[i].category) for i in chosen])
         harmful = score(hgr, encoder, [rows[i].harmful for i in chosen])
@@ -172,13 +185,13 @@ def measure_fold(
         own = F.one_hot(label, len(names)).bool()
         found: dict[str, Any] = {
             "prompts": {name: int(own[:, k].sum()) for k, name in enumerate(names)},
-            "recall": _share(harmful.fired.any(1)),
-            "recall, own concept": _share(harmful.fired[own]),
-            "flagged twins": _share(negative["twins"].fired.any(1)),
+            "recall": share(harmful.fired.any(1)),
+            "recall, own concept": share(harmful.fired[own]),
+            "flagged twins": share(negative["twins"].fired.any(1)),
             "other categories": {
                 name: auroc(harmful.gates[own[:, k], k], harmful.gates[~own[:, k], k]) for k, name in enumerate(names)
             },
-            "highest is own": _share(harmful.gates.argmax(1) == label),
+            "highest is own": share(harmful.gates.argmax(1) == label),
         }
         for against, scores in negative.items():
             # a category's twins are compared with its own prompts; captions with those of every category
@@ -204,7 +217,7 @@ def measure_fold(
             result["attacks"][side][kind] = {
                 "auroc": auroc(hit.any, negative["captions"].any),
                 "auroc, captions attacked too": auroc(hit.any, attacked[kind].any),
-                "recall": _share(hit.fired.any(1)),
+                "recall": share(hit.fired.any(1)),
             }
     return result
 
@@ -213,10 +226,6 @@ def _ece(positive: Tensor, negative: Tensor) -> float:
     return expected_calibration_error(
         torch.cat([positive, negative]), torch.cat([torch.ones(len(positive)), torch.zeros(len(negative))])
     )
-
-
-def _share(flags: Tensor) -> float:
-    return flags.double().mean().item()
 
 
 def run_fold(
@@ -390,43 +399,30 @@ def environment(data: Path, settings: HGRSettings, encoder: Encoder) -> dict[str
 
 
 def main() -> None:
-    defaults = HGRSettings(losses="text")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data = os.environ.get("SAFECFG_DATA")
-    parser.add_argument(
-        "--data", type=Path, default=data, required=data is None, help="folder of the two CSV files; or SAFECFG_DATA"
-    )
-    parser.add_argument("--folds", type=int, default=FOLDS, help=f"how many of the {FOLDS} folds to run; default: all")
     fields = ("steps", "batch_size", "learning_rate", "seed", "width", "depth")
-    for field in fields:
-        option, value = "--" + field.replace("_", "-"), getattr(defaults, field)
-        parser.add_argument(option, type=type(value), default=value, help="default: the trainer's own, %(default)s")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs/own_pairs")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/own_pairs.json")
+    parser = options(__doc__, "own_pairs", fields)
+    parser.add_argument("--folds", type=int, default=FOLDS, help=f"how many of the {FOLDS} folds to run; default: all")
     given = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     log.setLevel(logging.INFO)
 
-    settings = dataclasses.replace(defaults, **{name: getattr(given, name) for name in fields})
+    settings = dataclasses.replace(DEFAULTS, **{name: getattr(given, name) for name in fields})
     encoder, folds = Encoder(), []
     rows, captions = read(given.data)
     log.info("%d pairs, %d captions: %s", len(rows), len(captions), dict(Counter(row.category for row in rows)))
     described = environment(given.data, settings, encoder)
-    folder = given.runs / fingerprint(json.dumps(described, sort_keys=True))
-    folder.mkdir(parents=True, exist_ok=True)
-    log.info("%s\n%s", folder, json.dumps(described))
+    folder = run_folder(given.runs, described)
     for fold in range(min(given.folds, FOLDS)):
-        path = folder / f"fold-{fold}.json"
-        if not path.exists():
-            path.write_text(json.dumps(run_fold(encoder, rows, captions, fold=fold, settings=settings, folder=folder)))
-            log.info("fold %d: done", fold)
-        folds.append(json.loads(path.read_text()))
+
+        def run(fold: int = fold) -> dict[str, Any]:
+            return run_fold(encoder, rows, captions, fold=fold, settings=settings, folder=folder)
+
+        folds.append(kept(folder / f"fold-{fold}.json", run))
     results = {"environment": described, "folds": folds}
     text = tables(results)
     print(text)
     # pages hold the full run of the default settings only
-    if settings == defaults and len(folds) == FOLDS and given.page.exists():
+    if settings == DEFAULTS and len(folds) == FOLDS and given.page.exists():
         write_between(given.page, "own_pairs", text)
         given.results.parent.mkdir(parents=True, exist_ok=True)
         given.results.write_text(json.dumps(results, indent=1) + "\n")

@@ -12,7 +12,6 @@ en-prompt-nsfw-pipeline-char-embed en-prompt-nsfw-pipeline-bilstm), they are mea
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import importlib.metadata
@@ -22,14 +21,29 @@ import logging
 import os
 import random
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from language import Encoder, Row, StepLog, attack, log, read, read_users, score
+from language import (
+    DEFAULTS,
+    ROOT,
+    Encoder,
+    Row,
+    StepLog,
+    attack,
+    kept,
+    log,
+    options,
+    read,
+    read_users,
+    run_folder,
+    score,
+    share,
+)
 from measure import markdown, write_between
 from torch import Tensor
 
@@ -44,7 +58,6 @@ from hgr.training.metrics import auroc
 from hgr.training.settings import HGRSettings
 from hgr.training.train_hgr import train_hgr, training_fingerprint
 
-ROOT = Path(__file__).resolve().parent.parent
 TAGGED = Path(__file__).with_name("tag_prompts.csv")  # kind (clean, explicit), prompt: written for this benchmark
 
 FAMILY = "all-MiniLM-L6-v2"
@@ -104,10 +117,6 @@ def gather(folder: Path, seed: int = 0) -> tuple[dict[str, list[str]], list[Row]
         **{f"tags, {kind}": [row["prompt"] for row in tagged if row["kind"] == kind] for kind in ("clean", "explicit")},
         "typo": [attack(text, "typo", rng) for text in captions],
     }, rows
-
-
-def share(flags: Tensor) -> float:
-    return flags.double().mean().item()
 
 
 def at_rate(harmful: Tensor, clean: Tensor, rate: float = 0.01) -> float:
@@ -238,14 +247,6 @@ def train(encoder: Encoder, settings: HGRSettings, path: Path, *, part: str = ""
     return file.load(path)  # as a user would have it, in half precision
 
 
-def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What was measured before, or is measured now."""
-    if not path.exists():
-        path.write_text(json.dumps(make()))
-        log.info("%s: done", path.stem)
-    return json.loads(path.read_text())
-
-
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
@@ -259,8 +260,9 @@ def tables(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     e, runs = results["environment"], results["seeds"]
     counts = e["prompts"]
+    seeds = "One seed" if len(runs) == 1 else f"{len(runs)} seeds, each with its own HGR"
     text = [
-        f"{len(runs)} seeds, each with its own HGR: {e['steps']} steps of {e['batch_size']} pairs, width {e['width']}, "
+        f"{seeds}: {e['steps']} steps of {e['batch_size']} pairs, width {e['width']}, "
         f'depth {e["depth"]}, losses "{e["losses"]}", stated false-positive rate {e["false_positive_rate"]:g} %; '
         f"{e['pairs']} pairs and {e['clean']} clean prompts of the library. {counts['harmful']} harmful prompts, "
         f"{counts['coco']} captions, {counts['plain']} plain and {counts['dark']} dark prompts of users, "
@@ -350,29 +352,18 @@ def environment(
 
 
 def main() -> None:
-    defaults = HGRSettings(losses="text")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data = os.environ.get("SAFECFG_DATA")
-    parser.add_argument("--data", type=Path, default=data, required=data is None, help="or SAFECFG_DATA")
+    fields = ("steps", "width", "depth")
+    parser = options(__doc__, "real_language", fields)
     parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--ablation", action="store_true", help="also an HGR without each part of the recipe")
-    fields = ("steps", "width", "depth")
-    for field in fields:
-        value = getattr(defaults, field)
-        parser.add_argument(f"--{field}", type=int, default=value, help="default: the trainer's own, %(default)s")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs/real_language")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/real_language.json")
     given = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     log.setLevel(logging.INFO)
 
-    settings = dataclasses.replace(defaults, **{name: getattr(given, name) for name in fields})
+    settings = dataclasses.replace(DEFAULTS, **{name: getattr(given, name) for name in fields})
     encoder, (prompts, rows) = Encoder(), gather(given.data)
     described = environment(given.data, settings, encoder, prompts=prompts, pairs=sources.built_in())
-    folder = given.runs / fingerprint(json.dumps(described, sort_keys=True))
-    folder.mkdir(parents=True, exist_ok=True)
-    log.info("%s\n%s", folder, json.dumps(described))
+    folder = run_folder(given.runs, described)
 
     def run(name: str, seed: int = 0, part: str = "") -> dict[str, Any]:
         def make() -> dict[str, Any]:
@@ -381,9 +372,7 @@ def main() -> None:
 
         return kept(folder / f"{name}.json", make)
 
-    installed = [
-        name for name in CLASSIFIERS if importlib.util.find_spec(f"en_prompt_nsfw_pipeline_{name}".replace("-", "_"))
-    ]
+    installed = [name for name in CLASSIFIERS if importlib.util.find_spec(module_of(name))]
     results = {
         "environment": described,
         "seeds": [run(f"seed-{seed}", seed) for seed in range(given.seeds)],
@@ -396,7 +385,7 @@ def main() -> None:
     text = tables(results)
     print(text)
     # pages hold the full run of the default settings only
-    if settings == defaults and given.seeds >= 3 and given.page.exists():
+    if settings == DEFAULTS and given.seeds >= 3 and given.page.exists():
         write_between(given.page, "real_language", text)
         given.results.parent.mkdir(parents=True, exist_ok=True)
         given.results.write_text(json.dumps(results, indent=1) + "\n")

@@ -72,6 +72,32 @@ def test_each_part_of_the_recipe_can_be_left_out_and_comes_back():
     assert len(related.pairs) == len({pair.harmful for pair in related.pairs}) < len(whole.pairs)
 
 
+def test_the_pages_say_what_the_script_found():
+    root = Path(real_language.ROOT)
+    results = json.loads((root / "benchmarks/results/real_language.json").read_text())
+    readme, page = ((root / name).read_text() for name in ("README.md", "docs/benchmarks.md"))
+    assert real_language.tables(results) in page
+
+    def mean(key, digits):
+        return f"{100 * sum(run[key] for run in results['seeds']) / len(results['seeds']):.{digits}f}"
+
+    readme, page = (" ".join(text.split()) for text in (readme, page))
+    for text in (
+        f"fires in {mean('coco', 1)} % of photo captions and in {mean('users', 1)} % of prompts",
+        f"finds {mean('harmful', 0)} % of CoProV2's harmful prompts and {mean('tags, explicit', 0)} % of explicit tag",
+        f"finds {mean('alone', 0)} % alone, and {mean('among', 0)} % hidden among",
+    ):
+        assert text in readme
+    for text in (
+        f"fires in {mean('coco', 1)} % of COCO captions and in {mean('users', 1)} % of users' prompts",
+        f"finds {mean('harmful', 1)} % of CoProV2's harmful prompts",
+        f"it finds {mean('recall at 1 %', 1)} %. [Table]",
+        f"of which it finds {mean('alone', 1)} % alone, it finds {mean('among', 1)} % among twelve",
+        f"Of explicit tag prompts it finds {mean('tags, explicit', 1)} %",
+    ):
+        assert text in page
+
+
 @pytest.mark.slow
 def test_the_command_trains_measures_shows_and_resumes(monkeypatch, capsys, folder):
     monkeypatch.setattr(real_language, "Encoder", Hashed)

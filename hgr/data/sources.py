@@ -37,15 +37,23 @@ def built_in(ids: Iterable[str] = CATEGORIES, seed: int = 0, limit: int | None =
 
 def art_style(name: str, seed: int = 0, limit: int | None = None) -> Pairs:
     """Pairs for the style of an artist or school, by name, with the library's clean prompts, some in other styles."""
-    name = _name(name, "the name of a style")
-    topic = Topic(
-        _id(f"style {name}"), f"Style: {name}", f"Pictures in the style of {name}.", library.style_words(name)
-    )
-    return _with_clean(topic, library.style(name, seed, limit or _MADE), seed)
+    return merge_pairs(_style(name, seed, limit), built_in((), seed))
 
 
 def own_concept(name: str, words: Sequence[str] = (), seed: int = 0, *, limit: int | None = None) -> Pairs:
     """Pairs for the user's own concept: its name, and a few words for it in prompts (by default, the name)."""
+    return merge_pairs(_own(name, words, seed, limit=limit), built_in((), seed))
+
+
+def _style(name: str, seed: int, limit: int | None) -> Pairs:
+    name = _name(name, "the name of a style")
+    topic = Topic(
+        _id(f"style {name}"), f"Style: {name}", f"Pictures in the style of {name}.", library.style_words(name)
+    )
+    return _of_topic(topic, library.style(name, seed, limit or _MADE))
+
+
+def _own(name: str, words: Sequence[str], seed: int, *, limit: int | None) -> Pairs:
     name = _name(name, "the name of a concept")
     if len(words) > _MOST_WORDS:
         raise DataError(
@@ -53,7 +61,7 @@ def own_concept(name: str, words: Sequence[str] = (), seed: int = 0, *, limit: i
         )
     words = tuple(dict.fromkeys(_name(word, f'a word for "{excerpt(name)}"') for word in words)) or (name,)
     topic = Topic(_id(name), name, f"{name}: {', '.join(words)}."[:MAX_TEXT], words)
-    return _with_clean(topic, library.own(words, seed, limit or _MADE), seed)
+    return _of_topic(topic, library.own(words, seed, limit or _MADE))
 
 
 def demo_world(count: int = _MADE, seed: int = 0) -> Pairs:
@@ -87,11 +95,12 @@ def gather(
     styles, owns = ([line for line in lines if line.strip()] for lines in (styles, owns))
     if (count := len(styles) + len(owns)) > _MOST_OWN:
         raise DataError(f"there are {count} styles and concepts of your own; at most {_MOST_OWN} are allowed.")
-    sources = [built_in(concepts, limit=limit)] if (concepts := tuple(concepts)) else []
-    sources += [art_style(style, limit=limit) for style in styles]
+    # with the library's clean prompts, once for all
+    sources = [built_in(concepts, limit=limit)] if (concepts := tuple(concepts)) or styles or owns else []
+    sources += [_style(style, 0, limit) for style in styles]
     for line in owns:
         name, _, words = line.partition(":")
-        sources.append(own_concept(name, [word for word in words.split(",") if word.strip()], limit=limit))
+        sources.append(_own(name, [word for word in words.split(",") if word.strip()], 0, limit=limit))
     if demo:
         sources.append(demo_world(limit or _MADE))
     if file is not None:
@@ -104,13 +113,13 @@ def gather(
     return merge_pairs(*sources)
 
 
-def _with_clean(topic: Topic, twins: Iterable[library.Twins], seed: int) -> Pairs:
+def _of_topic(topic: Topic, twins: Iterable[library.Twins]) -> Pairs:
     pairs = Pairs(
         (topic,), tuple(Pair(topic.id, each.harmful, each.clean, f"{topic.id}/{each.group}") for each in twins)
     )
     if not pairs.pairs:
         raise DataError(f'"{excerpt(topic.label)}" is too common a word: there are no neutral prompts without it.')
-    return merge_pairs(pairs, built_in((), seed))
+    return pairs
 
 
 def _name(text: str, what: str) -> str:

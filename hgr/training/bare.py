@@ -81,8 +81,7 @@ def _own_words(pairs: Pairs) -> tuple[dict[str, list[tuple[Pair, range]]], list[
     def common(word: str, concept: str) -> bool:
         return harmful[concept, _bare(word)] <= clean[_bare(word)]
 
-    own: dict[str, list[tuple[Pair, range]]] = {}
-    times: Counter[tuple[str, str]] = Counter()
+    named: list[tuple[tuple[str, str], Pair, range]] = []
     beside: dict[str, None] = {}
     for pair, span in spans:
         words = pair.harmful.split()
@@ -91,18 +90,16 @@ def _own_words(pairs: Pairs) -> tuple[dict[str, list[tuple[Pair, range]]], list[
         while span and common(words[span[-1]], pair.concept):
             span = span[:-1]
         if span:
-            own.setdefault(pair.concept, []).append((pair, span))
-            times[pair.concept, _tidy(_at(pair.harmful, span)).lower()] += 1
+            named.append(((pair.concept, _tidy(_at(pair.harmful, span)).lower()), pair, span))
         other = _at(pair.clean, _difference(pair.clean, pair.harmful))
         if other and all(common(word, pair.concept) for word in other):
             beside[_tidy(other)] = None
-    named = {
-        concept: [
-            (pair, span) for pair, span in found if times[concept, _tidy(_at(pair.harmful, span)).lower()] >= _REPEATED
-        ]
-        for concept, found in own.items()
-    }
-    return {concept: found for concept, found in named.items() if found}, list(beside)
+    times = Counter(name for name, _, _ in named)
+    own: dict[str, list[tuple[Pair, range]]] = {}
+    for name, pair, span in named:
+        if times[name] >= _REPEATED:
+            own.setdefault(pair.concept, []).append((pair, span))
+    return own, list(beside)
 
 
 def _difference(text: str, twin: str) -> range:

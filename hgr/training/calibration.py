@@ -62,22 +62,21 @@ def thresholds(clean: Tensor, rate: float, *, low: float = LOW) -> list[float]:
         raise ValueError(f"the false-positive rate is {rate}; it must lie between 0 and 1.")
     logits = torch.logit(clean.double(), 1e-9)
     start, spread = _tail(logits)
-    rarity = torch.cat([_rarity(part, logits[others]) for part, others in _folds(logits)]).sort(descending=True).values
+    rarity = _rarity(logits).sort(descending=True).values
     seen = max(rate, 1 / (len(clean) + 1))
     limit = rarity[int(seen * (len(clean) + 1) + 1e-9) - 1] + math.log(seen / rate)
     return (start + spread * limit + 1e-6).sigmoid().clamp(low, _HIGH).tolist()
 
 
-def _rarity(logits: Tensor, others: Tensor) -> Tensor:
-    """How far each prompt's most unusual gate reaches into the tails of `others`: an exponent (N,)."""
-    start, spread = _tail(others)
-    return ((logits - start) / spread).amax(1)
-
-
-def _folds(logits: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """(rows, a mask of the other rows), for up to ten parts: a prompt must not shape the tail that it is judged by."""
-    part = torch.arange(len(logits)) % min(_FOLDS, len(logits))
-    return [(logits[part == i], part != i if len(logits) > 1 else part == i) for i in range(int(part.max()) + 1)]
+def _rarity(logits: Tensor) -> Tensor:
+    """How far the most unusual gate of each prompt (N, K) reaches into the tails, as an exponent (N,). A prompt must
+    not shape the tail that it is judged by: each of up to ten parts is judged by the others."""
+    part = torch.arange(len(logits)) % _FOLDS
+    found = logits.new_empty(len(logits))
+    for i in part.unique():
+        start, spread = _tail(logits[part != i] if len(logits) > 1 else logits)
+        found[part == i] = ((logits[part == i] - start) / spread).amax(1)
+    return found
 
 
 def _tail(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -96,7 +96,9 @@ def style(name: str, seed: int, count: int) -> list[Twins]:
     ]
     drawn = _draw(random.Random(f"style/{name}/{seed}"), items, count * 2, frames=file, slots=file["slots"])
     words = style_words(name)
-    return [twins for twins in _varied(drawn, seed) if _differs(twins, words, lacking=(name,))][:count]
+    # what is around them may name the style too, and a typing error may have changed the name
+    found = [t for t in _varied(drawn, seed) if mentions(t.harmful, (name,)) and not mentions(t.clean, words)]
+    return found[:count]
 
 
 def own(words: Iterable[str], seed: int, count: int) -> list[Twins]:
@@ -110,7 +112,8 @@ def own(words: Iterable[str], seed: int, count: int) -> list[Twins]:
             phrase, kind = _noun_phrase(word)
             items += [([sentence], phrase, clean, sentence) for clean in rng.sample(file["neutral"][kind], 4)]
     drawn = _draw(rng, items, count * 2, frames=data("common"), slots={})
-    return [twins for twins in _varied(drawn, seed) if _differs(twins, words)][:count]
+    found = [t for t in _varied(drawn, seed) if mentions(t.harmful, words) and not mentions(t.clean, words)]
+    return found[:count]
 
 
 def clean_prompts(seed: int = 0) -> list[str]:
@@ -143,12 +146,6 @@ def _varied(found: Iterable[Twins], seed: int) -> list[Twins]:
         harmful, clean = _manner((each.harmful, each.clean), seed)
         varied.append(Twins(harmful, clean, each.group, each.also))
     return varied
-
-
-def _differs(twins: Twins, words: Iterable[str], *, lacking: Iterable[str] = ()) -> bool:
-    """Whether the first prompt has one of the words, or of those that its twin is `lacking`, and the twin none: what is
-    around them, or a typing error, may have changed that."""
-    return mentions(twins.harmful, lacking or words) and not mentions(twins.clean, words)
 
 
 def _manner(texts: tuple[str, ...], seed: int) -> tuple[str, ...]:
