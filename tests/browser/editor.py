@@ -53,7 +53,7 @@ class Editor:
         self.js("await app.loadGraphData(a)", workflow)
         self.settle()
 
-    def look_at(self, node: int, scale: float = 1.0, left: float = 300, top: float = 200) -> None:
+    def look_at(self, node: int | str, scale: float = 1.0, left: float = 300, top: float = 200) -> None:
         """Bring the node's corner to this place of the window."""
         self.js(
             "const { ds } = app.canvas, node = app.graph.getNodeById(a); ds.scale = b[0];"
@@ -126,7 +126,7 @@ def open_editor(url: str, width: int = 1600, height: int = 1000, density: float 
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         try:
             page = browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=density)
-            page.set_default_timeout(180_000)  # generous for a busy machine
+            page.set_default_timeout(60_000)  # generous for a busy machine
             yield Editor(page, url)
         finally:
             browser.close()

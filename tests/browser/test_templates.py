@@ -153,8 +153,12 @@ def test_safe_ksampler_draws_what_its_two_nodes_draw(open_template, server):
     page.keyboard.type("Safe KSampler")
     page.get_by_text("Subgraph Blueprints / SafeCFG").first.wait_for()
     page.keyboard.press("Enter")
+    # the new node hangs on the pointer until it is placed; one that stays there pans the canvas for all later tests
+    page.wait_for_function("() => app.canvas.state.ghostNodeId != null")
+    page.get_by_text("Subgraph Blueprints / SafeCFG").first.wait_for(state="hidden")
     page.mouse.click(400, 850)
-    page.wait_for_function("() => app.graph.nodes.some((node) => node.title === 'Safe KSampler')")
+    page.wait_for_function("() => app.canvas.state.ghostNodeId == null")
+    assert editor.js("return app.graph.nodes.filter((node) => node.title === 'Safe KSampler').length") == 1
     editor.js(SHORTEN)
     editor.js("""const by = (id) => app.graph.getNodeById(id);
         const safe = app.graph.nodes.find((n) => n.title === 'Safe KSampler');

@@ -5,6 +5,8 @@ The server's part is played here: runs are queued and do not run, and the events
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -15,11 +17,12 @@ CONCEPTS = [{"id": name.lower(), "label": name, "description": "", "threshold": 
 REPORT = """{"items": [{"flagged": true, "score": 1, "concepts": {}}], "flagged": true, "about": "prompts",
 "sensitivity": "normal", "false_positive_rate": null}"""
 
+numbers = itertools.count(1)  # the page remembers runs, so no two tests may use the same
+
 
 @pytest.fixture
 def queue(editor):
     """Queue the open workflow: the id of its run."""
-    numbers = iter(range(1, 100))
 
     def answer(route):
         route.fulfill(json={"prompt_id": f"run {next(numbers)}", "number": 1, "node_errors": {}})
@@ -153,6 +156,7 @@ def test_the_verdict_of_a_detector_stays_with_its_workflow(editor, queue):
     build = """const node = LiteGraph.createNode('SafeCFGDetector'); app.graph.add(node); return node.id;"""
     verdict = editor.page.locator(".safecfg-report .safecfg-chip")
     detector = str(editor.js(build))
+    editor.look_at(detector)
     run = queue()
     send(editor, "executed", "foreign", node=detector, display_node=detector, output={"report": [REPORT]})
     assert verdict.count() == 0
