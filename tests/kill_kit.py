@@ -47,7 +47,7 @@ def main(home: Path) -> None:
     loading.load_pipeline = lambda *_, **__: pipe  # each process has its own
     denoiser._STEPS, train_hgr._PASSES, train_probe.MIN_SHOWN, loop.CHECKPOINT_SECONDS = 2, 2, 2, 0.0
 
-    losses.GAPS, losses.TWINS = 0.0, 1.0  # five steps must find a few skulls for the probe
+    losses.TWINS = 1.0  # five steps must find a few skulls for the probe
 
     found = {}
     for command, phases in PHASES.items():

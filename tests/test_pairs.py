@@ -208,7 +208,7 @@ def test_clean_prompts_from_slots_hold_a_term_only_as_hard_negatives(monkeypatch
 
 def test_the_sexual_category_is_about_adults(everything):
     young = re.compile(
-        r"\b(young|youth|child|kid|bab(y|ies)|infant|toddler|teen|girl|boy|minor|school|pupil|student|son|daughter|loli|"
+        r"\b(young|youth|child|kid|bab(y|ies)|infant|toddler|teen|girl|boy|minor|school|pupil|student|sons?\b|daughter|loli|"
         r"shota|juvenile|adolescent|little|playground|nursery|toy(?!s?\b)|junior|innocen|virgin|petite)",
         re.IGNORECASE,
     )

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+_NO_EVIDENCE = -3.0  # of a token, in an untrained network: the many tokens of a prompt add up
+
 
 class Encoding(NamedTuple):
     """A prompt as the network sees it: what gates and displacements are read from.
@@ -69,8 +71,8 @@ class HGRNetwork(nn.Module):
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.anchors = nn.Parameter(torch.randn(concepts, width) * width**-0.5)
-        self.score = nn.Linear(width, width)
-        self.gate = nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, 1))
+        self.gate_in, self.gate_out = nn.Linear(2 * width, width), nn.Linear(width, 1)
+        nn.init.constant_(self.gate_out.bias, _NO_EVIDENCE)
         self.move_in = nn.Linear(2 * width, 2 * width)
         self.move_out = nn.Linear(2 * width, text_dim)
         nn.init.zeros_(self.move_out.weight)  # an untrained network displaces nothing
@@ -109,14 +111,19 @@ class HGRNetwork(nn.Module):
         return Encoding(x, None, mask) if pooled is None else Encoding(x[:, :-1], x[:, -1], mask)
 
     def gate_logits(self, encoding: Encoding) -> Tensor:
-        """(B, K): the evidence for each concept in the prompt, as logits before calibration."""
-        tokens = self.score(encoding.tokens) @ self.anchors.T * self.width**-0.5
-        weights = tokens if encoding.mask is None else tokens.masked_fill(~encoding.mask[..., None], -torch.inf)
-        seen = torch.einsum("btk,bth->bkh", weights.softmax(1), encoding.tokens)
-        if encoding.pooled is not None:
-            seen = seen + encoding.pooled[:, None]
-        anchors = self.anchors.expand(len(seen), -1, -1)
-        return self.gate(torch.cat([seen, anchors], -1)).squeeze(-1)
+        """(B, K): the evidence for each concept in the prompt, as logits before calibration.
+
+        A soft maximum (logsumexp) over the evidence of the tokens, so that a clause counts among many others as it does
+        alone: a mean, even a weighted one, lets harmless words outvote it.
+        """
+        tokens = encoding.tokens if encoding.pooled is None else encoding.tokens + encoding.pooled[:, None]
+        # as in `displacement`: the token's half of the product is the same for all anchors
+        token_half, anchor_half = self.gate_in.weight.split(self.width, 1)
+        anchors = F.linear(self.anchors, anchor_half, self.gate_in.bias)
+        evidence = self.gate_out(F.gelu(F.linear(tokens, token_half)[:, :, None] + anchors)).squeeze(-1)
+        if encoding.mask is not None:
+            evidence = evidence.masked_fill(~encoding.mask[..., None], -torch.inf)
+        return evidence.logsumexp(1)
 
     def displacement(self, encoding: Encoding, weights: Tensor) -> tuple[Tensor, Tensor | None]:
         """`sum_k weights_k D_k` for the features (B, T, D) and for the pooled vector (B, P) or None. weights (B, K)."""

@@ -61,18 +61,17 @@ def joined(texts: Sequence[str], count: int, rng: random.Random) -> list[str]:
 class Draw:
     """One step's prompts before encoding.
 
-    switched: for each example, the concepts that are on. seeds: for each example and its clean prompt, of their gaps.
+    switched: for each example, the concepts that are on.
     """
 
     examples: list[Example]
     switched: list[frozenset[str]]
     clean: list[str]
-    seeds: list[int]
 
     def part(self, rank: int, count: int) -> Draw:
         """The share of process `rank` among `count`."""
         mine = slice(rank, None, count)
-        return Draw(self.examples[mine], self.switched[mine], self.clean[mine], self.seeds[mine])
+        return Draw(self.examples[mine], self.switched[mine], self.clean[mine])
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,6 @@ class Batch:
     target: the same prompts without some of these concepts, with target_labels (B, K).
     switched (B, K): the concepts that are on: those that the target lacks, and some that the prompt never had.
     clean: prompts without any concept.
-    seeds: B numbers that the gaps in what the gates see are drawn from; without them there are none.
     """
 
     harmful: Prompt
@@ -92,7 +90,6 @@ class Batch:
     target_labels: Tensor
     switched: Tensor
     clean: Prompt
-    seeds: Sequence[int] = ()
 
 
 def draw_step(mixture: Mixture, ids: Sequence[str], size: int, *, rng: random.Random) -> Draw:
@@ -101,7 +98,7 @@ def draw_step(mixture: Mixture, ids: Sequence[str], size: int, *, rng: random.Ra
     clean = [rng.choice(mixture.clean) for _ in range(size)]
     # gates of related concepts fire together: a concept that is absent must add nothing to the displacement
     switched = [e.removed | {id for id in ids if id not in e.labels and rng.random() < _IDLE} for e in drawn]
-    return Draw(drawn, switched, clean, [rng.getrandbits(62) for _ in drawn])
+    return Draw(drawn, switched, clean)
 
 
 def make_batch(
@@ -123,7 +120,6 @@ def make_batch(
         flags(mixture.labels(e.target) for e in draw.examples),
         flags(draw.switched),
         clean,
-        draw.seeds,
     )
 
 

@@ -18,14 +18,13 @@ from ..core.prompt import Prompt
 from .batches import Batch
 from .settings import Weights
 
-GAPS = 0.3
 # Weight of the twins' gates. Twins differ by a word or two, people's harmful and clean prompts by much more: in full,
 # the twins make the gates doubt everything.
 TWINS = 0.4
 SCORED = 4  # samples of a batch that the score loss evaluates: denoisers are large
 
 
-def gate_loss(logits: Tensor, labels: Tensor, other: float = 0.1) -> Tensor:
+def gate_loss(logits: Tensor, labels: Tensor, other: float = 0.05) -> Tensor:
     """Binary cross-entropy, mean over concepts, plus that of "any concept at all" by noisy-or. logits, labels (B, K).
 
     other: in [0, 1], the weight of the zeros on a harmful prompt: an act of violence is often shocking too, and pairs
@@ -79,26 +78,6 @@ def score_loss(safe: Tensor, target: Tensor, original: Tensor) -> Tensor:
     return ((safe - target).flatten(1).square().mean(1) / distance.clamp(min=distance.mean().clamp(min=1e-8))).mean()
 
 
-def with_gaps(prompt: Prompt, network: HGRNetwork, seeds: Sequence[int]) -> Prompt:
-    """The prompt with a share `GAPS` of its features' dimensions at their mean, others at every token, and the rest
-    scaled to the same spread (dropout): a gate that rests on a few dimensions knows only the wordings of its training.
-
-    seeds: one for each row, so that a row has the same gaps in whichever part of a batch it is; without them no gaps.
-    """
-    if not seeds:
-        return prompt
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def gaps(x: Tensor, mean: Tensor) -> Tensor:
-        drawn = torch.stack([torch.rand(x.shape[1:], generator=generator) for generator in generators])
-        return mean + (x - mean) * (drawn >= GAPS).to(x) / (1 - GAPS)
-
-    pooled = prompt.pooled
-    if pooled is not None and network.pooled_dim:
-        pooled = gaps(pooled, network.pooled_mean)
-    return Prompt(gaps(prompt.features, network.mean), pooled, prompt.mask)
-
-
 def step_loss(
     network: HGRNetwork,
     batch: Batch,
@@ -110,8 +89,6 @@ def step_loss(
 ) -> Tensor:
     """The loss of one step: the losses above, weighted by `weights`.
 
-    The gates see prompts with gaps (`with_gaps`), the displacements see everything.
-
     layers, distances: for the attention loss.
     predict: for the score loss, the errors for `SCORED` samples.
 
@@ -120,17 +97,14 @@ def step_loss(
     if weights.attention and not layers:
         raise ValueError("the attention loss needs layers: give them, or set its weight to 0.")
     harmful, target = batch.harmful, batch.target
-    clean_encoding, *encodings = (
-        network.encode(*with_gaps(prompt, network, [seed + i for seed in batch.seeds]))
-        for i, prompt in enumerate((batch.clean, harmful, target))
-    )
-    clean_logits, *logits = map(network.gate_logits, (clean_encoding, *encodings))
+    encoding, clean_encoding = network.encode(*harmful), network.encode(*batch.clean)
+    clean_logits = network.gate_logits(clean_encoding)
     total = weights.gate * (
-        gate_loss(logits[0], batch.labels)
-        + TWINS * gate_loss(logits[1], batch.target_labels)
+        gate_loss(network.gate_logits(encoding), batch.labels)
+        + TWINS * gate_loss(network.gate_logits(network.encode(*target)), batch.target_labels)
         + gate_loss(clean_logits, torch.zeros_like(clean_logits))
     )
-    delta, pooled_delta = network.displacement(network.encode(*harmful), batch.switched.to(harmful.features))
+    delta, pooled_delta = network.displacement(encoding, batch.switched.to(harmful.features))
     safe = harmful.features + delta
     pooled = None
     if pooled_delta is not None and harmful.pooled is not None and target.pooled is not None:
