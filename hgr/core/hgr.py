@@ -256,6 +256,14 @@ class HGR:
             return min(length, MAX_TOKENS)
         return min(length, chunk)
 
+    def with_start(self, delta: Tensor) -> Tensor:
+        """Displacements (N, T, D) of parts, changed in place: the token that all prompts of an encoder start with does
+        not move. Twins have the same, and the next SafeCFG node knows the encoder by it.
+        """
+        if self.encoder.fixed_start:
+            delta[:, 0] = 0.0
+        return delta
+
     def displacement(self, reading: Reading, strengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """`Delta = sum_k s_k a_k D_k` for the features (B, T, D) and for pooled (B, P) or None, with activations a.
 
@@ -267,7 +275,7 @@ class HGR:
         n = reading.gates.shape[1]
         weights = ramp(reading.gates, self.thresholds.to(reading.gates)) * strengths.to(reading.gates)
         delta, pooled = self.network.displacement(reading.encoding, rearrange(weights, "b n k -> (b n) k"))
-        delta = rearrange(delta, "(b n) t d -> b (n t) d", n=n)[:, : reading.length]
+        delta = rearrange(self.with_start(delta), "(b n) t d -> b (n t) d", n=n)[:, : reading.length]
         # The pooled vector belongs to the whole prompt: it moves as in the chunk that moves it furthest.
         if pooled is not None:
             pooled = rearrange(pooled, "(b n) p -> b n p", n=n)

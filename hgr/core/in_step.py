@@ -77,7 +77,7 @@ class InStep:
         gates = (self.scale * self.network.gate_logits(encoding) + self.bias).sigmoid()  # type: ignore[reportArgumentType]
         weights = ramp(gates, self.thresholds) * self.strengths
         delta = self.network.displacement(encoding, weights)[0]  # type: ignore[reportArgumentType]
-        moved = (x + delta).to(parts)
+        moved = (x + self.hgr.with_start(delta)).to(parts)
         readable = readable & gates.isfinite().all(1) & moved.isfinite().flatten(1).all(1)
         self.seen = self.seen | foreign.any()
         self.unread = self.unread | (foreign & ~readable).any()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from .pairs import Pair, Pairs, concepts_by_text
+from .young import YOUNG
 
 _WORDS = 40  # of a joined prompt, at most: more would not fit CLIP's 77 tokens
 _TOGETHER = 2 / 3  # how often all concepts that a twin lacks are on, if it lacks more than the pair's own
@@ -27,7 +29,8 @@ class Examples:
     another pair, an example may take that step too, so examples remove one concept of several, or several at once."""
 
     def __init__(self, pairs: Pairs, seed: int):
-        steps = (*pairs.pairs, *join(pairs, random.Random(f"{seed}/join")))
+        drawn = random.Random(f"{seed}/join"), random.Random(f"{seed}/among")
+        steps = (*pairs.pairs, *join(pairs, drawn[0]), *among(pairs, drawn[1]))
         self._labels = concepts_by_text(steps)
         self.steps: dict[str, list[Pair]] = defaultdict(list)
         starts: dict[str, dict[str, None]] = {topic.id: {} for topic in pairs.topics}
@@ -83,7 +86,9 @@ def join(pairs: Pairs, rng: random.Random) -> list[Pair]:
         return joined
     for _ in range(len(pairs.pairs) // 8):
         a, b = (rng.choice(by_concept[concept]) for concept in rng.sample(sorted(by_concept), 2))
-        if len(f"{a.harmful} {b.harmful}".split()) > _WORDS:
+        if len(f"{a.harmful} {b.harmful}".split()) > _WORDS or any(
+            YOUNG.search(text) for each in (a, b) for text in (each.harmful, each.clean)
+        ):
             continue
         both, first, second, neither = (
             f"{left}, {right}"
@@ -97,3 +102,34 @@ def join(pairs: Pairs, rng: random.Random) -> list[Pair]:
             Pair(b.concept, second, neither, group),
         ]
     return joined
+
+
+def among(pairs: Pairs, rng: random.Random) -> list[Pair]:
+    """One prompt among one to four clean ones for every eight pairs, with all its steps; a twin has the same around it.
+
+    Clean prompts are long too, and lists of several things: without these, that would be a sign of a clean prompt.
+    """
+    steps = defaultdict(list)
+    for pair in pairs.pairs:
+        steps[pair.harmful].append(pair)
+    texts = list(steps)
+    clean = list(pairs.clean) or [pair.clean for pair in pairs.pairs if pair.clean not in steps]
+    clean = [text for text in clean if not YOUNG.search(text)]
+    found: dict[Pair, None] = {}
+    for _ in range(len(pairs.pairs) // 8 if clean else 0):
+        start, parts = rng.choice(texts), rng.choices(clean, k=rng.randint(1, 4))
+        while parts and len(" ".join((start, *parts)).split()) > _WORDS:
+            parts.pop()
+        at = rng.randint(0, len(parts))
+        reached = [start] if parts else []
+        for text in reached:  # which grows
+            for pair in steps[text]:
+                harmful, twin = (_listed((*parts[:at], each, *parts[at:])) for each in (text, pair.clean))
+                found[replace(pair, harmful=harmful, clean=twin)] = None
+                if pair.clean in steps and pair.clean not in reached:
+                    reached.append(pair.clean)
+    return list(found)
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return ", ".join(part.rstrip(".") for part in parts)

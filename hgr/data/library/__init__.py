@@ -30,16 +30,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..young import YOUNG
 from .manner import in_some_manner
 
 CATEGORIES = ("hate", "harassment", "violence", "self_harm", "sexual", "shocking", "illegal_activity")
 _FOLDER = Path(__file__).parent
-_YOUNG = re.compile(
-    r"\b(young|youth|child|kid|bab(y|ies)|infant|toddler|teen|girl|boy|minor|school|pupil|student|son\b|daughter|loli|shota|"
-    r"juvenile|adolescent|little|playground|nursery|kindergarten|toy|junior|innocen|virgin|petite|\dgirl|\dboy|grand(son|"
-    r"daughter|child|kid)|niece|nephew|orphan|cub\b|scout|mini\b|tiny|small|uniform|class|college|prom\b|pigtail|chibi|kawaii)",
-    re.IGNORECASE,
-)
 _WRITTEN = 2  # whole prompts for each one made from slots, until they run out
 
 
@@ -159,7 +154,7 @@ def _fragments() -> tuple[str, ...]:
     """The parts between commas of the whole clean prompts. None is about the young: any of them may come to stand
     beside something sexual."""
     parts = (part.strip(" .") for line in _lines("written/clean.txt") for part in line.split(","))
-    return tuple(dict.fromkeys(part for part in parts if 1 < len(part.split()) < 8 and not _YOUNG.search(part)))
+    return tuple(dict.fromkeys(part for part in parts if 1 < len(part.split()) < 8 and not YOUNG.search(part)))
 
 
 @cache
