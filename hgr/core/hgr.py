@@ -237,8 +237,10 @@ class HGR:
             padding = ~rearrange(mask, "b (n t) -> b n t", n=n).any(-1) & mask.any(-1, keepdim=True)
             mask = rearrange(mask, "b (n t) -> (b n) t", n=n) | rearrange(padding, "b n -> (b n) 1")
         encoding: Any = self.network.encode(x, pooled, mask)
-        gates = calibrated(self.network.gate_logits(encoding), self.concepts)
-        if not gates.isfinite().all():  # a NaN is below every threshold: it would pass as clean
+        logits = self.network.gate_logits(encoding)
+        gates = calibrated(logits, self.concepts)
+        # a NaN is below every threshold, and so is minus infinity, of no token at all: they would pass as clean
+        if not (logits.isfinite().all() and gates.isfinite().all()):
             raise HGRError(
                 f"{self.name} gives NaN for this prompt, so it cannot tell whether the prompt is harmful: the file is "
                 "damaged, or the prompt has no token at all."

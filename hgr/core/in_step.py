@@ -74,11 +74,12 @@ class InStep:
         readable = self._is_readable(x)
         pooled = None if self.pooled is None else self.pooled.expand(len(x), -1)
         encoding = self.network.encode(x, pooled, mask)  # type: ignore[reportArgumentType] (each network takes its own)
-        gates = (self.scale * self.network.gate_logits(encoding) + self.bias).sigmoid()  # type: ignore[reportArgumentType]
+        logits = self.network.gate_logits(encoding)  # type: ignore[reportArgumentType]
+        gates = (self.scale * logits + self.bias).sigmoid()
         weights = ramp(gates, self.thresholds) * self.strengths
         delta = self.network.displacement(encoding, weights)[0]  # type: ignore[reportArgumentType]
         moved = (x + self.hgr.with_start(delta)).to(parts)
-        readable = readable & gates.isfinite().all(1) & moved.isfinite().flatten(1).all(1)
+        readable = readable & (logits.isfinite() & gates.isfinite()).all(1) & moved.isfinite().flatten(1).all(1)
         self.seen = self.seen | foreign.any()
         self.unread = self.unread | (foreign & ~readable).any()
         self.highest = self.highest.maximum(gates.masked_fill(~(foreign & readable)[:, None], 0.0).amax(0))

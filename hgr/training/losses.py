@@ -24,7 +24,7 @@ TWINS = 0.4
 SCORED = 4  # samples of a batch that the score loss evaluates: denoisers are large
 
 
-def gate_loss(logits: Tensor, labels: Tensor, other: float = 0.05) -> Tensor:
+def gate_loss(logits: Tensor, labels: Tensor, other: float = 0.1) -> Tensor:
     """Binary cross-entropy, mean over concepts, plus that of "any concept at all" by noisy-or. logits, labels (B, K).
 
     other: in [0, 1], the weight of the zeros on a harmful prompt: an act of violence is often shocking too, and pairs
