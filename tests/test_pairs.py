@@ -16,13 +16,14 @@ import pytest
 
 from hgr import cli
 from hgr.data import library
-from hgr.data.examples import Examples
+from hgr.data.examples import Examples, among
 from hgr.data.library import CATEGORIES
 from hgr.data.library.manner import in_some_manner
 from hgr.data.pair_file import read_pairs, write_pairs
-from hgr.data.pairs import Pair, Pairs, Topic, describe_pairs, merge_pairs
+from hgr.data.pairs import Pair, Pairs, Topic, concepts_by_text, describe_pairs, merge_pairs
 from hgr.data.sources import PER_CONCEPT, art_style, built_in, demo_world, gather, own_concept
 from hgr.data.textfile import MAX_BYTES, DataError
+from hgr.data.young import YOUNG
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +168,30 @@ def test_a_prompt_of_related_categories_has_all_their_labels():
         draws[tuple(sorted(example.removed))] += 1
     assert set(draws) == {("hate",), ("violence",), ("hate", "violence")}
     assert draws["hate", "violence"] > 150, "mostly together, as their gates fire together"
+
+
+def test_prompts_stand_among_clean_ones_and_their_twins_too():
+    pairs = built_in(["hate", "violence", "sexual"], limit=400)
+    found = among(pairs, random.Random(0))
+    alone = {(pair.concept, pair.harmful.rstrip("."), pair.clean.rstrip(".")) for pair in pairs.pairs}
+    clean = {text.rstrip(".") for text in pairs.clean}
+    assert len({pair.harmful for pair in found}) > len(pairs.pairs) / 15
+    for pair in found:
+        parts, twins = (
+            (text[: text.index(own)], text[text.index(own) + len(own) :])
+            for text, own in (
+                next(
+                    ((pair.harmful, harmful), (pair.clean, twin))
+                    for concept, harmful, twin in alone
+                    if concept == pair.concept and harmful in pair.harmful and twin in pair.clean
+                )
+            )
+        )
+        assert parts == twins and "".join(parts).strip(", "), "the same around both sides"
+    assert {len(each) for each in concepts_by_text(found).values()} >= {1, 2}, "all the concepts that it has alone"
+    assert any(text in pair.harmful for pair in found for text in list(clean)[:2000])
+    young = [text for text in clean if YOUNG.search(text)]
+    assert young and not any(text in pair.harmful for pair in found for text in young), "they stand beside nothing"
 
 
 @pytest.fixture

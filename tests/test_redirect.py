@@ -156,3 +156,15 @@ def test_an_average_with_another_prompt_is_named_as_a_cause():
     c = prompt()
     with pytest.raises(HGRError, match="was averaged with another one"):
         small_hgr().read(c * torch.linspace(0.1, 0.2, CHUNK)[:, None])
+
+
+def test_the_token_that_every_prompt_starts_with_does_not_move():
+    """A second SafeCFG node knows the encoder by it."""
+    hgr = small_hgr((20.0,))
+    torch.nn.init.normal_(hgr.network.move_out.bias)
+    x = torch.randn(2, 2 * CHUNK, WIDTH)
+    x[:, 0] = x[:, CHUNK] = hgr.encoder.first
+    delta, _ = hgr.displacement(hgr.read(x), torch.ones(1))
+    assert (delta[:, 1] != 0).any() and not delta[:, [0, CHUNK]].any()
+    hgr = replace(hgr, encoder=replace(hgr.encoder, fixed_start=False))
+    assert (hgr.displacement(hgr.read(x), torch.ones(1))[0][:, 0] != 0).any()
