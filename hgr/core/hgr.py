@@ -258,12 +258,12 @@ class HGR:
             return min(length, MAX_TOKENS)
         return min(length, chunk)
 
-    def with_start(self, delta: Tensor) -> Tensor:
-        """Displacements (N, T, D) of parts, changed in place: the token that all prompts of an encoder start with does
-        not move. Twins have the same, and the next SafeCFG node knows the encoder by it.
+    def with_start(self, delta: Tensor, parts: int = 1) -> Tensor:
+        """Displacements (N, T, D), changed in place: the token that all prompts of an encoder start with does not move.
+        Twins have the same, and the next SafeCFG node knows the encoder by it. parts: how many rows are one prompt.
         """
         if self.encoder.fixed_start:
-            delta[:, 0] = 0.0
+            delta[::parts, 0] = 0.0
         return delta
 
     def displacement(self, reading: Reading, strengths: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -277,7 +277,7 @@ class HGR:
         n = reading.gates.shape[1]
         weights = ramp(reading.gates, self.thresholds.to(reading.gates)) * strengths.to(reading.gates)
         delta, pooled = self.network.displacement(reading.encoding, rearrange(weights, "b n k -> (b n) k"))
-        delta = rearrange(self.with_start(delta), "(b n) t d -> b (n t) d", n=n)[:, : reading.length]
+        delta = rearrange(delta, "(b n) t d -> b (n t) d", n=n)[:, : reading.length]
         # The pooled vector belongs to the whole prompt: it moves as in the chunk that moves it furthest.
         if pooled is not None:
             pooled = rearrange(pooled, "(b n) p -> b n p", n=n)
@@ -294,4 +294,4 @@ class HGR:
                 f"{self.name} moves this prompt's text features to NaN or infinity: the file is damaged, so get it or "
                 "train it again."
             )
-        return delta, pooled
+        return self.with_start(delta), pooled

@@ -78,7 +78,7 @@ class InStep:
         gates = (self.scale * logits + self.bias).sigmoid()
         weights = ramp(gates, self.thresholds) * self.strengths
         delta = self.network.displacement(encoding, weights)[0]  # type: ignore[reportArgumentType]
-        moved = (x + self.hgr.with_start(delta)).to(parts)
+        moved = (x + self.hgr.with_start(delta, n)).to(parts)
         readable = readable & (logits.isfinite() & gates.isfinite()).all(1) & moved.isfinite().flatten(1).all(1)
         self.seen = self.seen | foreign.any()
         self.unread = self.unread | (foreign & ~readable).any()
