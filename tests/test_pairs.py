@@ -174,6 +174,7 @@ def test_prompts_stand_among_clean_ones_and_their_twins_too():
     pairs = built_in(["hate", "violence", "sexual"], limit=400)
     found = among(pairs, random.Random(0))
     alone = {(pair.concept, pair.harmful.rstrip("."), pair.clean.rstrip(".")) for pair in pairs.pairs}
+    alone = sorted(alone, key=lambda row: (-len(row[1]), row))  # one may be a part of another
     clean = {text.rstrip(".") for text in pairs.clean}
     assert len({pair.harmful for pair in found}) > len(pairs.pairs) / 15
     for pair in found:
@@ -189,7 +190,7 @@ def test_prompts_stand_among_clean_ones_and_their_twins_too():
         )
         assert parts == twins and "".join(parts).strip(", "), "the same around both sides"
     assert {len(each) for each in concepts_by_text(found).values()} >= {1, 2}, "all the concepts that it has alone"
-    assert any(text in pair.harmful for pair in found for text in list(clean)[:2000])
+    assert any(text in pair.harmful for pair in found for text in clean)
     young = [text for text in clean if YOUNG.search(text)]
     assert young and not any(text in pair.harmful for pair in found for text in young), "they stand beside nothing"
 

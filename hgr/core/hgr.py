@@ -240,7 +240,7 @@ class HGR:
         logits = self.network.gate_logits(encoding)
         gates = calibrated(logits, self.concepts)
         # a NaN is below every threshold, and so is minus infinity, of no token at all: they would pass as clean
-        if not (logits.isfinite().all() and gates.isfinite().all()):
+        if not (logits.isfinite() & gates.isfinite()).all():
             raise HGRError(
                 f"{self.name} gives NaN for this prompt, so it cannot tell whether the prompt is harmful: the file is "
                 "damaged, or the prompt has no token at all."

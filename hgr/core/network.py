@@ -113,8 +113,8 @@ class HGRNetwork(nn.Module):
     def gate_logits(self, encoding: Encoding) -> Tensor:
         """(B, K): the evidence for each concept in the prompt, as logits before calibration.
 
-        A soft maximum (logsumexp) over the evidence of the tokens, so that a clause counts among many others as it does
-        alone: a mean, even a weighted one, lets harmless words outvote it.
+        A soft maximum (logsumexp) over the evidence of the tokens. In a mean, even a weighted one, many harmless words
+        outvote a harmful clause.
         """
         tokens = encoding.tokens if encoding.pooled is None else encoding.tokens + encoding.pooled[:, None]
         # as in `displacement`: the token's half of the product is the same for all anchors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from .pairs import Pair, Pairs, concepts_by_text
@@ -38,8 +38,7 @@ class Examples:
             self.steps[pair.harmful].append(pair)
             starts[pair.concept][pair.harmful] = None
         self.starts = [list(texts) for texts in starts.values()]
-        # if there are no clean prompts, the clean twins replace them
-        self.clean = list(pairs.clean) or [pair.clean for pair in pairs.pairs if pair.clean not in self.steps]
+        self.clean = _clean(pairs)
 
     @property
     def texts(self) -> list[str]:
@@ -113,8 +112,7 @@ def among(pairs: Pairs, rng: random.Random) -> list[Pair]:
     for pair in pairs.pairs:
         steps[pair.harmful].append(pair)
     texts = list(steps)
-    clean = list(pairs.clean) or [pair.clean for pair in pairs.pairs if pair.clean not in steps]
-    clean = [text for text in clean if not YOUNG.search(text)]
+    clean = [text for text in _clean(pairs) if not YOUNG.search(text)]
     found: dict[Pair, None] = {}
     for _ in range(len(pairs.pairs) // 8 if clean else 0):
         start, parts = rng.choice(texts), rng.choices(clean, k=rng.randint(1, 4))
@@ -124,12 +122,19 @@ def among(pairs: Pairs, rng: random.Random) -> list[Pair]:
         reached = [start] if parts else []
         for text in reached:  # which grows
             for pair in steps[text]:
-                harmful, twin = (_listed((*parts[:at], each, *parts[at:])) for each in (text, pair.clean))
+                harmful, twin = (listed((*parts[:at], each, *parts[at:])) for each in (text, pair.clean))
                 found[replace(pair, harmful=harmful, clean=twin)] = None
                 if pair.clean in steps and pair.clean not in reached:
                     reached.append(pair.clean)
     return list(found)
 
 
-def _listed(parts: Sequence[str]) -> str:
+def listed(parts: Iterable[str]) -> str:
+    """One prompt of several."""
     return ", ".join(part.rstrip(".") for part in parts)
+
+
+def _clean(pairs: Pairs) -> list[str]:
+    """The prompts without any concept. If there are no clean prompts, the clean twins replace them."""
+    harmful = {pair.harmful for pair in pairs.pairs}
+    return list(pairs.clean) or [pair.clean for pair in pairs.pairs if pair.clean not in harmful]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.prompt import Prompt
-from ..data.examples import Example, Examples
+from ..data.examples import Example, Examples, listed
 from ..data.pairs import Pairs
 from .bare import BareExamples
 from .encoded_prompts import EncodedPrompts
@@ -52,7 +52,7 @@ def joined(texts: Sequence[str], count: int, rng: random.Random) -> list[str]:
     lists = []
     while len(lists) < count:
         parts = rng.choices(texts, k=rng.randint(2, 6))
-        text = ", ".join(part.rstrip(".") for part in (parts[:1] * len(parts) if rng.random() < 1 / 3 else parts))
+        text = listed(parts[:1] * len(parts) if rng.random() < 1 / 3 else parts)
         lists.append(" ".join(text.split()[:_WORDS]))
     return lists
 
