@@ -163,9 +163,19 @@ def test_the_token_that_every_prompt_starts_with_does_not_move():
     hgr = small_hgr((20.0,))
     torch.nn.init.normal_(hgr.network.move_out.bias)
     x = torch.randn(2, 2 * CHUNK, WIDTH)
-    x[:, 0] = hgr.encoder.first
+    x[:, 0] = x[:, CHUNK] = hgr.encoder.first
     delta, _ = hgr.displacement(hgr.read(x), torch.ones(1))
-    assert (delta[:, 1:] != 0).any(-1).all() and not delta[:, 0].any()
+    assert (delta[:, 1:CHUNK] != 0).any(-1).all() and not delta[:, [0, CHUNK]].any()
     hgr.displacement(hgr.read(x[:, :1]), torch.ones(1))  # nothing but that token is no damage of the file
     hgr = replace(hgr, encoder=replace(hgr.encoder, fixed_start=False))
     assert (hgr.displacement(hgr.read(x), torch.ones(1))[0][:, 0] != 0).any()
+
+
+def test_in_an_encoder_without_chunks_later_parts_start_with_words():
+    hgr = small_hgr((20.0,))
+    hgr = replace(hgr, encoder=replace(hgr.encoder, chunk=0))
+    torch.nn.init.normal_(hgr.network.move_out.bias)
+    x = torch.randn(2, 2 * MAX_TOKENS, WIDTH)
+    x[:, 0] = hgr.encoder.first
+    delta, _ = hgr.displacement(hgr.read(x), torch.ones(1))
+    assert (delta[:, 1:] != 0).any(-1).all() and not delta[:, 0].any()

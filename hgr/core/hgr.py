@@ -88,6 +88,11 @@ class Encoder:
         return Prompt(self.empty[None], None if self.empty_pooled is None else self.empty_pooled[None])
 
     @property
+    def part(self) -> int:
+        """How many tokens an HGR reads at once, in training and after: a chunk, unless chunks are long."""
+        return self.chunk if 0 < self.chunk <= MAX_TOKENS else MAX_TOKENS
+
+    @property
     def first(self) -> Tensor:
         """(D,): the first token of the empty prompt."""
         return self.empty[0]
@@ -253,17 +258,14 @@ class HGR:
 
     def part_length(self, length: int) -> int:
         """How many of a prompt's tokens the network sees at once."""
-        chunk = self.encoder.chunk
-        if not 0 < chunk <= MAX_TOKENS:
-            return min(length, MAX_TOKENS)
-        return min(length, chunk)
+        return min(length, self.encoder.part)
 
-    def with_start(self, delta: Tensor, parts: int = 1) -> Tensor:
-        """Displacements (N, T, D), changed in place: the token that all prompts of an encoder start with does not move.
-        Twins have the same, and the next SafeCFG node knows the encoder by it. parts: how many rows are one prompt.
+    def with_start(self, delta: Tensor, parts: int) -> Tensor:
+        """Displacements (B * N, t, D), changed in place: the token that all prompts of an encoder start with does not
+        move, as twins have the same. Every chunk starts with it, but of N = `parts` of one sequence only the first.
         """
         if self.encoder.fixed_start:
-            delta[::parts, 0] = 0.0
+            delta[:: 1 if self.encoder.chunk == self.encoder.part else parts, 0] = 0.0
         return delta
 
     def displacement(self, reading: Reading, strengths: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -277,13 +279,14 @@ class HGR:
         n = reading.gates.shape[1]
         weights = ramp(reading.gates, self.thresholds.to(reading.gates)) * strengths.to(reading.gates)
         delta, pooled = self.network.displacement(reading.encoding, rearrange(weights, "b n k -> (b n) k"))
-        delta = rearrange(delta, "(b n) t d -> b (n t) d", n=n)[:, : reading.length]
+        moved = rearrange(delta.flatten(1).any(1), "(b n) -> b n", n=n).any(1)
+        delta = rearrange(self.with_start(delta, n), "(b n) t d -> b (n t) d", n=n)[:, : reading.length]
         # The pooled vector belongs to the whole prompt: it moves as in the chunk that moves it furthest.
         if pooled is not None:
             pooled = rearrange(pooled, "(b n) p -> b n p", n=n)
             furthest = pooled.norm(dim=-1).argmax(1)
             pooled = pooled[torch.arange(len(pooled)), furthest]
-        moved = delta.flatten(1).any(1) if pooled is None else delta.flatten(1).any(1) | pooled.any(1)
+            moved = moved | pooled.any(1)
         if (weights.flatten(1).any(1) & ~moved).any():
             raise HGRError(
                 f"{self.name} finds a concept in this prompt but moves nothing: the file is damaged, so get it or "
@@ -294,4 +297,4 @@ class HGR:
                 f"{self.name} moves this prompt's text features to NaN or infinity: the file is damaged, so get it or "
                 "train it again."
             )
-        return self.with_start(delta), pooled
+        return delta, pooled

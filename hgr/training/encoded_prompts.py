@@ -100,11 +100,6 @@ def _write_all(file: IO[bytes], data: bytes) -> None:
         rest = rest[file.write(rest) :]
 
 
-def first_chunk(encoder: Encoder) -> int:
-    """How many tokens of each prompt are kept for training."""
-    return encoder.chunk if 0 < encoder.chunk <= MAX_TOKENS else MAX_TOKENS
-
-
 def describe_encoder(encode: Encode, family: str) -> Encoder:
     """The encoder's description for an HGR: the length of its chunks, whether its first token is the same for every
     prompt, and its fingerprint."""

@@ -27,7 +27,7 @@ from ..data.pairs import Pairs, concepts_by_text
 from .attention import AttentionLayer, cross_attention, record
 from .batches import Mixture, draw_step, label_matrix, make_batch
 from .calibration import calibrate
-from .encoded_prompts import EncodedPrompts, describe_encoder, first_chunk
+from .encoded_prompts import EncodedPrompts, describe_encoder
 from .finite import check_finite, numbers
 from .hgr_report import gate_metrics, silenced, training_record
 from .loop import Loop, Processes
@@ -80,11 +80,7 @@ def train_hgr(
     canvas = pictures_file(work, processes.rank)
     with closing(
         EncodedPrompts(
-            list(dict.fromkeys((*mixture.texts, *held_out.texts))),
-            encode,
-            work,
-            limit=first_chunk(encoder),
-            progress=progress,
+            list(dict.fromkeys((*mixture.texts, *held_out.texts))), encode, work, limit=encoder.part, progress=progress
         )
     ) as encoded:
         # processes other than the first need the denoiser only for the losses

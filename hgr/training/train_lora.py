@@ -27,7 +27,7 @@ from ..core.prompt import Encode, Prompt
 from ..core.redirect import shift_prompt
 from ..detection.hed import hed_picture
 from ..detection.judge import probe_of
-from .encoded_prompts import EncodedPrompts, first_chunk
+from .encoded_prompts import EncodedPrompts
 from .loop import Loop, Processes
 from .pictures import paint
 from .settings import LORA_STAGE, LoRASettings
@@ -133,9 +133,7 @@ def train_lora(
     check_lessons(settings, texts, hgr, latents=latents)
     canvas = pictures_file(work, processes.rank)
     with closing(
-        EncodedPrompts(
-            list(dict.fromkeys((*texts, ""))), encode, work, limit=first_chunk(hgr.encoder), progress=progress
-        )
+        EncodedPrompts(list(dict.fromkeys((*texts, ""))), encode, work, limit=hgr.encoder.part, progress=progress)
     ) as encoded:
         teacher = Teacher(hgr, encoded, strengths, device=device)
         if not any(teacher.gates(texts[at : at + _BATCH]).any() for at in range(0, len(texts), _BATCH)):
