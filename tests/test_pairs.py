@@ -72,7 +72,7 @@ def test_a_category_has_many_distinct_pairs(everything, concept):
     assert len({twins.harmful for twins in found}) == len({twins.clean for twins in found}) == len(found) == PER_CONCEPT
     assert len(everything.of(concept)) >= PER_CONCEPT, "with those of related categories"
     terms = Counter(pair.group for pair in made(everything, concept))
-    assert len(terms) >= 60 and max(terms.values()) <= 2 * min(terms.values()) + 1, "terms come up about as often"
+    assert len(terms) >= 60 and max(terms.values()) <= 3 * min(terms.values()), "some are tags, too"
     assert len(library.category(concept, 0, 5000)) == 5000, "several thousand combinations"
 
 

@@ -259,7 +259,7 @@ def toy_pairs(count=56):
 
 
 TOY = HGRSettings(
-    steps=300, batch_size=16, learning_rate=4e-3, losses="text", false_positive_rate=5.0, width=32, depth=1, pictures=8
+    steps=500, batch_size=16, learning_rate=4e-3, losses="text", false_positive_rate=5.0, width=32, depth=1, pictures=8
 )
 
 
@@ -291,7 +291,7 @@ def test_training_finds_the_concepts_moves_their_features_and_leaves_the_rest(tm
     )
     found = lambda p: (hgr.read(*p).prompt_gates[0] >= hgr.thresholds).tolist()  # noqa: E731
     bomb, skull = hgr.read(*harmful).prompt_gates[0].tolist()
-    assert bomb > 1.5 * skull, "so few steps do not tell concepts apart, but they rank them"
+    assert bomb > 10 * skull
     assert found(harmful)[0] and found(clean) == [False, False] and found(both) == [True, True]
     safe = safe_features(hgr, *harmful[:2])
     assert (safe - clean.features).square().sum() < 0.4 * (harmful.features - clean.features).square().sum()

@@ -5,6 +5,7 @@ The architecture is this project's own; the paper (arXiv 2412.16039) publishes n
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 _NO_EVIDENCE = -3.0  # of a token, in an untrained network: the many tokens of a prompt add up
+# The share of a prompt's evidence from which a concept's gate opens as far as all of it allows: that something is
+# harmful is often known more surely than what kind of harm it is.
+_SHARE = 0.1
 
 
 class Encoding(NamedTuple):
@@ -71,7 +75,7 @@ class HGRNetwork(nn.Module):
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.anchors = nn.Parameter(torch.randn(concepts, width) * width**-0.5)
-        self.gate_in, self.gate_out = nn.Linear(2 * width, width), nn.Linear(width, 1)
+        self.gate_in, self.gate_out = nn.Linear(width, width), nn.Linear(width, concepts)
         nn.init.constant_(self.gate_out.bias, _NO_EVIDENCE)
         self.move_in = nn.Linear(2 * width, 2 * width)
         self.move_out = nn.Linear(2 * width, text_dim)
@@ -110,20 +114,27 @@ class HGRNetwork(nn.Module):
         x = self.norm(x)
         return Encoding(x, None, mask) if pooled is None else Encoding(x[:, :-1], x[:, -1], mask)
 
-    def gate_logits(self, encoding: Encoding) -> Tensor:
-        """(B, K): the evidence for each concept in the prompt, as logits before calibration.
+    def evidence(self, encoding: Encoding) -> Tensor:
+        """(B, K): the evidence for each concept in the prompt, as logits; what the gates are trained on.
 
         A soft maximum (logsumexp) over the evidence of the tokens. In a mean, even a weighted one, many harmless words
         outvote a harmful clause.
         """
         tokens = encoding.tokens if encoding.pooled is None else encoding.tokens + encoding.pooled[:, None]
-        # as in `displacement`: the token's half of the product is the same for all anchors
-        token_half, anchor_half = self.gate_in.weight.split(self.width, 1)
-        anchors = F.linear(self.anchors, anchor_half, self.gate_in.bias)
-        evidence = self.gate_out(F.gelu(F.linear(tokens, token_half)[:, :, None] + anchors)).squeeze(-1)
+        evidence = self.gate_out(F.gelu(self.gate_in(tokens)))
         if encoding.mask is not None:
             evidence = evidence.masked_fill(~encoding.mask[..., None], -torch.inf)
         return evidence.logsumexp(1)
+
+    def gate_logits(self, encoding: Encoding) -> Tensor:
+        """(B, K): the gates as logits before calibration, from the evidence e of all concepts,
+        `min(logsumexp_j e_j, e_k - log s)`.
+
+        A concept with a share s (`_SHARE`) of the evidence has a gate as open as all of the evidence would open one.
+        The formula is this project's own.
+        """
+        own = self.evidence(encoding)
+        return own.logsumexp(1, keepdim=True).minimum(own - math.log(_SHARE))
 
     def displacement(self, encoding: Encoding, weights: Tensor) -> tuple[Tensor, Tensor | None]:
         """`sum_k weights_k D_k` for the features (B, T, D) and for the pooled vector (B, P) or None. weights (B, K)."""

@@ -21,18 +21,20 @@ from .settings import Weights
 # Weight of the twins' gates. Twins differ by a word or two, people's harmful and clean prompts by much more: in full,
 # the twins make the gates doubt everything.
 TWINS = 0.4
+# Weight of the zeros of other concepts on a harmful prompt: an act of violence is often shocking too, and pairs seldom
+# say so.
+OTHER = 0.3
 SCORED = 4  # samples of a batch that the score loss evaluates: denoisers are large
 
 
-def gate_loss(logits: Tensor, labels: Tensor, other: float = 0.1) -> Tensor:
+def gate_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Binary cross-entropy, mean over concepts, plus that of "any concept at all" by noisy-or. logits, labels (B, K).
 
-    other: in [0, 1], the weight of the zeros on a harmful prompt: an act of violence is often shocking too, and pairs
-    seldom say so. Zeros on a clean prompt count in full.
+    Zeros on a harmful prompt weigh `OTHER`, those on a clean prompt count in full.
     """
     labels = labels.to(logits)
     harmful = labels.amax(1) > 0
-    weight = torch.where(harmful[:, None] & (labels == 0), other, 1.0)
+    weight = torch.where(harmful[:, None] & (labels == 0), OTHER, 1.0)
     each = (F.binary_cross_entropy_with_logits(logits, labels, reduction="none") * weight).mean()
     log_none = -F.softplus(logits).sum(1)  # no concept: the product of 1 - g_k
     log_any = torch.log(-torch.expm1(log_none.clamp(max=-1e-6)))
@@ -98,10 +100,10 @@ def step_loss(
         raise ValueError("the attention loss needs layers: give them, or set its weight to 0.")
     harmful, target = batch.harmful, batch.target
     encoding, clean_encoding = network.encode(*harmful), network.encode(*batch.clean)
-    clean_logits = network.gate_logits(clean_encoding)
+    clean_logits = network.evidence(clean_encoding)
     total = weights.gate * (
-        gate_loss(network.gate_logits(encoding), batch.labels)
-        + TWINS * gate_loss(network.gate_logits(network.encode(*target)), batch.target_labels)
+        gate_loss(network.evidence(encoding), batch.labels)
+        + TWINS * gate_loss(network.evidence(network.encode(*target)), batch.target_labels)
         + gate_loss(clean_logits, torch.zeros_like(clean_logits))
     )
     delta, pooled_delta = network.displacement(encoding, batch.switched.to(harmful.features))

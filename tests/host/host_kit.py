@@ -30,7 +30,6 @@ def made_up_hgr(
     that of "dagger" closed for all. chunk, fixed_start: of the encoder."""
     hgr = pack.hgr
     with torch.inference_mode(False), torch.random.fork_rng():
-        torch.manual_seed(0)
         prompts = [
             [
                 None if x is None else x.clone()
@@ -38,15 +37,19 @@ def made_up_hgr(
             ]
             for c in (harmful, clean, negative)
         ]
-        network = pack.get("hgr.core.network").HGRNetwork(prompts[0][0].shape[-1], pooled_dim, 2, width=32, depth=1)
         limit = hgr.MAX_TOKENS  # as in a training
         tokens = torch.cat([features[0, :limit] for features, _, _ in prompts])
-        network.set_statistics(tokens[None], torch.cat([pooled for _, pooled, _ in prompts]) if pooled_dim else None)
-        for layer in (network.move_out, network.pooled_out) if pooled_dim else (network.move_out,):
-            torch.nn.init.normal_(layer.weight, std=0.3)
-        network.eval().requires_grad_(False)
 
-        def logits(x: Tensor, pooled: Tensor | None, mask: Tensor | None) -> Tensor:
+        def untrained(seed: int) -> Any:
+            torch.manual_seed(seed)
+            width = prompts[0][0].shape[-1]
+            network = pack.get("hgr.core.network").HGRNetwork(width, pooled_dim, 2, width=32, depth=1)
+            network.set_statistics(tokens[None], torch.cat([p for _, p, _ in prompts]) if pooled_dim else None)
+            for layer in (network.move_out, network.pooled_out) if pooled_dim else (network.move_out,):
+                torch.nn.init.normal_(layer.weight, std=0.3)
+            return network.eval().requires_grad_(False)
+
+        def logits(network: Any, x: Tensor, pooled: Tensor | None, mask: Tensor | None) -> Tensor:
             """Of each part that is read at once."""
             masks = [None] * (1 + x.shape[1] // limit) if mask is None else mask.bool().split(limit, 1)
             return torch.cat(
@@ -56,12 +59,20 @@ def made_up_hgr(
                 ]
             )
 
-        # A part that is padding alone must not decide, so the gate may have to open downwards.
-        tops = [[(sign * logits(*prompt)).amax().item() for prompt in prompts[:2]] for sign in (1, -1)]
-        sign, (high, low) = max(zip((1, -1), tops, strict=True), key=lambda found: found[1][0] - found[1][1])
-    scale = 40 / (high - low)
+        def told_apart(network: Any) -> tuple[float, float, int]:
+            """How far the harmful prompt's gate is above the clean one's. A part that is padding alone must not decide,
+            so the gate may have to open downwards."""
+            tops = [[(sign * logits(network, *p)).amax().item() for p in prompts[:2]] for sign in (1, -1)]
+            return max((high - low, (high + low) / 2, sign) for sign, (high, low) in zip((1, -1), tops, strict=True))
+
+        # an untrained network may hardly tell two prompts apart
+        networks = [untrained(seed) for seed in range(8)]
+        found = [told_apart(network) for network in networks]
+        best = max(range(8), key=lambda i: found[i][0])
+        network, (distance, middle, sign) = networks[best], found[best]
+    scale = 40 / distance
     never = {"scale": 0.0, "bias": -20.0}
-    skull = never if closed else {"scale": sign * scale, "bias": -scale * (high + low) / 2}
+    skull = never if closed else {"scale": sign * scale, "bias": -scale * middle}
     concepts = [hgr.Concept("skull", "Skull", **skull), hgr.Concept("dagger", "Dagger", **never)]
     empty = prompts[2][0][0]
     return hgr.HGR(network, concepts, hgr.Encoder("the demo encoder", chunk, fixed_start, empty), name=name)

@@ -5,7 +5,8 @@ A category's file, for example violence.json, has
 - `id`, `label`, `description`: the concept;
 - `slots`: lists of phrases by name; those of common.json apply to every file;
 - `parts`: each a list of `terms`, pairs of a harmful wording and a harmless one for the same place in a sentence, and
-  the `sentences`, in which `{term}` is that place.
+  the `sentences`, in which `{term}` is that place. Without sentences the terms are single tags, which stand among other
+  tags in the `tag_sentences` of common.json.
 
 A prompt is a sentence in one of the `frames` of common.json ("photo of {s}"; `{S}` starts with a capital letter). The
 harmful prompt and its clean twin have the same frame, the same sentence and the same phrases in the slots; only the
@@ -71,9 +72,13 @@ def category(name: str, seed: int, count: int) -> list[Twins]:
     """`count` pairs of a category: two whole prompts for each one made from slots, whose terms come up about equally
     often; fewer if these run out. A smaller count gives the first pairs of a larger one."""
     file, rng = data(name), random.Random(f"{name}/{seed}")
-    items = [(part["sentences"], harmful, clean, harmful) for part in file["parts"] for harmful, clean in part["terms"]]
-    slots = data("common")["slots"] | file.get("slots", {})
-    made = iter(_draw(rng, items, count, frames=data("common"), slots=slots))
+    common = data("common")
+    items = [
+        (part.get("sentences", common["tag_sentences"]), harmful, clean, harmful)
+        for part in file["parts"]
+        for harmful, clean in part["terms"]
+    ]
+    made = iter(_draw(rng, items, count, frames=common, slots=common["slots"] | file.get("slots", {})))
     whole = iter(random.Random(f"{name}/{seed}/written").sample(written(name), len(written(name))))
     found: list[Twins] = []
     while len(found) < count and (more := [*islice(whole, _WRITTEN), *islice(made, 1)]):
