@@ -141,7 +141,7 @@ def test_manner_keeps_prompts_short_and_errors_on_both_sides():
         harmful, clean = in_some_manner(texts, random.Random(seed), tags=("4k", "best quality"), fragments=fragments)
         assert len(harmful.split()) <= 70 and len(harmful[: harmful.find("neighbour")].split()) <= 45
         if "," in harmful:
-            assert harmful.replace("hits", "greets") == clean and texts[0] in harmful
+            assert harmful.replace(*texts) == clean and texts[0] in harmful
             seen["around"] += 1
         elif harmful != texts[0]:
             assert "hits" in harmful and "greets" in clean, "a word of one side alone is never misspelt"
@@ -176,7 +176,7 @@ def test_prompts_stand_among_clean_ones_and_their_twins_too():
     alone = {(pair.concept, pair.harmful.rstrip("."), pair.clean.rstrip(".")) for pair in pairs.pairs}
     alone = sorted(alone, key=lambda row: (-len(row[1]), row))  # one may be a part of another
     clean = {text.rstrip(".") for text in pairs.clean}
-    assert len({pair.harmful for pair in found}) > len(pairs.pairs) / 15
+    assert len({pair.harmful for pair in found}) > len(pairs.pairs) / 25, "those with room"
     for pair in found:
         parts, twins = (
             (text[: text.index(own)], text[text.index(own) + len(own) :])

@@ -36,7 +36,7 @@ def hgr_report(hgr: HGR) -> str:
         m = metrics["concepts"][concept.id]
         lines.append(
             f"{concept.label}: {m['recall']:.1%} of {m['held_out']} found, "
-            f"AUROC against clean twins {m['auroc_twins']:.4f}, "
+            f"AUROC against clean twins {m['auroc_twins']:.4f}{_against_others(m)}, "
             f"threshold {concept.threshold:.2f}, calibration error {m['ece']:.3f}{_judged(m)}"
         )
     lines += [f"ERROR in the training of {label}: {_SILENCED}" for label in silenced(hgr)]
@@ -62,6 +62,10 @@ def _is_silenced(metrics: dict[str, Any]) -> bool:
     return metrics["recall"] < 0.2 and metrics["auroc_clean"] > 0.95
 
 
+def _against_others(metrics: dict[str, Any]) -> str:
+    return f", against other concepts {metrics['auroc_others']:.4f}" if "auroc_others" in metrics else ""
+
+
 def _judged(metrics: dict[str, Any]) -> str:
     """A remark on a concept's recall."""
     if _is_silenced(metrics) or metrics["recall"] >= _WEAK:
@@ -81,7 +85,7 @@ def gate_metrics(
     negative = torch.cat([twins, clean])
     per_concept = {}
     for k, concept in enumerate(hgr.concepts):
-        own = harmful[labels[:, k], k]
+        own, others = harmful[labels[:, k], k], harmful[~labels[:, k], k]
         gates = torch.cat([own, negative[:, k]])
         truth = torch.cat([torch.ones(len(own)), torch.zeros(len(negative))])
         per_concept[concept.id] = {
@@ -90,7 +94,7 @@ def gate_metrics(
             "recall": (own >= concept.threshold).float().mean().item(),
             "ece": expected_calibration_error(gates, truth),
             "held_out": len(own),
-        }
+        } | ({"auroc_others": auroc(own, others)} if len(others) else {})
     return {
         "flagged_clean": _flagged(hgr, clean),
         "clean_prompts": len(clean),

@@ -7,7 +7,7 @@ import random
 import re
 from collections.abc import Sequence
 
-_TAGGED, _AMONG, _MISSPELT = 0.12, 0.2, 0.06  # shares of all prompts
+_TAGGED, _AMONG, _MISSPELT = 0.15, 0.4, 0.06  # shares of all prompts
 _TAGS, _FRAGMENTS = (2, 12), (1, 14)  # how many
 # The prompt itself ends at this word at the latest: CLIP's 77 tokens hold it, and only these are trained on. A prompt
 # ends at that one.
