@@ -1,0 +1,84 @@
+"""What takes the place of an entry of a conditioning in which a concept fires.
+
+The host divides the weighted sum of an entry's predictions by the sum of the weights, picture point by picture point
+(`comfy.samplers.calc_cond_batch`). Two pieces with the weights m and 1 - m, times the entry's own, therefore act as one
+entry that predicts `m eps(c) + (1 - m) eps(c_safe)`: in its area and mask, with its hooks and its ControlNet, and
+beside other entries.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Entry = dict[str, Any]  # of a conditioning, as a guider holds it
+_MARK = "safecfg"  # in a weighted piece: its role, and the entry's own strength
+_TO_UNCOND = "control_apply_to_uncond"
+
+
+def pieces(
+    entry: Entry, changes: Entry, *, role: str, share: Tensor, window: tuple[float, float], ones: Tensor
+) -> list[Entry]:
+    """The pieces of an entry: inside the window the safe one, or both with their weights; the entry before and after.
+
+    changes: the safe text features and pooled outputs, by key. They are the entry's own in samples where nothing fires.
+    share (B,): m of each sample. Samples with 1 keep their prediction bit for bit; 1 everywhere gives the entry itself.
+    window: in the host's percent.
+    ones (N, 1, ...): a number of each latent, on the sampling device. The N latents take the B prompts in turn.
+    """
+    if (share == 1).all():
+        return [entry]
+    safe = entry | changes
+    inside = [safe]
+    if ((share > 0) & (share < 1)).any():
+        # the host's caches tell entries apart by their uuid
+        inside = [
+            _weighted(safe | {"uuid": uuid.uuid4()}, 1 - share, role=role, ones=ones),
+            _weighted(entry, share, role=role, ones=ones),
+        ]
+    start, end = window
+    low, high = entry.get("start_percent", 0.0), entry.get("end_percent", 1.0)
+    # The safe piece comes first: if the host adds an entry for the other side, it copies the first one.
+    spans = [
+        *((piece, max(low, start), min(high, end)) for piece in inside),
+        (entry, low, min(high, start)),
+        (entry, max(low, end), high),
+    ]
+    made = [
+        piece | ({"start_percent": a} if a > 0 else {}) | ({"end_percent": b} if b < 1 else {})
+        for piece, a, b in spans
+        if a < b
+    ]
+    if entry.get(_TO_UNCOND):  # the host gives the ControlNet to one negative entry for each of these
+        made[1:] = [piece | {_TO_UNCOND: False} for piece in made[1:]]
+    return made
+
+
+def copies_restored(conds: dict[str, list[Entry]]) -> dict[str, list[Entry]]:
+    """The conditionings with the entries' own strength in what the host copied to other roles, as it does for areas:
+    a copy holds the other role's text, and no part of the mixture."""
+    return {role: [_restored(entry, role) for entry in entries] for role, entries in conds.items()}
+
+
+def repeated(rows: Tensor, count: int) -> Tensor:
+    """(count, ...): rows in turn, as the host repeats prompts over a batch."""
+    return rows[torch.arange(count, device=rows.device) % len(rows)]
+
+
+def _weighted(entry: Entry, weight: Tensor, *, role: str, ones: Tensor) -> Entry:
+    """The entry with its strength times weight (B,): a number if all samples agree, else one of each sample."""
+    strength = entry.get("strength", 1.0)
+    if (weight == weight[0]).all():
+        factor = weight[0].item()
+    else:
+        factor = repeated(weight, len(ones)).reshape(ones.shape).to(ones)
+    return entry | {"strength": strength * factor, _MARK: entry.get(_MARK, (role, strength))}
+
+
+def _restored(entry: Entry, role: str) -> Entry:
+    if _MARK not in entry or entry[_MARK][0] == role:
+        return entry
+    return entry | {"strength": entry[_MARK][1]}
