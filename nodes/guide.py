@@ -36,8 +36,8 @@ def _settings() -> list[io.Input]:
             options=list(MODES),
             default=DEFAULT_MODE,
             tooltip="redirect: replaces the harmful direction with the clean one. It works at every cfg, including 1, "
-            "and costs nothing. dynamic: adjusts the negative side by how harmful the prompt is. It needs a cfg above "
-            "1, and a third evaluation per step where a concept is found.",
+            "and needs no extra evaluations. dynamic: adjusts the negative side by how harmful the prompt is. It needs "
+            "a cfg above 1, and a third evaluation per step where a concept is found.",
         ),
         io.String.Input(
             "concepts",

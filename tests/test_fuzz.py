@@ -323,10 +323,7 @@ def use(hgr: HGR, rng: random.Random) -> None:
     found = redirect(hgr, prompt, strengths=[1.0] * len(hgr.ids))
     assert all(x.isfinite().all() for x in found.safe if x is not None), "a picture of NaN"
     assert ((found.gates >= 0) & (found.gates <= 1)).all() and ((found.harm >= 0) & (found.harm <= 1)).all()
-    moved = (found.safe.features != prompt.features).flatten(1).any(1)
-    if pooled is None:  # otherwise, that alone may be moved
-        assert torch.equal(moved, found.harm > 0), "finds a concept and does nothing"
-    assert torch.equal(found.harm > 0, (found.gates >= hgr.thresholds).any(1))
+    assert torch.equal(found.harm > 0, (found.gates >= hgr.thresholds).any(1)), "finds a concept and does nothing"
     report = build(hgr, [judge_prompts(hgr, [prompt])], [True] * len(hgr.ids), sensitivity="normal")
     assert flags(to_json(report)) == [item["flagged"] for item in report["items"]]
     if hgr.probe:

@@ -26,7 +26,7 @@ _GUESSED = 8  # unknown ids for which a similar one is sought
 
 
 def known_mode(name: str) -> str:
-    """One of `MODES`. A former mode gives the one that it is now, with a warning. Raises ValueError for another name."""
+    """One of `MODES`: for a former mode the one that it is now, with a warning. Raises ValueError for other names."""
     if name in FORMER_MODES:
         log.warning('mode "%s" no longer exists: it now does what "%s" does.', name, FORMER_MODES[name])
         return FORMER_MODES[name]

@@ -79,7 +79,19 @@ def _weak(kit, nodes, c):
     return kit.clean + area(c, 64, 64, 0, 0, 0.7)[0] + area(c, 96, 64, 32, 64, 1.3)[0] + masked
 
 
-SHAPES = [_weak, _combined, _area, _area_percentage, _mask, _mask_bounds, _range, _long, _hooked, _scheduled_hook, _controlled]
+SHAPES = [
+    _combined,
+    _weak,
+    _area,
+    _area_percentage,
+    _mask,
+    _mask_bounds,
+    _range,
+    _long,
+    _hooked,
+    _scheduled_hook,
+    _controlled,
+]
 
 
 @pytest.mark.oldest
@@ -197,10 +209,9 @@ def test_batch_of_prompts_in_a_larger_batch(kit, hgr):
     assert [torch.equal(a, b) for a, b in zip(plain, safe, strict=True)] == [True, False, True, False]
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_other_guiders(kit, hgr, mode):
-    """Perpendicular negative and dual CFG: every prompt to follow is redirected, the neutral one is not. Where a
-    guider's `cfg` is not its scale, `dynamic` takes the safest mixture."""
+def test_other_guiders(kit, hgr):
+    """Perpendicular negative and dual CFG: every prompt to follow is redirected, the neutral one is not. Where `cfg` is
+    not the guider's scale, or a list, `dynamic` takes the safest mixture, which is `redirect` for a harmful prompt."""
     import comfy.sample
     import comfy.samplers
     import torch
@@ -210,44 +221,34 @@ def test_other_guiders(kit, hgr, mode):
     latent = torch.zeros(1, 4, 16, 16)
     noise, sampler = comfy.sample.prepare_noise(latent, 3), comfy.samplers.sampler_object("euler")
     sigmas = comfy.samplers.calculate_sigmas(kit.model.get_model_object("model_sampling"), "normal", 4)
-    makers = [
-        lambda m, c: PerpNegGuider.execute(m, c, kit.negative, kit.negative, 7.5, 1.0),
-        lambda m, c: DualCFGGuider.execute(m, kit.clean, c, kit.negative, 7.5, 3.0, "regular"),
-        lambda m, c: BasicGuider.execute(m, c),
-    ]
 
-    for make in makers:
+    def listed(model, positive):
+        """A guider of another pack."""
+        made = BasicGuider.execute(model, positive).args[0]
+        made.cfg = [7.0, 1.0]
+        made.predict_noise = lambda x, timestep, model_options={}, seed=None: comfy.samplers.sampling_function(
+            made.inner_model, x, timestep, None, made.conds["positive"], 1.0, model_options, seed
+        )
+        return made
+
+    makers = [
+        (False, lambda m, c: PerpNegGuider.execute(m, c, kit.negative, kit.negative, 7.5, 1.0).args[0]),
+        (True, lambda m, c: DualCFGGuider.execute(m, kit.clean, c, kit.negative, 7.5, 3.0, "regular").args[0]),
+        (True, lambda m, c: BasicGuider.execute(m, c).args[0]),
+        (True, listed),
+    ]
+    for unknown, make in makers:
 
         def run(model, positive, make=make):
-            return make(model, positive).args[0].sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=3)
+            return make(model, positive).sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=3)
 
-        safe = kit.patch(hgr, mode=mode)
-        assert torch.equal(run(safe, kit.clean), run(kit.model, kit.clean))
-        assert (run(safe, kit.harmful) - run(kit.model, kit.harmful)).abs().mean() > 0.01
-
-
-def test_the_scale_of_a_guider(kit, hgr):
-    """The host's own says it in `cfg`, and so do those of its kind; in others it may be unset, or a list."""
-    import math
-
-    import comfy.samplers
-    from comfy_extras.nodes_custom_sampler import BasicGuider, DualCFGGuider
-    from comfy_extras.nodes_perpneg import PerpNegGuider
-
-    scale = kit.pack.guidance._scale
-    own = comfy.samplers.CFGGuider(kit.model)
-    for cfg in (0.5, 1.0, 7.5):
-        own.set_cfg(cfg)
-        assert scale(own) == cfg
-    made = [
-        PerpNegGuider.execute(kit.model, kit.clean, kit.negative, kit.negative, 5.0, 1.0),
-        DualCFGGuider.execute(kit.model, kit.clean, kit.clean, kit.negative, 7.5, 3.0, "regular"),
-        BasicGuider.execute(kit.model, kit.clean),
-    ]
-    assert [scale(each.args[0]) for each in made] == [5.0, math.inf, math.inf]
-    guider = made[2].args[0]
-    guider.cfg = [7.0, 1.0]
-    assert scale(guider) == math.inf
+        plain, moved = run(kit.model, kit.harmful), {}
+        for mode in MODES:
+            safe = kit.patch(hgr, mode=mode)
+            assert torch.equal(run(safe, kit.clean), run(kit.model, kit.clean))
+            moved[mode] = run(safe, kit.harmful)
+            assert (moved[mode] - plain).abs().mean() > 0.01
+        assert torch.equal(*moved.values()) == unknown
 
 
 def test_entries_without_features_are_left_alone(kit, hgr, pack):

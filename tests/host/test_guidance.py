@@ -230,7 +230,7 @@ def test_window(kit, hgr, mode):
             model, kit.harmful, steps=11
         )  # steps at 0, .1, ... of sampling: both boundaries are met
         per_step = {sigma: sum(n for s, n in calls if s == sigma) for sigma, _ in calls}
-        inside = sum(window[0] * 10 <= i < window[1] * 10 or window[1] == 1 and i == 10 for i in range(11))
+        inside = sum(window[0] * 10 <= i < window[1] * 10 or (window[1] == 1 and i == 10) for i in range(11))
         costs = [2] * 11 if mode == "redirect" else [2] * (11 - inside) + [3] * inside
         assert sorted(per_step.values()) == costs
     pictures = [kit.sample(kit.model, kit.harmful, steps=11), *runs.values()]

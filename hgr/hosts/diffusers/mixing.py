@@ -1,4 +1,4 @@
-"""Mode "dynamic" in a diffusers pipeline: the denoiser's prediction for a harmful prompt, mixed with the safe prompt's."""
+"""Mode "dynamic" in a diffusers pipeline: mixes the denoiser's prediction for a harmful prompt with the safe one's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
@@ -18,11 +17,11 @@ def mixed(pipe: DiffusionPipeline, safe: Prompt, share: Tensor, *, window: tuple
     """Within this block, the pipeline's denoiser predicts `m eps(c) + (1 - m) eps(c_safe)` for the prompts c of a call
     with classifier-free guidance (`hgr.core.guidance.kept_share`). Afterwards nothing of it is left, also on an error.
 
-    safe: the safe prompts. share (B,): m of each; both with one row for every picture. Pictures with 1 are not evaluated
-    again and keep their prediction bit for bit; the others cost a third evaluation per step.
+    safe: the safe prompts. share (B,): m of each; both with one row for every picture. Pictures with 1 are not
+    evaluated again and keep their prediction bit for bit; the others cost a third evaluation per step.
     window: the part of the steps in which to mix; it includes step i of n if `start <= i / n < end`.
     """
-    hook = _Mixing(pipe, safe, share, window)
+    hook = _Mixing(pipe, safe, share, window=window)
     handle = hook.unet.register_forward_hook(hook, with_kwargs=True)
     try:
         yield
@@ -33,7 +32,7 @@ def mixed(pipe: DiffusionPipeline, safe: Prompt, share: Tensor, *, window: tuple
 class _Mixing:
     """A forward hook of the denoiser. step: how many evaluations the pipeline has asked for."""
 
-    def __init__(self, pipe: Any, safe: Prompt, share: Tensor, window: tuple[float, float]):
+    def __init__(self, pipe: Any, safe: Prompt, share: Tensor, *, window: tuple[float, float]):
         self.pipe, self.unet, self.window = pipe, pipe.unet, window
         device = self.unet.device
         (chosen,) = (share < 1).nonzero(as_tuple=True)
@@ -56,7 +55,7 @@ class _Mixing:
         if len(predicted) != self.count:
             raise ValueError(
                 'mode "dynamic" needs a pipeline that evaluates every picture with the negative prompt and with the '
-                f"positive one, {self.count} rows here, but this one evaluates {len(predicted)}: use mode \"redirect\"."
+                f'positive one, {self.count} rows here, but this one evaluates {len(predicted)}: use mode "redirect".'
             )
         kept = self.kept.to(predicted).reshape(-1, *(1,) * (predicted.ndim - 1))
         result = predicted.clone()
