@@ -131,17 +131,17 @@ def test_dynamic_mixes_within_what_lies_beside_the_features(kit, hgr, pack, shap
     mixed = kit.first_step(kit.patch(hgr, mode="dynamic"), shape(kit, nodes, kit.harmful), negative)
     m = 1 / 7.5
     assert not torch.allclose(plain[0], redirected[0], atol=1e-2)
-    assert torch.allclose(mixed[0], m * plain[0] + (1 - m) * redirected[0], atol=1e-5)
-    assert torch.allclose(mixed[1], plain[1], atol=1e-5)
+    assert torch.allclose(mixed[0], m * plain[0] + (1 - m) * redirected[0], atol=1e-4)
+    assert torch.equal(mixed[1], plain[1])
 
 
 @pytest.mark.oldest
-def test_a_controlnet_reads_the_text_of_each_piece_at_once(kit, hgr):
-    """It is evaluated as often as the denoiser."""
+def test_a_controlnet_is_evaluated_for_each_piece(kit, hgr):
+    """As often as the denoiser, so with the text of each."""
     control = kit.make_control()
     prompt = [[features, {**extra, "control": control}] for features, extra in kit.harmful]
     kit.sample(kit.patch(hgr, mode="dynamic"), prompt, steps=3)
-    assert control.rows == [2] * 3  # the two pieces of the positive side; the negative side has no ControlNet
+    assert control.rows == [1, 1] * 3  # the two pieces of the positive side; the negative side has no ControlNet
 
 
 @pytest.mark.oldest
@@ -166,12 +166,12 @@ def test_pieces_can_be_told_apart_by_the_hosts_caches(kit, hgr, pack):
     from host_kit import rewritten
 
     entry = {"cross_attn": kit.harmful[0][0], "uuid": 1}
-    safe, plain = rewritten(pack, hgr, {"positive": [entry]}, mode="dynamic")["positive"]
+    plain, safe = rewritten(pack, hgr, {"positive": [entry]}, mode="dynamic")["positive"]
     assert plain["uuid"] == 1 != safe["uuid"]
     cached = EasyCacheNode.execute(kit.patch(hgr, mode="dynamic"), 0.5, 0.0, 1.0, False).args[0]
     model, calls = kit.counted(cached)
     assert kit.sample(model, kit.harmful, steps=8).isfinite().all()
-    assert {n for _, n in calls} == {3}
+    assert [n for _, n in calls] == [2, 1] * 8
 
 
 @pytest.mark.parametrize("shape", [_hooked, _controlled], ids=["hooked", "controlled"])
@@ -321,7 +321,7 @@ def test_the_text_that_a_controlnet_reads_is_moved_too(kit, hgr, pack):
         return rewritten(pack, hgr, {"positive": [entry]}, mode=mode)["positive"]
 
     (moved,), (same,) = entries(kit.harmful[0][0], "redirect"), entries(kit.clean[0][0], "redirect")
-    assert [each["strength"] for each in entries(kit.harmful[0][0], "dynamic")] == pytest.approx([1 - 1 / 7.5, 1 / 7.5])
+    assert [each["strength"] for each in entries(kit.harmful[0][0], "dynamic")] == pytest.approx([1 / 7.5, 1 - 1 / 7.5])
     assert moved["cross_attn"] is kit.clean[0][0] and same["cross_attn_controlnet"] is kit.clean[0][0]
     assert torch.equal(moved["cross_attn_controlnet"], safe_features(pack, hgr, kit.harmful[0][0]))
 

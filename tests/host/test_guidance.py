@@ -121,8 +121,8 @@ def test_dynamic_mixes_the_predictions_as_the_formula_says(kit, hgr, pack, cfg, 
     redirected, _ = kit.first_step(kit.model, safe, cfg=cfg)
     mixed, same = kit.first_step(kit.patch(hgr, mode="dynamic", strength=strength), kit.harmful, cfg=cfg)
     m = 1 - strength * (cfg - 1) / cfg
-    assert torch.allclose(mixed, m * plain + (1 - m) * redirected, atol=1e-5)
-    assert torch.allclose(same, negative, atol=1e-5) and not torch.allclose(mixed, redirected, atol=1e-2)
+    assert torch.allclose(mixed, m * plain + (1 - m) * redirected, atol=1e-4)
+    assert torch.equal(same, negative) and not torch.allclose(mixed, redirected, atol=1e-2)
 
 
 @pytest.mark.oldest
@@ -136,9 +136,8 @@ def test_in_a_batch_each_sample_is_mixed_for_itself(kit, hgr, pack):
     redirected, _ = kit.first_step(kit.model, [[safe_features(pack, hgr, both[0][0]), both[0][1]]], **shape)
     mixed, _ = kit.first_step(kit.patch(hgr, mode="dynamic"), both, **shape)
     m = torch.tensor([1, 1 / 7.5, 1, 1 / 7.5]).reshape(4, 1, 1, 1)
-    assert torch.allclose(mixed, m * plain + (1 - m) * redirected, atol=1e-5)
-    if torch.equal(plain[0], kit.first_step(kit.model, kit.batch(kit.clean, kit.clean), **shape)[0][0]):
-        assert torch.equal(mixed[::2], plain[::2])
+    assert torch.allclose(mixed, m * plain + (1 - m) * redirected, atol=1e-4)
+    assert torch.equal(mixed[::2], plain[::2])
 
 
 @pytest.mark.oldest

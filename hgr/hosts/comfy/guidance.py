@@ -20,11 +20,10 @@ from ...core.prompt import Prompt
 from ...core.redirect import Redirection, redirect
 from . import runs
 from .inside import Inside
-from .pieces import Entry, copies_restored, pieces, repeated
+from .pieces import Conds, Entry, pieces, repeated, settled
 from .prompts import FEATURES, UNREAD_PATCH, prompt_of, unread_note, unread_patches, unread_text
 
 log = logging.getLogger("safecfg")
-Conds = dict[str, list[Entry]]  # a guider's conditionings: entries by role ("positive", "negative", ...)
 KEY = "safecfg"
 # Guiders name their conditionings as they like, but a role that is not to be followed has this word in its name.
 _NEGATIVE = "negative"
@@ -124,7 +123,7 @@ class _Patch:
         ones = torch.ones(len(noise), *(1,) * (noise.ndim - 1), device=device)
         guider.conds = self.rewrite(guider.conds, cfg=cfg, ones=ones)
         # the guider's options are this run's own copy
-        for kind, wrapper in ((WrappersMP.DIFFUSION_MODEL, inside), (WrappersMP.SAMPLER_SAMPLE, _restore_copies)):
+        for kind, wrapper in ((WrappersMP.DIFFUSION_MODEL, inside), (WrappersMP.SAMPLER_SAMPLE, _settle)):
             add_wrapper_with_key(kind, KEY, wrapper, guider.model_options, is_model_options=True)
         result = executor(*args, **kwargs)
         gates, unread = inside.found()
@@ -231,7 +230,7 @@ def _scale(guider: Any) -> float:
     return cfg if isinstance(cfg, int | float) and cfg > 1 else math.inf
 
 
-def _restore_copies(executor: WrapperExecutor, guider: Any, *args: Any, **kwargs: Any) -> Any:
-    """Wrapper around the sampler: by now the host has made its copies."""
-    guider.conds = copies_restored(guider.conds)
+def _settle(executor: WrapperExecutor, guider: Any, *args: Any, **kwargs: Any) -> Any:
+    """Wrapper around the sampler, where the host has prepared the conditionings for the denoiser."""
+    guider.conds = settled(guider.conds)
     return executor(guider, *args, **kwargs)

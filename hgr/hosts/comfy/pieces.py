@@ -1,6 +1,6 @@
 """What takes the place of an entry of a conditioning in which a concept fires.
 
-The host divides the weighted sum of an entry's predictions by the sum of the weights, picture point by picture point
+The host divides the weighted sum of all entries' predictions by the sum of their weights, point by point of the picture
 (`comfy.samplers.calc_cond_batch`). Two pieces with the weights m and 1 - m, times the entry's own, therefore act as one
 entry that predicts `m eps(c) + (1 - m) eps(c_safe)`: in its area and mask, with its hooks and its ControlNet, and
 beside other entries.
@@ -8,14 +8,19 @@ beside other entries.
 
 from __future__ import annotations
 
+import copy
 import uuid
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 Entry = dict[str, Any]  # of a conditioning, as a guider holds it
-_MARK = "safecfg"  # in a weighted piece: its role, and the entry's own strength
+Conds = dict[str, list[Entry]]  # a guider's conditionings: entries by role ("positive", "negative", ...)
+# in a weighted piece: its role, and the entry's own strength
+_MARK = "safecfg"
+_APART = "safecfg_apart"  # in a safe one: evaluate it in a batch of its own
 _TO_UNCOND = "control_apply_to_uncond"
 
 
@@ -35,13 +40,11 @@ def pieces(
     inside = [safe]
     if ((share > 0) & (share < 1)).any():
         # the host's caches tell entries apart by their uuid
-        inside = [
-            _weighted(safe | {"uuid": uuid.uuid4()}, 1 - share, role=role, ones=ones),
-            _weighted(entry, share, role=role, ones=ones),
-        ]
+        other = safe | {"uuid": uuid.uuid4(), _APART: True}
+        inside = [_weighted(entry, share, role=role, ones=ones), _weighted(other, 1 - share, role=role, ones=ones)]
     start, end = window
     low, high = entry.get("start_percent", 0.0), entry.get("end_percent", 1.0)
-    # The safe piece comes first: if the host adds an entry for the other side, it copies the first one.
+    # The pieces of the window come first: if the host adds an entry for the other side, it copies the first one.
     spans = [
         *((piece, max(low, start), min(high, end)) for piece in inside),
         (entry, low, min(high, start)),
@@ -57,10 +60,13 @@ def pieces(
     return made
 
 
-def copies_restored(conds: dict[str, list[Entry]]) -> dict[str, list[Entry]]:
-    """The conditionings with the entries' own strength in what the host copied to other roles, as it does for areas:
-    a copy holds the other role's text, and no part of the mixture."""
-    return {role: [_restored(entry, role) for entry in entries] for role, entries in conds.items()}
+def settled(conds: Conds) -> Conds:
+    """The conditionings as the host has prepared them for the denoiser, with two things put right. What it copied to
+    other roles, as it does for areas, gets the entry's own strength back: it holds the other role's text, and no part
+    of the mixture. And safe pieces get a batch of their own: beside them others would be computed in a larger one, and
+    a clean sample not be the same to the last bit.
+    """
+    return {role: [_settled(entry, role) for entry in entries] for role, entries in conds.items()}
 
 
 def repeated(rows: Tensor, count: int) -> Tensor:
@@ -78,7 +84,32 @@ def _weighted(entry: Entry, weight: Tensor, *, role: str, ones: Tensor) -> Entry
     return entry | {"strength": strength * factor, _MARK: entry.get(_MARK, (role, strength))}
 
 
-def _restored(entry: Entry, role: str) -> Entry:
-    if _MARK not in entry or entry[_MARK][0] == role:
+def _settled(entry: Entry, role: str) -> Entry:
+    if _MARK not in entry:
         return entry
-    return entry | {"strength": entry[_MARK][1]}
+    home, strength = entry[_MARK]
+    if role != home:
+        return entry | {"strength": strength}
+    if _APART not in entry:
+        return entry
+    return entry | {"model_conds": {key: _apart(cond) for key, cond in entry["model_conds"].items()}}
+
+
+class _Apart:
+    """What the denoiser gets of an entry, in no batch with other kinds. The host asks the later entry whether it can be
+    joined to the first, and a safe piece is behind all that its plain one is joined with."""
+
+    def can_concat(self, other: object) -> bool:
+        return isinstance(other, _Apart) and super().can_concat(other)  # type: ignore[reportAttributeAccessIssue]
+
+
+@cache
+def _apart_kind(kind: type) -> type:
+    return type(kind.__name__, (_Apart, kind), {})
+
+
+def _apart(cond: Any) -> Any:
+    """A copy of one of the host's `comfy.conds`."""
+    made = copy.copy(cond)
+    made.__class__ = _apart_kind(type(cond))
+    return made
