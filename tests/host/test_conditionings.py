@@ -158,6 +158,8 @@ def test_a_default_entry_is_redirected_in_dynamic_too(kit, hgr):
     prompt = comfy.hooks.set_default_conds_and_combine([left], [kit.harmful])[0]
     made = [kit.sample(kit.patch(hgr, mode=mode), prompt) for mode in MODES]
     assert torch.equal(*made) and not torch.allclose(made[0], kit.sample(kit.model, prompt), atol=1e-2)
+    plain, same = (kit.sample(m, prompt, cfg=1.0) for m in (kit.model, kit.patch(hgr, mode="dynamic")))
+    assert torch.equal(same, plain), "no effect at cfg 1"
 
 
 def test_pieces_can_be_told_apart_by_the_hosts_caches(kit, hgr, pack):

@@ -320,14 +320,20 @@ def test_given_conditionings_are_not_changed(kit, hgr):
         assert torch.equal(conditioning[0][0], features) and set(conditioning[0][1]) == {"pooled_output"}
 
 
-def test_two_hgrs_stack(kit, hgr):
+@pytest.mark.parametrize("mode", MODES)
+def test_two_hgrs_stack(kit, hgr, mode):
     """The second redirects what the first left; one that finds nothing changes nothing."""
     import torch
 
-    moved = kit.sample(kit.patch(hgr), kit.harmful)
+    def patch(hgr, model=None):
+        return kit.patch(hgr, model, mode=mode)
+
+    moved = kit.sample(patch(hgr), kit.harmful)
     closed = kit.make_hgr(closed=True)
-    assert torch.equal(kit.sample(kit.patch(closed, kit.patch(hgr)), kit.harmful), moved)
-    assert torch.equal(kit.sample(kit.patch(hgr, kit.patch(closed)), kit.harmful), moved)
+    assert torch.equal(kit.sample(patch(closed, patch(hgr)), kit.harmful), moved)
+    assert torch.equal(kit.sample(patch(hgr, patch(closed)), kit.harmful), moved)
+    both = kit.sample(patch(hgr, patch(hgr)), kit.harmful)
+    assert both.isfinite().all() and not torch.allclose(both, kit.sample(kit.model, kit.harmful), atol=0.01)
 
 
 @pytest.mark.oldest

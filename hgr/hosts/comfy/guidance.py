@@ -96,10 +96,10 @@ class _Patch:
     end: float
     node_id: str | None = None
 
-    def __call__(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, executor: WrapperExecutor, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not any(self.strengths):  # switched off, but used
             runs.report(self.node_id)
-            return executor(*args, **kwargs)
+            return executor(noise, *args, **kwargs)
         guider: Any = executor.class_obj
         cfg = _scale(guider) if self.mode == "dynamic" else math.inf
         if cfg <= 1:
@@ -119,13 +119,12 @@ class _Patch:
         )
         if notes := unread_patches(guider.model_options):
             runs.report(self.node_id, notes=notes)
-        noise, device = args[0], guider.model_patcher.load_device
-        ones = torch.ones(len(noise), *(1,) * (noise.ndim - 1), device=device)
+        ones = torch.ones(len(noise), *(1,) * (noise.ndim - 1), device=guider.model_patcher.load_device)
         guider.conds = self.rewrite(guider.conds, cfg=cfg, ones=ones)
         # the guider's options are this run's own copy
         for kind, wrapper in ((WrappersMP.DIFFUSION_MODEL, inside), (WrappersMP.SAMPLER_SAMPLE, _settle)):
             add_wrapper_with_key(kind, KEY, wrapper, guider.model_options, is_model_options=True)
-        result = executor(*args, **kwargs)
+        result = executor(noise, *args, **kwargs)
         gates, unread = inside.found()
         if gates:
             self._report([gates], [UNREAD_PATCH] if unread else [])
@@ -134,7 +133,7 @@ class _Patch:
     def rewrite(self, conds: Conds, *, cfg: float, ones: Tensor) -> Conds:
         """The conditionings to sample with. The given ones stay unchanged; entries that do not move are the same.
 
-        cfg: the guider's scale. ones (N, 1, ...): a number of each latent, on the sampling device.
+        cfg: the guider's scale. ones (N, 1, ...): one for each latent, on the sampling device.
         """
         notes = [note for entries in conds.values() for entry in entries for note in unread_text(entry)]
         gates: list[list[float]] = []
@@ -172,9 +171,9 @@ class _Patch:
                 changes[FEATURES[key]] = each.safe.pooled
         rows = math.lcm(*(len(each.harm) for each in found.values()))
         harm = torch.stack([repeated(each.harm, rows) for each in found.values()]).amax(0)
-        # the host leaves the weight of a default entry out, so it cannot be mixed
-        mixes = self.mode == "dynamic" and "default" not in entry
-        share = kept_share(harm, cfg) if mixes else (harm == 0).float()
+        share = kept_share(harm, cfg)
+        if self.mode == "redirect" or "default" in entry:  # the host leaves out the weight of a default entry
+            share = (share == 1).float()
         return pieces(entry, changes, role=role, share=share, window=(self.start, self.end), ones=ones)
 
     def _report(self, gates: list[list[float]], notes: list[str]) -> None:
@@ -222,8 +221,8 @@ def _is_followed(role: str) -> bool:
 
 
 def _scale(guider: Any) -> float:
-    """The CFG scale. Guiders of other kinds may keep theirs elsewhere, with the host's 1 left unset in `cfg`: infinity,
-    so that the mixture is the safest there is."""
+    """The CFG scale. Guiders of other kinds may keep theirs elsewhere and leave the host's 1 in `cfg`: infinity, so
+    that the mixture is the safest that there is."""
     cfg = guider.cfg
     if type(guider) is comfy.samplers.CFGGuider:
         return cfg

@@ -11,17 +11,23 @@ from __future__ import annotations
 import copy
 import uuid
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 Entry = dict[str, Any]  # of a conditioning, as a guider holds it
 Conds = dict[str, list[Entry]]  # a guider's conditionings: entries by role ("positive", "negative", ...)
-# in a weighted piece: its role, and the entry's own strength
-_MARK = "safecfg"
-_APART = "safecfg_apart"  # in a safe one: evaluate it in a batch of its own
+_MARK = "safecfg"  # in a weighted piece, until it is settled
 _TO_UNCOND = "control_apply_to_uncond"
+
+
+class _Mark(NamedTuple):
+    """The piece's role, the entry's own strength, and whether the piece is to be evaluated in a batch of its own."""
+
+    role: str
+    strength: float
+    apart: bool = False
 
 
 def pieces(
@@ -32,7 +38,7 @@ def pieces(
     changes: the safe text features and pooled outputs, by key. They are the entry's own in samples where nothing fires.
     share (B,): m of each sample. Samples with 1 keep their prediction bit for bit; 1 everywhere gives the entry itself.
     window: in the host's percent.
-    ones (N, 1, ...): a number of each latent, on the sampling device. The N latents take the B prompts in turn.
+    ones (N, 1, ...): one for each latent, on the sampling device. The N latents take the B prompts in turn.
     """
     if (share == 1).all():
         return [entry]
@@ -40,8 +46,11 @@ def pieces(
     inside = [safe]
     if ((share > 0) & (share < 1)).any():
         # the host's caches tell entries apart by their uuid
-        other = safe | {"uuid": uuid.uuid4(), _APART: True}
-        inside = [_weighted(entry, share, role=role, ones=ones), _weighted(other, 1 - share, role=role, ones=ones)]
+        other = safe | {"uuid": uuid.uuid4()}
+        inside = [
+            _weighted(entry, share, role=role, ones=ones),
+            _weighted(other, 1 - share, role=role, ones=ones, apart=True),
+        ]
     start, end = window
     low, high = entry.get("start_percent", 0.0), entry.get("end_percent", 1.0)
     # The pieces of the window come first: if the host adds an entry for the other side, it copies the first one.
@@ -74,25 +83,27 @@ def repeated(rows: Tensor, count: int) -> Tensor:
     return rows[torch.arange(count, device=rows.device) % len(rows)]
 
 
-def _weighted(entry: Entry, weight: Tensor, *, role: str, ones: Tensor) -> Entry:
+def _weighted(entry: Entry, weight: Tensor, *, role: str, ones: Tensor, apart: bool = False) -> Entry:
     """The entry with its strength times weight (B,): a number if all samples agree, else one of each sample."""
     strength = entry.get("strength", 1.0)
     if (weight == weight[0]).all():
         factor = weight[0].item()
     else:
         factor = repeated(weight, len(ones)).reshape(ones.shape).to(ones)
-    return entry | {"strength": strength * factor, _MARK: entry.get(_MARK, (role, strength))}
+    mark = entry.get(_MARK) or _Mark(role, strength)  # another SafeCFG may have made this piece
+    return entry | {"strength": strength * factor, _MARK: mark._replace(apart=mark.apart or apart)}
 
 
 def _settled(entry: Entry, role: str) -> Entry:
     if _MARK not in entry:
         return entry
-    home, strength = entry[_MARK]
-    if role != home:
-        return entry | {"strength": strength}
-    if _APART not in entry:
-        return entry
-    return entry | {"model_conds": {key: _apart(cond) for key, cond in entry["model_conds"].items()}}
+    mark = entry[_MARK]
+    rest = {key: value for key, value in entry.items() if key != _MARK}
+    if mark.role != role:
+        return rest | {"strength": mark.strength}
+    if mark.apart:
+        rest["model_conds"] = {key: _apart(cond) for key, cond in rest["model_conds"].items()}
+    return rest
 
 
 class _Apart:
