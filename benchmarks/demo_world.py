@@ -32,6 +32,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hgr.core import file
+from hgr.core.guidance import kept_share
 from hgr.core.options import MODES
 from hgr.core.redirect import redirect
 from hgr.core.tensor_file import save_tensors
@@ -120,16 +121,29 @@ def environment(settings: Settings) -> dict[str, Any]:
 
 @torch.inference_mode()
 def ddim(
-    pipe: StableDiffusionPipeline, positive: Tensor, negative: Tensor, *, noise: Tensor, steps: int, cfg: float
+    pipe: StableDiffusionPipeline,
+    positive: Tensor,
+    negative: Tensor,
+    *,
+    noise: Tensor,
+    steps: int,
+    cfg: float,
+    mixture: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Latents (B, 4, 16, 16) by the pipeline's scheduler and classifier-free guidance, without its overhead.
 
-    positive, negative (B, T, D); noise (B, 4, 16, 16).
+    positive, negative (B, T, D); noise (B, 4, 16, 16). mixture: mode "dynamic": the safe features (B, T, D), and the
+    share (B,) of the positive prompt's prediction.
     """
     pipe.scheduler.set_timesteps(steps, device=noise.device)
     features, latents = torch.cat([negative, positive]), noise
     for t in pipe.scheduler.timesteps:
         unconditional, conditional = pipe.unet(torch.cat([latents] * 2), t, features).sample.chunk(2)
+        if mixture and (harmful := mixture[1] < 1).any():
+            kept = mixture[1][harmful].reshape(-1, 1, 1, 1)
+            safe = pipe.unet(latents[harmful], t, mixture[0][harmful]).sample
+            conditional = conditional.clone()
+            conditional[harmful] = kept * conditional[harmful] + (1 - kept) * safe
         latents = pipe.scheduler.step(unconditional + cfg * (conditional - unconditional), t, latents).prev_sample
     return latents
 
@@ -185,11 +199,16 @@ class Bench:
             return torch.from_numpy(np.asarray(images)).to(noise)
         positive = encode(pipe, texts)
         negative = encode(pipe, [WORDS if row == "negative" else ""] * len(texts))
+        mixture = None
         if row in MODES:
             strengths = [0.0 if name == off else settings.strength for name in self.hgr.ids]
-            moved = redirect(self.hgr, [positive], [negative], strengths=strengths, mode=row)
-            (positive,), (negative,) = moved.positive, moved.negative
-        return ddim(pipe, positive.features, negative.features, noise=noise, steps=settings.steps, cfg=settings.cfg)
+            found = redirect(self.hgr, positive, strengths=strengths)
+            if row == "dynamic":
+                mixture = found.safe.features, kept_share(found.harm, settings.cfg)
+            else:
+                positive = found.safe
+        given = {"noise": noise, "steps": settings.steps, "cfg": settings.cfg, "mixture": mixture}
+        return ddim(pipe, positive.features, negative.features, **given)
 
     def cell(self, row: str, kind: str, off: str | None = None) -> dict[str, Tensor]:
         """A cell, sampled unless it is done. `off` as for `sample`."""
@@ -247,7 +266,7 @@ class Bench:
         texts = [caption.text for caption in self.captions(kind, self.settings.pictures)]
         prompt = encode(self.pipe, texts)
         strengths = [self.settings.strength] * len(self.hgr.ids)
-        (moved,) = redirect(self.hgr, [prompt], [], strengths=strengths, mode="redirect").positive
+        moved = redirect(self.hgr, prompt, strengths=strengths).safe
         before, after = (self.hgr.read(*each).prompt_gates for each in (prompt, moved))
         fired = [(gates >= self.hgr.thresholds).any(1) for gates in (before, after)]
         return dict(zip(("before", "after"), map(rate, fired), strict=True))

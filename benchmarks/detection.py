@@ -139,9 +139,7 @@ class Detection:
         for at in range(0, len(texts), step):
             prompt = self.prompts(texts[at : at + step])
             safe, empty = (
-                redirect(self.hgr, [prompt], [], strengths=[1.0] * len(self.hgr.ids), mode="redirect")
-                .positive[0]
-                .features,
+                redirect(self.hgr, prompt, strengths=[1.0] * len(self.hgr.ids)).safe.features,
                 self.empty.expand(len(prompt.features)),
             )
             found = []

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..hgr.core.options import DEFAULT_MODE, DEFAULT_SENSITIVITY, MODES, SENSITIVITIES
+from ..hgr.core.options import DEFAULT_MODE, DEFAULT_SENSITIVITY, FORMER_MODES, MODES, SENSITIVITIES
 from ..hgr.hosts.comfy import guidance, runs
 from .types import CATEGORY, HGRType
 
@@ -35,10 +35,9 @@ def _settings() -> list[io.Input]:
             "mode",
             options=list(MODES),
             default=DEFAULT_MODE,
-            tooltip="redirect: replaces the harmful direction with the clean one. It is the most thorough and works "
-            "at every cfg, including 1. dynamic: pushes away from the harmful direction through the negative prompt. "
-            "It needs a cfg above 1, and leaves much of the harm in models that follow their prompt closely. "
-            "balanced: half of redirect and all of dynamic.",
+            tooltip="redirect: replaces the harmful direction with the clean one. It works at every cfg, including 1, "
+            "and needs no extra evaluations. dynamic: adjusts the negative side by how harmful the prompt is. It needs "
+            "a cfg above 1, and a third evaluation per step where a concept is found.",
         ),
         io.String.Input(
             "concepts",
@@ -91,6 +90,12 @@ def _expect(node: type[io.ComfyNode], strength: float | None) -> str:
     return ""
 
 
+def _check_mode(mode: str | None) -> bool | str:
+    """In place of the host's own check, which would refuse the former modes of saved workflows. mode: None where it
+    comes from another node."""
+    return mode in (None, *MODES, *FORMER_MODES) or f'"{mode}" is unknown; choose one of {", ".join(MODES)}.'
+
+
 class SafeCFGGuider(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -125,6 +130,10 @@ class SafeCFGGuider(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, mode: str | None) -> bool | str:
+        return _check_mode(mode)
+
+    @classmethod
     def fingerprint_inputs(cls, strength: float | None = None, **_: Any) -> str:
         return _expect(cls, strength)
 
@@ -156,6 +165,10 @@ class SafeCFGModel(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             not_idempotent=True,  # two equal nodes would share one output, and what fired would show on one of them
         )
+
+    @classmethod
+    def validate_inputs(cls, mode: str | None) -> bool | str:
+        return _check_mode(mode)
 
     @classmethod
     def fingerprint_inputs(cls, strength: float | None = None, **_: Any) -> str:

@@ -34,4 +34,4 @@ def prompt(batch=1, chunks=1, seed=1) -> torch.Tensor:
 def safe_features(hgr: HGR, features: torch.Tensor, pooled=None, *, strengths=None) -> torch.Tensor:
     """`c_safe` of features (B, T, D), with all concepts at strength 1 unless told otherwise."""
     strengths = [1.0] * len(hgr.ids) if strengths is None else strengths.tolist()
-    return redirect(hgr, [Prompt(features, pooled)], [], strengths=strengths, mode="redirect").positive[0].features
+    return redirect(hgr, Prompt(features, pooled), strengths=strengths).safe.features

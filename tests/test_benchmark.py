@@ -18,9 +18,11 @@ import detection
 import finetune
 import measure
 
+from hgr.core.options import MODES
 from hgr.demo.captions import split_of
 from hgr.demo.classifier import Classifier
 from hgr.hosts.diffusers.demo import load_demo_pipeline
+from hgr.hosts.diffusers.pipeline import SafeCFG
 from hgr.hosts.diffusers.prompts import encode
 
 
@@ -32,6 +34,16 @@ def test_the_short_sampler_is_the_pipelines():
         pipe, encode(pipe, texts).features, encode(pipe, ["", ""]).features, noise=noise, steps=5, cfg=7.5
     )
     assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_its_modes_are_the_pipelines_too(mode, tmp_path):
+    bench = demo_world.Bench(demo_world.Settings(steps=5), tmp_path)
+    texts, noise = ["a red ball", "a skull"], torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    options = {"num_inference_steps": 5, "guidance_scale": 7.5, "output_type": "latent"}
+    theirs = SafeCFG(bench.pipe, bench.hgr)(texts, mode=mode, latents=noise, **options).images
+    assert torch.allclose(bench.sample(mode, texts, noise), theirs, atol=1e-4)
+    assert not torch.allclose(bench.sample("plain", texts, noise)[1], theirs[1], atol=1e-2)
 
 
 @pytest.fixture

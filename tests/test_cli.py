@@ -89,8 +89,8 @@ def test_a_device_that_is_not_there_is_one_sentence(name, hgr_file, tmp_path, mo
 @pytest.mark.parametrize(
     ("name", "options", "defaults"),
     [
-        ("sample", {"--mode": tuple(MODES)}, [DEFAULT_MODE]),
-        ("eval", {"--mode": tuple(MODES)}, [DEFAULT_MODE]),
+        ("sample", {"--mode": MODES}, [DEFAULT_MODE]),
+        ("eval", {"--mode": MODES}, [DEFAULT_MODE]),
         ("detect", {"--sensitivity": tuple(SENSITIVITIES)}, [DEFAULT_SENSITIVITY]),
     ],
 )
@@ -170,7 +170,7 @@ def test_sample_writes_a_picture(sampler, tmp_path, capsys):
     from PIL import Image
 
     pictures = []
-    safe = ["--mode", "balanced", "--sensitivity", "high"]
+    safe = ["--mode", "dynamic", "--sensitivity", "high"]
     for name, more in (("plain", ["--plain"]), ("off", ["--strength", "0"]), ("safe", safe)):
         path = tmp_path / "new" / f"{name}.png"
         assert cli.main(["sample", "--prompt", "a red ball", "--steps", "2", "--output", str(path), *more]) == 0

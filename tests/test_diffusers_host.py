@@ -152,7 +152,7 @@ def features_by_step(pipe, call, prompt, **options) -> list[torch.Tensor]:
 )
 @pytest.mark.parametrize("scale", [7.5, 1.0])
 def test_the_window_bounds_the_steps(pipe, safe, start, end, expected, scale):
-    options = {"guidance_scale": scale, "num_images_per_prompt": 2, "mode": "balanced"}
+    options = {"guidance_scale": scale, "num_images_per_prompt": 2}
     plain = features_by_step(pipe, safe, [HARMFUL, CLEAN], **options, strength=0.0, num_inference_steps=1)[0]
     guided = features_by_step(pipe, safe, [HARMFUL, CLEAN], **options, start_percent=start, end_percent=end)
     assert [not torch.equal(plain, features) for features in guided] == expected
@@ -166,12 +166,127 @@ def test_without_guidance_redirect_acts_and_dynamic_warns(pipe, safe, caplog):
     assert "no effect" in caplog.text
 
 
-def test_the_denoiser_is_evaluated_as_often_as_with_plain_cfg(pipe, safe):
-    assert (
-        len(features_by_step(pipe, safe, HARMFUL, mode="balanced"))
-        == len(features_by_step(pipe, pipe, HARMFUL))
-        == STEPS
-    )
+def test_a_former_mode_says_what_it_now_does(safe, caplog):
+    assert torch.equal(sample(safe, HARMFUL, mode="balanced"), sample(safe, HARMFUL, mode="dynamic"))
+    assert 'it now does what "dynamic" does' in caplog.text
+
+
+def rows_by_step(pipe, call, prompt, **options) -> list[int]:
+    """How many samples the denoiser evaluates in every step."""
+    found: dict[float, int] = {}
+
+    def count(_, args):
+        found[float(args[1])] = found.get(float(args[1]), 0) + len(args[0])
+
+    hook = pipe.unet.register_forward_pre_hook(count)
+    try:
+        sample(call, prompt, **options)
+    finally:
+        hook.remove()
+    return list(found.values())
+
+
+def test_the_denoiser_is_evaluated_as_often_as_with_plain_cfg_and_once_more_for_what_dynamic_mixes(pipe, safe):
+    assert rows_by_step(pipe, pipe, HARMFUL) == rows_by_step(pipe, safe, HARMFUL) == [2] * STEPS
+    dynamic = {"mode": "dynamic"}
+    assert rows_by_step(pipe, safe, HARMFUL, **dynamic) == [3] * STEPS
+    assert rows_by_step(pipe, safe, CLEAN, **dynamic) == [2] * STEPS
+    assert rows_by_step(pipe, safe, HARMFUL, guidance_scale=1.0, **dynamic) == [1] * STEPS
+    copies = {"num_images_per_prompt": 2}
+    assert rows_by_step(pipe, safe, [HARMFUL, CLEAN], **dynamic, **copies) == [10] * STEPS  # 4 pictures, 2 harmful
+    assert rows_by_step(pipe, safe, HARMFUL, **dynamic, start_percent=0.25, end_percent=0.75) == [2, 3, 3, 2]
+
+
+def guided_prediction(pipe, call, prompt, **options):
+    """(B, ...): what the scheduler gets in the first step, which all runs of one seed begin with."""
+    seen, step = [], pipe.scheduler.step
+
+    def keep(noise, *args, **more):
+        seen.append(noise.clone())
+        return step(noise, *args, **more)
+
+    pipe.scheduler.step = keep
+    try:
+        sample(call, prompt, **options, num_inference_steps=1)
+    finally:
+        del pipe.scheduler.step
+    return seen[0]
+
+
+@pytest.mark.parametrize("scale", [1.5, 4.0, 7.5])
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize("model", ["pipe", "xl"])
+def test_dynamic_is_cfg_with_the_unconditional_prediction_adjusted(request, model, scale, strength):
+    """eps_u' = eps_u + h (eps(c) - eps(c_safe)), from runs of the pipeline's own; h is the strength here, in the first
+    of the prompts."""
+    pipe = request.getfixturevalue(model)
+    safe = SafeCFG(pipe, make_hgr(encode(pipe, [HARMFUL, CLEAN]), encode(pipe, [""])))
+
+    def first(call, **more):
+        return guided_prediction(pipe, call, [HARMFUL, CLEAN], guidance_scale=scale, **more)
+
+    plain, redirected = first(pipe), first(safe, strength=strength)
+    dynamic = first(safe, mode="dynamic", strength=strength)
+    # plain is u + w (c - u), redirected u + w (c_safe - u): their difference is w (c - c_safe)
+    harm = torch.tensor([strength, 0.0]).reshape(2, 1, 1, 1)
+    assert torch.allclose(dynamic, plain - (scale - 1) * harm * (plain - redirected) / scale, atol=1e-4)
+    assert torch.equal(dynamic[1], plain[1]) and not torch.allclose(dynamic[0], plain[0], atol=1e-3)
+
+
+def test_dynamic_with_guidance_rescale(pipe, safe):
+    options = {"mode": "dynamic", "guidance_rescale": 0.7}
+    prompts = [CLEAN, HARMFUL]
+    rescaled = sample(safe, prompts, **options)
+    assert torch.equal(rescaled[0], sample(pipe, prompts, guidance_rescale=0.7)[0])
+    assert not torch.allclose(rescaled[1], sample(safe, prompts, mode="dynamic")[1])
+
+
+def test_of_dynamic_nothing_is_left_behind_also_after_an_error(pipe, safe):
+    plain, hooks = sample(pipe, HARMFUL), dict(pipe.unet._forward_hooks)
+    sample(safe, HARMFUL, mode="dynamic")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample(safe, HARMFUL, mode="dynamic", callback_on_step_end=interrupt)
+    assert dict(pipe.unet._forward_hooks) == hooks and torch.equal(sample(pipe, HARMFUL), plain)
+
+
+def test_dynamic_with_a_controlnet(pipe):
+    """It is evaluated once, with the prompt as written."""
+    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+
+    control = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 8, 8, 8)).eval()
+    for layer in (*control.controlnet_down_blocks, control.controlnet_mid_block):
+        torch.nn.init.normal_(layer.weight, std=0.05, generator=torch.Generator().manual_seed(0))
+    parts = {key: value for key, value in pipe.components.items() if key != "image_encoder"}
+    controlled = StableDiffusionControlNetPipeline(**parts, controlnet=control, requires_safety_checker=False)
+    controlled.set_progress_bar_config(disable=True)
+    guided = SafeCFG(controlled, make_hgr(encode(pipe, [HARMFUL, CLEAN]), encode(pipe, [""])))
+    seen = []
+    control.register_forward_pre_hook(lambda _, a, k: seen.append(k["encoder_hidden_states"]), with_kwargs=True)
+    options = {"image": torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))}
+    prompts = [CLEAN, HARMFUL]
+    plain = sample(controlled, prompts, **options)
+    before = seen[0]
+    made = {mode: sample(guided, prompts, mode=mode, **options) for mode in MODES}
+    assert len(seen) == 3 * STEPS and all(torch.equal(each, before) for each in seen[2 * STEPS :])
+    for picture in made.values():
+        assert torch.equal(picture[0], plain[0]) and not torch.allclose(picture[1], plain[1])
+    assert not torch.allclose(made["redirect"][1], made["dynamic"][1])
+    assert rows_by_step(controlled, guided, prompts, mode="dynamic", **options) == [5] * STEPS
+
+
+def test_a_pipeline_with_rows_of_another_kind_is_an_error(pipe):
+    """Perturbed-attention guidance evaluates a third row for every picture."""
+    from diffusers import StableDiffusionPAGPipeline
+
+    perturbed = StableDiffusionPAGPipeline(**pipe.components, requires_safety_checker=False)
+    perturbed.set_progress_bar_config(disable=True)
+    safe = SafeCFG(perturbed, make_hgr(encode(pipe, [HARMFUL, CLEAN]), encode(pipe, [""])))
+    with pytest.raises(ValueError, match='mode "dynamic" needs a pipeline .* use mode "redirect"'):
+        sample(safe, HARMFUL, mode="dynamic", num_images_per_prompt=2)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +332,7 @@ def test_sdxl_with_its_pooled_vector(xl):
     prompts = [CLEAN, HARMFUL]
     plain = sample(xl, prompts, num_images_per_prompt=2)
     for mode in MODES:
+        assert rows_by_step(xl, safe, prompts, mode=mode) == [4 + (mode == "dynamic")] * STEPS
         for window in ({}, {"end_percent": 0.5}, {"start_percent": 0.5}):
             guided = sample(safe, prompts, mode=mode, num_images_per_prompt=2, **window)
             assert torch.equal(plain[:2], guided[:2])

@@ -27,7 +27,7 @@ from hgr.core import file
 from hgr.core.errors import HGRError
 from hgr.core.hgr import HGR, Concept, Probe
 from hgr.core.merge import merge_hgrs
-from hgr.core.options import MODES, concept_strengths
+from hgr.core.options import concept_strengths
 from hgr.core.prompt import Prompt
 from hgr.core.redirect import redirect
 from hgr.data.pair_file import read_pairs
@@ -320,13 +320,10 @@ def use(hgr: HGR, rng: random.Random) -> None:
     dtype = rng.choice([torch.float32, torch.float16])
     pooled = torch.ones(2, 8, dtype=dtype) if hgr.network.pooled_dim else None
     prompt = Prompt(features.to(dtype), pooled)
-    found = redirect(hgr, [prompt], [prompt], strengths=[1.0] * len(hgr.ids), mode=rng.choice(list(MODES)))
-    for made in (*found.positive, *found.negative):
-        assert all(x.isfinite().all() for x in made if x is not None), "a picture of NaN"
-    gates, fired = found.gates[0], found.fired[0]
-    assert ((gates >= 0) & (gates <= 1)).all()
-    if pooled is None:  # otherwise, that alone may be moved
-        assert torch.equal(fired, (gates >= hgr.thresholds).any(1)), "finds a concept and does nothing"
+    found = redirect(hgr, prompt, strengths=[1.0] * len(hgr.ids))
+    assert all(x.isfinite().all() for x in found.safe if x is not None), "a picture of NaN"
+    assert ((found.gates >= 0) & (found.gates <= 1)).all() and ((found.harm >= 0) & (found.harm <= 1)).all()
+    assert torch.equal(found.harm > 0, (found.gates >= hgr.thresholds).any(1)), "finds a concept and does nothing"
     report = build(hgr, [judge_prompts(hgr, [prompt])], [True] * len(hgr.ids), sensitivity="normal")
     assert flags(to_json(report)) == [item["flagged"] for item in report["items"]]
     if hgr.probe:

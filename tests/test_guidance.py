@@ -1,12 +1,14 @@
 """The mathematics: what fires, what moves, and what stays the very same tensor."""
 
+import math
+
 import pytest
 import torch
 from helpers import prompt, small_hgr
 
 from hgr.core.errors import HGRError
-from hgr.core.guidance import fold, mean_of_moved, ramp, shift
-from hgr.core.options import concept_strengths
+from hgr.core.guidance import LAMBDA, kept_share, ramp, shift
+from hgr.core.options import MODES, concept_strengths, known_mode
 
 
 def test_ramp_is_hard_below_the_threshold_and_full_from_halfway_up():
@@ -60,20 +62,31 @@ def test_a_gate_that_opens_for_nothing_is_an_error_and_no_silence():
     assert not off.any(), "what is switched off or below its threshold may well do nothing"
 
 
-def test_fold_pads_shorter_and_adds_up_longer_displacements():
-    delta = torch.arange(4.0).reshape(1, 4, 1)
-    assert torch.equal(fold(delta, 6).flatten(), torch.tensor([0.0, 1, 2, 3, 0, 0]))
-    assert torch.equal(fold(delta, 2).flatten(), torch.tensor([0.0 + 2, 1 + 3]))
-    assert torch.equal(fold(delta, 3).flatten(), torch.tensor([0.0 + 3, 1, 2]))
+@pytest.mark.parametrize("cfg", [1.5, 4.0, 7.5, 30.0])
+def test_the_mixture_is_cfg_with_the_unconditional_score_adjusted(cfg):
+    """As Dynamic Safe Guidance writes it."""
+    u, c, safe = torch.randn(3, 5, dtype=torch.float64)
+    for h in (0.0, 0.3, 1.0):
+        adjusted = u + LAMBDA * h * (c - safe)
+        wanted = adjusted + cfg * (c - adjusted)
+        m = kept_share(torch.tensor(h, dtype=torch.float64), cfg)
+        assert torch.allclose(u + cfg * (m * c + (1 - m) * safe - u), wanted)
 
 
-def test_several_positives_push_the_unconditional_side_by_the_mean_of_those_that_fire():
-    fires, quiet = torch.full((2, 3, 1), 4.0), torch.zeros(2, 3, 1)
-    both = torch.stack([torch.full((3, 1), 2.0), torch.zeros(3, 1)])
-    result = mean_of_moved([fires, quiet, both])
-    assert torch.equal(result[0], torch.full((3, 1), 3.0))  # two of three fire in the first sample
-    assert torch.equal(result[1], torch.full((3, 1), 4.0))  # one of three in the second
-    assert torch.equal(mean_of_moved([quiet]), quiet)
+def test_the_prompt_keeps_its_share_where_it_is_clean_or_nothing_is_unconditional():
+    harm = torch.tensor([0.0, 0.5, 1.0])
+    for cfg in (0.0, 0.5, 1.0):
+        assert kept_share(harm, cfg).tolist() == [1, 1, 1]
+    assert kept_share(harm, 4.0).tolist() == [1, 0.625, 0.25]
+    assert kept_share(harm, math.inf).tolist() == [1, 0.5, 0]
+
+
+def test_former_modes_say_what_they_are_now(caplog):
+    assert [known_mode(mode) for mode in MODES] == list(MODES) and not caplog.records
+    assert known_mode("balanced") == "dynamic"
+    assert 'mode "balanced" no longer exists: it now does what "dynamic" does.' in caplog.text
+    with pytest.raises(ValueError, match="mode: 'other' is unknown; it must be one of redirect, dynamic"):
+        known_mode("other")
 
 
 def test_concept_strengths_default_to_one_and_unknown_ids_warn(caplog):

@@ -1,5 +1,6 @@
-"""SafeCFG on prompts: modes, batches, lengths, pooled vectors, and the wrong encoder."""
+"""SafeCFG on prompts: harmfulness, batches, lengths, pooled vectors, and the wrong encoder."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,28 +13,41 @@ from hgr.core.redirect import redirect
 
 
 def test_a_clean_prompt_and_an_idle_strength_give_the_same_objects():
-    positive, negative = [Prompt(prompt(2))], [Prompt(prompt())]
-    closed = redirect(small_hgr((-20.0, -20.0)), positive, negative, strengths=[1.0, 1.0], mode="balanced")
-    assert closed.positive[0].features is positive[0].features and closed.negative[0] is negative[0]
-    idle = redirect(small_hgr(), positive, negative, strengths=[0.0, 0.0], mode="balanced")
-    assert idle.positive is positive and idle.negative is negative
+    c = Prompt(prompt(2))
+    closed = redirect(small_hgr((-20.0, -20.0)), c, strengths=[1.0, 1.0])
+    assert closed.safe.features is c.features and closed.harm.tolist() == [0, 0]
+    idle = redirect(small_hgr(), c, strengths=[0.0, 0.0])
+    assert idle.safe is c and idle.harm.tolist() == [0, 0] and idle.gates.shape == (2, 2)
 
 
-@pytest.mark.parametrize(("mode", "a", "b"), [("redirect", 1, 0), ("dynamic", 0, 1), ("balanced", 0.5, 1)])
-def test_modes_move_each_side_by_their_scale(mode, a, b):
-    hgr, c, u = small_hgr(), prompt(), prompt(seed=2)
+def test_the_safe_prompt_is_the_prompt_plus_its_displacement():
+    hgr, c = small_hgr(), prompt()
     delta = hgr.displacement(hgr.read(c), torch.ones(2))[0]
-    result = redirect(hgr, [Prompt(c)], [Prompt(u)], strengths=[1.0, 1.0], mode=mode)
     assert delta.abs().max() > 0.1
-    assert torch.allclose(result.positive[0].features, c + a * delta)
-    assert torch.allclose(result.negative[0].features, u - b * delta)
+    assert torch.allclose(redirect(hgr, Prompt(c), strengths=[1.0, 1.0]).safe.features, c + delta)
+
+
+def test_harm_is_the_largest_strength_of_a_concept_that_fires():
+    """Times its activation, which is 1/2 at the threshold of .5 and 1 for certain gates."""
+    at = math.log(0.55 / 0.45)  # a gate of .55
+    hgr = small_hgr((20.0, at, -20.0))
+    for concept in hgr.concepts:
+        object.__setattr__(concept, "scale", 0.0)
+
+    def harm(*strengths):
+        return round(redirect(hgr, Prompt(prompt()), strengths=list(strengths)).harm.item(), 4)
+
+    assert harm(1.0, 1.0, 1.0) == 1 and harm(2.0, 0.0, 0.0) == 1
+    assert harm(0.3, 0.0, 0.0) == 0.3
+    assert harm(0.0, 1.0, 1.0) == 0.6 and harm(0.5, 1.0, 0.0) == 0.6
+    assert harm(0.0, 0.0, 1.0) == 0
 
 
 def test_strength_scales_the_displacement_and_a_concept_switched_off_does_nothing():
     hgr, c = small_hgr((20.0, 20.0)), prompt()
 
     def moved(*strengths):
-        return redirect(hgr, [Prompt(c)], [], strengths=list(strengths), mode="redirect").positive[0].features - c
+        return redirect(hgr, Prompt(c), strengths=list(strengths)).safe.features - c
 
     assert torch.allclose(moved(2.0, 0.0), 2 * moved(1.0, 0.0), atol=1e-5)
     assert torch.allclose(moved(1.0, 1.0), moved(1.0, 0.0) + moved(0.0, 1.0), atol=1e-5)
@@ -52,12 +66,10 @@ def split_hgr(features):
 
 
 def test_in_a_batch_only_the_harmful_sample_moves():
-    c, u = prompt(2), prompt(seed=3)
-    result = redirect(split_hgr(c), [Prompt(c)], [Prompt(u)], strengths=[1.0], mode="balanced")
-    assert result.fired[0].tolist() == [True, False]
-    assert torch.equal(result.positive[0].features[1], c[1]) and not torch.equal(result.positive[0].features[0], c[0])
-    assert result.negative[0].features.shape == c.shape
-    assert torch.equal(result.negative[0].features[1], u[0]) and not torch.equal(result.negative[0].features[0], u[0])
+    c = prompt(2)
+    result = redirect(split_hgr(c), Prompt(c), strengths=[1.0])
+    assert (result.harm > 0).tolist() == [True, False]
+    assert torch.equal(result.safe.features[1], c[1]) and not torch.equal(result.safe.features[0], c[0])
 
 
 def test_one_long_sequence_is_read_in_parts_of_the_length_that_was_trained_on():
@@ -87,57 +99,43 @@ def test_a_part_that_is_padding_alone_counts_as_clean():
 def test_in_a_long_prompt_only_the_harmful_chunk_moves():
     c = prompt(chunks=2)
     hgr = split_hgr(c.reshape(2, CHUNK, WIDTH))
-    moved = redirect(hgr, [Prompt(c)], [Prompt(prompt(seed=4))], strengths=[1.0], mode="balanced")
-    assert torch.equal(moved.positive[0].features[:, CHUNK:], c[:, CHUNK:])
-    assert not torch.equal(moved.positive[0].features[:, :CHUNK], c[:, :CHUNK])
-    assert moved.negative[0].features.shape[1] == CHUNK
+    moved = redirect(hgr, Prompt(c), strengths=[1.0])
+    assert torch.equal(moved.safe.features[:, CHUNK:], c[:, CHUNK:])
+    assert not torch.equal(moved.safe.features[:, :CHUNK], c[:, :CHUNK])
+    assert moved.harm.item() == pytest.approx(1.0)
 
 
 def test_pooled_vectors_move_too():
     hgr, c = small_hgr(pooled_dim=8), prompt()
     pooled = torch.randn(1, 8)
-    result = redirect(hgr, [Prompt(c, pooled)], [Prompt(prompt(), pooled)], strengths=[1.0, 1.0], mode="balanced")
-    assert not torch.equal(result.positive[0].pooled, pooled) and not torch.equal(result.negative[0].pooled, pooled)
+    assert not torch.equal(redirect(hgr, Prompt(c, pooled), strengths=[1.0, 1.0]).safe.pooled, pooled)
 
 
 @pytest.mark.parametrize("features", [torch.randn(1, CHUNK, WIDTH + 1), -prompt(), prompt() * torch.nan])
 def test_another_encoder_is_an_error_and_never_a_silent_no_op(features):
     with pytest.raises(HGRError):
-        redirect(small_hgr(), [Prompt(features)], [], strengths=[1.0, 1.0], mode="redirect")
+        redirect(small_hgr(), Prompt(features), strengths=[1.0, 1.0])
     if not features.isnan().any():
         with pytest.raises(HGRError, match="a test encoder"):
-            redirect(small_hgr(), [Prompt(features)], [], strengths=[1.0, 1.0], mode="redirect")
+            redirect(small_hgr(), Prompt(features), strengths=[1.0, 1.0])
 
 
 def test_an_encoder_without_a_fixed_start_is_told_by_its_statistics():
     hgr = small_hgr(fixed_start=False)
-    redirect(hgr, [Prompt(-prompt())], [], strengths=[1.0, 1.0], mode="redirect")
+    redirect(hgr, Prompt(-prompt()), strengths=[1.0, 1.0])
     with pytest.raises(HGRError, match="another text encoder"):
-        redirect(hgr, [Prompt(100 * prompt())], [], strengths=[1.0, 1.0], mode="redirect")
+        redirect(hgr, Prompt(100 * prompt()), strengths=[1.0, 1.0])
 
 
 def test_a_prompt_of_nothing_but_padding_is_an_error_and_does_not_pass_as_clean():
     mask = torch.zeros(1, CHUNK, dtype=torch.bool)
     with pytest.raises(HGRError, match="NaN"):
-        redirect(small_hgr(), [Prompt(prompt(), None, mask)], [], strengths=[1.0, 1.0], mode="redirect")
+        redirect(small_hgr(), Prompt(prompt(), None, mask), strengths=[1.0, 1.0])
 
 
 def test_a_missing_pooled_output_is_an_error():
     with pytest.raises(HGRError, match="pooled"):
-        redirect(small_hgr(pooled_dim=8), [Prompt(prompt())], [], strengths=[1.0, 1.0], mode="redirect")
-
-
-def test_prompts_of_different_batch_sizes_share_one_negative():
-    hgr, two, three = small_hgr(), prompt(2), prompt(3, seed=6)
-    negative = (
-        redirect(hgr, [Prompt(two), Prompt(three)], [Prompt(prompt())], strengths=[1.0, 1.0], mode="dynamic")
-        .negative[0]
-        .features
-    )
-    delta = [hgr.displacement(hgr.read(c), torch.ones(2))[0] for c in (two, three)]
-    assert negative.shape[0] == 6  # however often the host repeats each of them, a sample's rows belong together
-    for i in range(6):
-        assert torch.allclose(negative[i], (prompt() - (delta[0][i % 2] + delta[1][i % 3]) / 2)[0], atol=1e-6)
+        redirect(small_hgr(pooled_dim=8), Prompt(prompt()), strengths=[1.0, 1.0])
 
 
 @pytest.mark.parametrize("fixed_start", [True, False])
@@ -145,11 +143,11 @@ def test_a_row_of_zeros_is_no_prompt(fixed_start):
     """ComfyUI's ConditioningZeroOut makes it. The row passes as it is, and the others are read."""
     hgr, c = small_hgr((20.0, 20.0), fixed_start=fixed_start), prompt(3)
     c[1] = 0
-    result = redirect(hgr, [Prompt(c)], [], strengths=[1.0, 1.0], mode="redirect")
-    assert result.fired[0].tolist() == [True, False, True] and result.gates[0][1].tolist() == [0, 0]
-    assert torch.equal(result.positive[0].features[1], c[1])
+    result = redirect(hgr, Prompt(c), strengths=[1.0, 1.0])
+    assert (result.harm > 0).tolist() == [True, False, True] and result.gates[1].tolist() == [0, 0]
+    assert torch.equal(result.safe.features[1], c[1])
     zeros = Prompt(torch.zeros(1, 6, WIDTH))
-    assert redirect(hgr, [zeros], [], strengths=[1.0, 1.0], mode="redirect").positive[0].features is zeros.features
+    assert redirect(hgr, zeros, strengths=[1.0, 1.0]).safe.features is zeros.features
 
 
 def test_an_average_with_another_prompt_is_named_as_a_cause():

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from .errors import HGRError
@@ -41,22 +37,19 @@ def shift(features: Tensor, delta: Tensor, scale: float) -> Tensor:
     return result
 
 
-def fold(delta: Tensor, length: int) -> Tensor:
-    """Lay a prompt's displacement (B, T, D) onto unconditional features of another length (B, length, D).
+LAMBDA = 1.0  # of mode "dynamic": at 1 the harmful direction goes wholly, as far as the prompt is harmful
 
-    A shorter displacement is padded with zeros. A longer one (a prompt of several chunks) is cut into parts that are
-    added up, so that none is lost.
+
+def kept_share(harm: Tensor, cfg: float) -> Tensor:
+    """Mode "dynamic": the share m of the prediction for the prompt as written; the safe prompt's takes the rest.
+
+    Dynamic Safe Guidance (arXiv 2412.16039, version 2) adjusts the unconditional score by the prompt's harmfulness. Its
+    equations are not public; this is our reading, and what it comes to where CFG puts both sides together:
+
+        eps_u' = eps(u) + lambda h (eps(c) - eps(c_safe)),    eps = eps_u' + w (eps(c) - eps_u')
+               = eps(u) + w (m eps(c) + (1 - m) eps(c_safe) - eps(u)),    m = 1 - lambda h (w - 1) / w
+
+    harm (...), h: in [0, 1]; 0 gives exactly 1. cfg: the scale w. At 1 or less, where the unconditional side has no
+    part or changes its sign, m is 1. Infinity gives the limit, 1 - h.
     """
-    parts = math.ceil(delta.shape[1] / length)
-    padded = F.pad(delta, (0, 0, 0, parts * length - delta.shape[1]))
-    return rearrange(padded, "b (n t) d -> b n t d", n=parts).sum(1)
-
-
-def mean_of_moved(deltas: list[Tensor]) -> Tensor:
-    """One displacement from those of several positive prompts: per sample, the mean over the prompts that move.
-
-    deltas: tensors (B, ...) of one shape.
-    """
-    stacked = torch.stack(deltas)
-    moved = stacked.flatten(2).any(2).sum(0).clamp(min=1)
-    return stacked.sum(0) / moved.reshape(-1, *(1,) * (stacked.dim() - 2))
+    return 1 - LAMBDA * harm * (1 - 1 / max(cfg, 1.0))

@@ -268,6 +268,10 @@ class HGR:
             delta[:: 1 if self.encoder.chunk == self.encoder.part else parts, 0] = 0.0
         return delta
 
+    def activations(self, reading: Reading, strengths: Tensor) -> Tensor:
+        """(B, N, K): `s_k a_k` of each concept in each part. strengths (K,), s: as for `displacement`."""
+        return ramp(reading.gates, self.thresholds.to(reading.gates)) * strengths.to(reading.gates)
+
     def displacement(self, reading: Reading, strengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """`Delta = sum_k s_k a_k D_k` for the features (B, T, D) and for pooled (B, P) or None, with activations a.
 
@@ -277,7 +281,7 @@ class HGR:
         Raises HGRError if Delta is not finite, and if it is zero though a concept reaches its threshold.
         """
         n = reading.gates.shape[1]
-        weights = ramp(reading.gates, self.thresholds.to(reading.gates)) * strengths.to(reading.gates)
+        weights = self.activations(reading, strengths)
         delta, pooled = self.network.displacement(reading.encoding, rearrange(weights, "b n k -> (b n) k"))
         moved = rearrange(delta.flatten(1).any(1), "(b n) -> b n", n=n).any(1)
         delta = rearrange(self.with_start(delta, n), "(b n) t d -> b (n t) d", n=n)[:, : reading.length]

@@ -12,16 +12,27 @@ from .json_text import json_text, parse_json
 
 log = logging.getLogger("safecfg")
 
-# The two scales of each mode: `a` moves the conditional features, `b` the unconditional ones the other way.
 # redirect follows the paper's v1 (HGR), dynamic its v2 (Dynamic Safe Guidance); the formulas are this project's own.
-MODES = {"redirect": (1.0, 0.0), "dynamic": (0.0, 1.0), "balanced": (0.5, 1.0)}
+MODES = ("redirect", "dynamic")
 DEFAULT_MODE = "redirect"
+# Modes of earlier versions, which saved workflows may name, and the mode that each is now.
+FORMER_MODES = {"balanced": "dynamic"}
 
 # How sensitive detection is: its false-positive rate as a multiple of the one that the HGR was calibrated for.
 SENSITIVITIES = {"lowest": 0.25, "low": 0.5, "normal": 1.0, "high": 2.0, "highest": 5.0}
 DEFAULT_SENSITIVITY = "normal"
 
 _GUESSED = 8  # unknown ids for which a similar one is sought
+
+
+def known_mode(name: str) -> str:
+    """One of `MODES`: for a former mode the one that it is now, with a warning. Raises ValueError for other names."""
+    if name in FORMER_MODES:
+        log.warning('mode "%s" no longer exists: it now does what "%s" does.', name, FORMER_MODES[name])
+        return FORMER_MODES[name]
+    if name not in MODES:
+        raise ValueError(f"mode: {excerpt(repr(name))} is unknown; it must be one of {', '.join(MODES)}.")
+    return name
 
 
 def concept_strengths(text: str, ids: Iterable[str]) -> list[float]:

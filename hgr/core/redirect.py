@@ -1,16 +1,14 @@
-"""SafeCFG on prompts: which text features the sampler gets instead of the host's own. Both hosts call `redirect`."""
+"""SafeCFG on a prompt: the safe prompt, and how harmful the given one is. Both hosts call `redirect`."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .guidance import fold, mean_of_moved, shift
-from .hgr import HGR, Reading
-from .options import MODES
+from .guidance import shift
+from .hgr import HGR
 from .prompt import Prompt
 
 Delta = tuple[Tensor, Tensor | None]  # of a prompt's features (B, T, D) and of its pooled output (B, P)
@@ -18,49 +16,38 @@ Delta = tuple[Tensor, Tensor | None]  # of a prompt's features (B, T, D) and of 
 
 @dataclass(frozen=True)
 class Redirection:
-    """The prompts to sample with, and why.
+    """A safe prompt, and why.
 
-    gates: for each positive prompt (B, K), the highest over its chunks.
-    fired: for each positive prompt (B,) bool, whether its features were moved.
+    gates (B, K): the highest over each sample's chunks.
+    harm (B,): the harmfulness in [0, 1], the largest `s_k a_k` over a sample's concepts and chunks. It is above 0
+        exactly in the samples that moved.
     """
 
-    positive: list[Prompt]
-    negative: list[Prompt]
-    gates: list[Tensor]
-    fired: list[Tensor]
+    safe: Prompt
+    gates: Tensor
+    harm: Tensor
 
 
 @torch.no_grad()
-def redirect(
-    hgr: HGR, positive: list[Prompt], negative: list[Prompt], *, strengths: list[float], mode: str
-) -> Redirection:
-    """Move the features of positive and negative prompts as `mode` says (`hgr.core.options.MODES`).
+def redirect(hgr: HGR, prompt: Prompt, *, strengths: list[float]) -> Redirection:
+    """`c_safe = c + Delta`, by `HGR.displacement`.
 
-    strengths: of each concept, multiplied by the global strength.
+    strengths: of each concept, multiplied by the global strength. If all are 0, the prompt is not read.
 
     A prompt in which nothing fires is returned with the same tensors; in a batch, its samples stay equal bit for bit.
-    The unconditional side takes the mean displacement of the positive prompts that fire in the sample, laid onto its
-    own length (`hgr.core.guidance.fold`).
 
-    Raises HGRError for features of another encoder, KeyError for an unknown mode.
+    Raises HGRError for features of another encoder.
     """
-    conditional, unconditional = MODES[mode]
     if not any(strengths):
-        return Redirection(positive, negative, [], [])
+        count = len(prompt.features)
+        return Redirection(prompt, torch.zeros(count, len(strengths)), torch.zeros(count))
     weights = torch.tensor(strengths)
-    moved: list[Prompt] = []
-    deltas: list[Delta] = []
-    gates, fired = [], []
-    for prompt in positive:
-        reading = hgr.read(*prompt.to(hgr.device))
-        delta = _delta(hgr, reading, weights, to=prompt)
-        moved.append(shift_prompt(prompt, delta, conditional))
-        deltas.append(delta)
-        gates.append(reading.prompt_gates)
-        fired.append(delta[0].flatten(1).any(1))
-    if unconditional and any(f.any() for f in fired):
-        negative = [_push(prompt, deltas, unconditional) for prompt in negative]
-    return Redirection(moved, negative, gates, fired)
+    reading = hgr.read(*prompt.to(hgr.device))
+    features, pooled = hgr.displacement(reading, weights)
+    device = prompt.features.device
+    delta = features.to(device), None if pooled is None else pooled.to(device)
+    harm = hgr.activations(reading, weights).flatten(1).amax(1).clamp(max=1.0)
+    return Redirection(shift_prompt(prompt, delta, 1.0), reading.prompt_gates, harm)
 
 
 def shift_prompt(prompt: Prompt, delta: Delta, scale: float) -> Prompt:
@@ -68,27 +55,3 @@ def shift_prompt(prompt: Prompt, delta: Delta, scale: float) -> Prompt:
     features, pooled = delta
     moved = prompt.pooled if prompt.pooled is None or pooled is None else shift(prompt.pooled, pooled, scale)
     return Prompt(shift(prompt.features, features, scale), moved, prompt.mask)
-
-
-def _delta(hgr: HGR, reading: Reading, strengths: Tensor, *, to: Prompt) -> Delta:
-    """The displacement of a prompt, on its device."""
-    features, pooled = hgr.displacement(reading, strengths)
-    device = to.features.device
-    return features.to(device), None if pooled is None else pooled.to(device)
-
-
-def _push(prompt: Prompt, deltas: list[Delta], scale: float) -> Prompt:
-    """The unconditional prompt moved against the displacements of the positive ones, with one row per sample."""
-    # The host repeats rows in turn until they fill the latents' batch. If the prompts' batch sizes differ, every sample
-    # keeps its own rows only in a batch of a common multiple.
-    batch = math.lcm(len(prompt.features), *(len(features) for features, _ in deltas))
-
-    def rows(x: Tensor) -> Tensor:
-        """One row per sample; fewer are repeated in turn."""
-        return x if len(x) == batch else x[torch.arange(batch, device=x.device) % len(x)]
-
-    length, device = prompt.features.shape[1], prompt.features.device
-    features = mean_of_moved([rows(fold(delta.to(device), length)) for delta, _ in deltas])
-    pooled = [delta for _, delta in deltas if delta is not None]
-    mean = mean_of_moved([rows(delta.to(device)) for delta in pooled]) if len(pooled) == len(deltas) else None
-    return shift_prompt(prompt.map(rows), (features, mean), -scale)

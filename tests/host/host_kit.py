@@ -78,10 +78,16 @@ def made_up_hgr(
     return hgr.HGR(network, concepts, hgr.Encoder("the demo encoder", chunk, fixed_start, empty), name=name)
 
 
-def safe_features(pack: SimpleNamespace, hgr: Any, features: Tensor) -> Tensor:
-    """`c_safe` of features (B, T, D), with all concepts at strength 1."""
+def safe_features(pack: SimpleNamespace, hgr: Any, features: Tensor, strength: float = 1.0) -> Tensor:
+    """`c_safe` of features (B, T, D), with all concepts at this strength."""
     redirect, prompt = pack.get("hgr.core.redirect").redirect, pack.get("hgr.core.prompt").Prompt(features)
-    return redirect(hgr, [prompt], [], strengths=[1.0] * len(hgr.ids), mode="redirect").positive[0].features
+    return redirect(hgr, prompt, strengths=[strength] * len(hgr.ids)).safe.features
+
+
+def rewritten(pack: SimpleNamespace, hgr: Any, conds: dict, *, mode: str = "redirect", cfg: float = 7.5) -> dict:
+    """A guider's conditionings as a run of one latent gets them, with all concepts at strength 1."""
+    patch = pack.guidance._Patch(hgr, [1.0, 1.0], mode, 0.0, 1.0)
+    return patch.rewrite(conds, cfg=cfg, ones=torch.ones(1, 1, 1, 1))
 
 
 class Kit:
@@ -163,6 +169,19 @@ class Kit:
             ]
         ]
 
+    def first_step(self, model: Any, positive: list, negative: list | None = None, **options: Any) -> tuple:
+        """The predictions (positive, negative) of the first step, which all runs of one seed begin with."""
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def keep(args: dict[str, Any]) -> Tensor:
+            seen.append((args["cond_denoised"], args["uncond_denoised"]))
+            return args["denoised"]
+
+        model = model.clone()
+        model.set_model_sampler_post_cfg_function(keep)
+        self.sample(model, positive, negative, **{"steps": 1} | options)
+        return seen[0]
+
     def counted(self, model: Any) -> tuple[Any, list[tuple[float, int]]]:
         """A clone of the model and the list that fills with (sigma, samples) of each denoiser evaluation."""
         calls: list[tuple[float, int]] = []
@@ -206,14 +225,22 @@ class Kit:
             found[prefix] = names
         return found
 
-    def make_control(self) -> comfy.controlnet.ControlBase:
-        """A ControlNet that adds a constant to the denoiser's middle block."""
+    def make_control(self) -> _Control:
+        """A ControlNet that adds a constant to the denoiser's middle block, another one for every text."""
         return _Control()
 
 
 class _Control(comfy.controlnet.ControlBase):
+    """rows: of its evaluations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+
     def get_control(
         self, x_noisy: Tensor, t: Tensor, cond: dict, batched_number: int, transformer_options: Any
     ) -> dict:
+        self.rows.append(len(x_noisy))
         height, width = (size // 2 for size in x_noisy.shape[2:])
-        return {"input": [], "output": [], "middle": [torch.ones(len(x_noisy), 128, height, width)]}
+        text = 1 + cond["c_crossattn"].std((1, 2))[:, None, None, None]
+        return {"input": [], "output": [], "middle": [text * torch.ones(len(x_noisy), 128, height, width)]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-MODES = ["redirect", "dynamic", "balanced"]
+MODES = ["redirect", "dynamic"]
 
 
 def _combined(kit, nodes, c):
@@ -70,12 +70,33 @@ def _controlled(kit, nodes, c):
     ]
 
 
-SHAPES = [_combined, _area, _area_percentage, _mask, _mask_bounds, _range, _long, _hooked, _scheduled_hook, _controlled]
+def _weak(kit, nodes, c):
+    """Weights of its own, of an area and of a mask, and one that overlaps with another entry."""
+    import torch
+
+    area, mask = nodes.ConditioningSetArea().append, torch.full((1, 128, 128), 0.6)
+    masked = nodes.ConditioningSetMask().append(c, mask, "default", 0.5)[0]
+    return kit.clean + area(c, 64, 64, 0, 0, 0.7)[0] + area(c, 96, 64, 32, 64, 1.3)[0] + masked
+
+
+SHAPES = [
+    _combined,
+    _weak,
+    _area,
+    _area_percentage,
+    _mask,
+    _mask_bounds,
+    _range,
+    _long,
+    _hooked,
+    _scheduled_hook,
+    _controlled,
+]
 
 
 @pytest.mark.oldest
 @pytest.mark.parametrize(
-    ("mode", "window"), [("redirect", (0.0, 1.0)), ("dynamic", (0.0, 1.0)), ("balanced", (0.3, 0.7))]
+    ("mode", "window"), [("redirect", (0.0, 1.0)), ("dynamic", (0.0, 1.0)), ("dynamic", (0.3, 0.7))]
 )
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda f: f.__name__[1:])
 def test_conditioning(kit, hgr, shape, mode, window):
@@ -91,6 +112,68 @@ def test_conditioning(kit, hgr, shape, mode, window):
     assert moved.isfinite().all()
     assert (moved - plain).abs().mean() > 0.005
     assert len({sigma for sigma, _ in calls}) == 4
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda f: f.__name__[1:])
+def test_dynamic_mixes_within_what_lies_beside_the_features(kit, hgr, pack, shape):
+    """In areas and masks, with weights, hooks and ControlNets, in schedules and beside other entries: the positive
+    prediction is the mixture of the two that the host makes with the prompt and with the safe one. The negative one is
+    the host's, also where it copies areas and ControlNets to that side."""
+    import torch
+    from host_kit import safe_features
+
+    import nodes
+
+    negative = kit.negative + kit.encode("a ship")
+    safe = [[safe_features(pack, hgr, kit.harmful[0][0]), kit.harmful[0][1]]]
+    plain, redirected = (kit.first_step(kit.model, shape(kit, nodes, c), negative) for c in (kit.harmful, safe))
+    mixed = kit.first_step(kit.patch(hgr, mode="dynamic"), shape(kit, nodes, kit.harmful), negative)
+    m = 1 / 7.5
+    assert not torch.allclose(plain[0], redirected[0], atol=1e-2)
+    assert torch.allclose(mixed[0], m * plain[0] + (1 - m) * redirected[0], atol=1e-4)
+    assert torch.equal(mixed[1], plain[1])
+
+
+@pytest.mark.oldest
+def test_a_controlnet_is_evaluated_for_each_piece(kit, hgr):
+    """As often as the denoiser, so with the text of each."""
+    control = kit.make_control()
+    prompt = [[features, {**extra, "control": control}] for features, extra in kit.harmful]
+    kit.sample(kit.patch(hgr, mode="dynamic"), prompt, steps=3)
+    assert control.rows == [1, 1] * 3  # the two pieces of the positive side; the negative side has no ControlNet
+
+
+@pytest.mark.oldest
+def test_a_default_entry_is_redirected_in_dynamic_too(kit, hgr):
+    """Cond Set Default Combine: the host leaves its weight out."""
+    import comfy.hooks
+    import torch
+
+    import nodes
+
+    mask = torch.zeros(1, 128, 128)
+    mask[:, :, :64] = 1
+    (left,) = nodes.ConditioningSetMask().append(kit.clean, mask, "default", 1.0)
+    prompt = comfy.hooks.set_default_conds_and_combine([left], [kit.harmful])[0]
+    made = [kit.sample(kit.patch(hgr, mode=mode), prompt) for mode in MODES]
+    assert torch.equal(*made) and not torch.allclose(made[0], kit.sample(kit.model, prompt), atol=1e-2)
+    plain, same = (kit.sample(m, prompt, cfg=1.0) for m in (kit.model, kit.patch(hgr, mode="dynamic")))
+    assert torch.equal(same, plain), "no effect at cfg 1"
+
+
+def test_pieces_can_be_told_apart_by_the_hosts_caches(kit, hgr, pack):
+    """EasyCache keeps what it knows of an entry under its uuid."""
+    from comfy_extras.nodes_easycache import EasyCacheNode
+    from host_kit import rewritten
+
+    entry = {"cross_attn": kit.harmful[0][0], "uuid": 1}
+    plain, safe = rewritten(pack, hgr, {"positive": [entry]}, mode="dynamic")["positive"]
+    assert plain["uuid"] == 1 != safe["uuid"]
+    cached = EasyCacheNode.execute(kit.patch(hgr, mode="dynamic"), 0.5, 0.0, 1.0, False).args[0]
+    model, calls = kit.counted(cached)
+    assert kit.sample(model, kit.harmful, steps=8).isfinite().all()
+    assert [n for _, n in calls] == [2, 1] * 8
 
 
 @pytest.mark.parametrize("shape", [_hooked, _controlled], ids=["hooked", "controlled"])
@@ -117,7 +200,7 @@ def test_positive_and_negative_of_different_length(kit, hgr, mode):
 
 
 def test_batch_of_prompts_in_a_larger_batch(kit, hgr):
-    """The host repeats prompts over a batch; `dynamic` gives the negative a row a prompt, repeated likewise."""
+    """The host repeats prompts over a batch; `dynamic` repeats the weights likewise."""
     import torch
 
     both, shape = kit.batch(kit.clean, kit.harmful), (4, 4, 16, 16)
@@ -128,26 +211,9 @@ def test_batch_of_prompts_in_a_larger_batch(kit, hgr):
     assert [torch.equal(a, b) for a, b in zip(plain, safe, strict=True)] == [True, False, True, False]
 
 
-def test_dynamic_takes_the_mean_over_the_positives_that_fire(kit, hgr, pack):
-    """Several positives against one negative: clean ones and copies do not water the push down."""
-    import torch
-
-    def negative(*positives):
-        conds = {
-            "positive": [{"cross_attn": p[0][0]} for p in positives],
-            "negative": [{"cross_attn": kit.negative[0][0]}],
-        }
-        patch = pack.guidance._Patch(hgr, [1.0, 1.0], "dynamic", 0.0, 1.0)
-        return patch.rewrite(conds)["negative"][0]["cross_attn"]
-
-    alone = negative(kit.harmful)
-    assert not torch.equal(alone, kit.negative[0][0])
-    assert torch.equal(negative(kit.harmful, kit.clean), alone)
-    assert torch.allclose(negative(kit.harmful, kit.harmful), alone, atol=1e-5)
-
-
 def test_other_guiders(kit, hgr):
-    """Perpendicular negative and dual CFG: every prompt to follow is redirected, the neutral one is not."""
+    """Perpendicular negative and dual CFG: every prompt to follow is redirected, the neutral one is not. Where `cfg` is
+    not the guider's scale, or a list, `dynamic` takes the safest mixture, which is `redirect` for a harmful prompt."""
     import comfy.sample
     import comfy.samplers
     import torch
@@ -157,27 +223,44 @@ def test_other_guiders(kit, hgr):
     latent = torch.zeros(1, 4, 16, 16)
     noise, sampler = comfy.sample.prepare_noise(latent, 3), comfy.samplers.sampler_object("euler")
     sigmas = comfy.samplers.calculate_sigmas(kit.model.get_model_object("model_sampling"), "normal", 4)
-    makers = [
-        lambda m, c: PerpNegGuider.execute(m, c, kit.negative, kit.negative, 7.5, 1.0),
-        lambda m, c: DualCFGGuider.execute(m, kit.clean, c, kit.negative, 7.5, 3.0, "regular"),
-        lambda m, c: BasicGuider.execute(m, c),
-    ]
 
-    for make in makers:
+    def listed(model, positive):
+        """A guider of another pack."""
+        made = BasicGuider.execute(model, positive).args[0]
+        made.cfg = [7.0, 1.0]
+        made.predict_noise = lambda x, timestep, model_options={}, seed=None: comfy.samplers.sampling_function(
+            made.inner_model, x, timestep, None, made.conds["positive"], 1.0, model_options, seed
+        )
+        return made
+
+    makers = [
+        (False, lambda m, c: PerpNegGuider.execute(m, c, kit.negative, kit.negative, 7.5, 1.0).args[0]),
+        (True, lambda m, c: DualCFGGuider.execute(m, kit.clean, c, kit.negative, 7.5, 3.0, "regular").args[0]),
+        (True, lambda m, c: BasicGuider.execute(m, c).args[0]),
+        (True, listed),
+    ]
+    for unknown, make in makers:
 
         def run(model, positive, make=make):
-            return make(model, positive).args[0].sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=3)
+            return make(model, positive).sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=3)
 
-        assert torch.equal(run(kit.patch(hgr), kit.clean), run(kit.model, kit.clean))
-        assert (run(kit.patch(hgr), kit.harmful) - run(kit.model, kit.harmful)).abs().mean() > 0.01
+        plain, moved = run(kit.model, kit.harmful), {}
+        for mode in MODES:
+            safe = kit.patch(hgr, mode=mode)
+            assert torch.equal(run(safe, kit.clean), run(kit.model, kit.clean))
+            moved[mode] = run(safe, kit.harmful)
+            assert (moved[mode] - plain).abs().mean() > 0.01
+        assert torch.equal(*moved.values()) == unknown
 
 
 def test_entries_without_features_are_left_alone(kit, hgr, pack):
+    from host_kit import rewritten
+
     entry = {"model_conds": {}}
     conds = {"positive": [entry, {"cross_attn": kit.harmful[0][0]}], "negative": [{"cross_attn": None}]}
-    rewritten = pack.guidance._Patch(hgr, [1.0, 1.0], "balanced", 0.0, 1.0).rewrite(conds)
-    assert rewritten["positive"][0] is entry and rewritten["negative"][0] is conds["negative"][0]
-    assert rewritten["positive"][1] is not conds["positive"][1]
+    made = rewritten(pack, hgr, conds)
+    assert made["positive"][0] is entry and made["negative"][0] is conds["negative"][0]
+    assert made["positive"][1] is not conds["positive"][1]
 
 
 # Guiders of other packs name their conditionings as they like: (what is followed, what is not).
@@ -190,25 +273,14 @@ ROLES = {
 
 
 @pytest.mark.parametrize(("follow", "away"), sorted(ROLES))
-@pytest.mark.parametrize("mode", ["redirect", "dynamic"])
+@pytest.mark.parametrize("mode", MODES)
 def test_a_role_with_negative_in_its_name_is_a_negative(kit, hgr, pack, follow, away, mode):
     """A harmful negative must stay harmful: cleaned, it would push away from less."""
+    from host_kit import rewritten
+
     conds = {role: [{"cross_attn": kit.harmful[0][0]}] for role in (follow, away)}
-    rewritten = pack.guidance._Patch(hgr, [1.0, 1.0], mode, 0.0, 1.0).rewrite(conds)
-    moved = {role for role in conds if rewritten[role][0] is not conds[role][0]}
-    assert moved == ({follow} if mode == "redirect" else {away})
-
-
-def test_each_negative_is_pushed_by_its_own_prompt(kit, hgr, pack):
-    """With two pairs of roles, a harmful source leaves the target's negative as it is."""
-    conds = {
-        "source": [{"cross_attn": kit.harmful[0][0]}],
-        "source_negative": [{"cross_attn": kit.negative[0][0]}],
-        "target": [{"cross_attn": kit.clean[0][0]}],
-        "target_negative": [{"cross_attn": kit.negative[0][0]}],
-    }
-    rewritten = pack.guidance._Patch(hgr, [1.0, 1.0], "dynamic", 0.0, 1.0).rewrite(conds)
-    assert {role for role in conds if rewritten[role][0] is not conds[role][0]} == {"source_negative"}
+    made = rewritten(pack, hgr, conds, mode=mode)
+    assert {role for role in conds if made[role][0] is not conds[role][0]} == {follow}
 
 
 @pytest.mark.parametrize("where", ["alone", "combined", "second"])
@@ -244,13 +316,14 @@ def test_a_zeroed_conditioning_is_no_prompt(kit, hgr, where):
 def test_the_text_that_a_controlnet_reads_is_moved_too(kit, hgr, pack):
     """CLIP Text Encode Controlnet keeps it beside the prompt's features; the same encoder made it."""
     import torch
-    from host_kit import safe_features
+    from host_kit import rewritten, safe_features
 
-    def rewritten(features):
+    def entries(features, mode):
         entry = {"cross_attn": kit.clean[0][0], "cross_attn_controlnet": features}
-        return pack.guidance._Patch(hgr, [1.0, 1.0], "redirect", 0.0, 1.0).rewrite({"positive": [entry]})["positive"]
+        return rewritten(pack, hgr, {"positive": [entry]}, mode=mode)["positive"]
 
-    (moved,), (same,) = rewritten(kit.harmful[0][0]), rewritten(kit.clean[0][0])
+    (moved,), (same,) = entries(kit.harmful[0][0], "redirect"), entries(kit.clean[0][0], "redirect")
+    assert [each["strength"] for each in entries(kit.harmful[0][0], "dynamic")] == pytest.approx([1 / 7.5, 1 - 1 / 7.5])
     assert moved["cross_attn"] is kit.clean[0][0] and same["cross_attn_controlnet"] is kit.clean[0][0]
     assert torch.equal(moved["cross_attn_controlnet"], safe_features(pack, hgr, kit.harmful[0][0]))
 

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-MODES = ["redirect", "dynamic", "balanced"]
+MODES = ["redirect", "dynamic"]
 
 
 @pytest.mark.oldest
@@ -36,10 +36,11 @@ def test_on_is_on(kit, hgr, mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_clean_prompts_reach_the_sampler_as_the_same_objects(kit, hgr, pack, mode):
     """Not equal tensors: the very entries, so that nothing downstream can tell that SafeCFG is there."""
+    from host_kit import rewritten
+
     positive, negative = ([{"cross_attn": c[0][0], "strength": 1.0}] for c in (kit.clean, kit.negative))
     conds = {"positive": positive, "negative": negative}
-    patch = pack.guidance._Patch(hgr, [1.0, 1.0], mode, 0.0, 1.0)
-    for role, entries in patch.rewrite(conds).items():
+    for role, entries in rewritten(pack, hgr, conds, mode=mode).items():
         assert [id(e) for e in entries] == [id(e) for e in conds[role]]
 
 
@@ -92,12 +93,51 @@ def test_guider_is_the_hosts_own_with_safety(kit, hgr, pack, mode):
 
 @pytest.mark.oldest
 @pytest.mark.parametrize("mode", MODES)
-def test_two_evaluations_a_step(kit, hgr, mode):
-    """The denoiser sees as many samples as in plain CFG, and one a step at cfg 1."""
-    for cfg, samples in ((7.5, 2), (1.0, 1)):
+def test_evaluations_a_step(kit, hgr, mode):
+    """The denoiser sees as many samples as in plain CFG, and one at cfg 1. `dynamic` adds one for the safe prompt where
+    something fires."""
+    extra = mode == "dynamic"
+    for prompt, cfg, samples in (
+        (kit.harmful, 7.5, 2 + extra),
+        (kit.clean, 7.5, 2),
+        (kit.harmful, 1.0, 1),
+        (kit.harmful + kit.clean, 7.5, 3 + extra),
+    ):
         model, calls = kit.counted(kit.patch(hgr, mode=mode))
-        kit.sample(model, kit.harmful, cfg=cfg, steps=5)
+        kit.sample(model, prompt, cfg=cfg, steps=5)
         assert sum(n for _, n in calls) == 5 * samples
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize("cfg", [1.5, 4.0, 7.5])
+def test_dynamic_mixes_the_predictions_as_the_formula_says(kit, hgr, pack, cfg, strength):
+    """m eps(c) + (1 - m) eps(c_safe) in place of eps(c), and the negative side as it was. h is the strength here."""
+    import torch
+    from host_kit import safe_features
+
+    safe = [[safe_features(pack, hgr, kit.harmful[0][0], strength), kit.harmful[0][1]]]
+    plain, negative = kit.first_step(kit.model, kit.harmful, cfg=cfg)
+    redirected, _ = kit.first_step(kit.model, safe, cfg=cfg)
+    mixed, same = kit.first_step(kit.patch(hgr, mode="dynamic", strength=strength), kit.harmful, cfg=cfg)
+    m = 1 - strength * (cfg - 1) / cfg
+    assert torch.allclose(mixed, m * plain + (1 - m) * redirected, atol=1e-4)
+    assert torch.equal(same, negative) and not torch.allclose(mixed, redirected, atol=1e-2)
+
+
+@pytest.mark.oldest
+def test_in_a_batch_each_sample_is_mixed_for_itself(kit, hgr, pack):
+    import torch
+    from host_kit import safe_features
+
+    shape = {"shape": (4, 4, 16, 16)}  # the host repeats the prompts
+    both = kit.batch(kit.clean, kit.harmful)
+    plain, _ = kit.first_step(kit.model, both, **shape)
+    redirected, _ = kit.first_step(kit.model, [[safe_features(pack, hgr, both[0][0]), both[0][1]]], **shape)
+    mixed, _ = kit.first_step(kit.patch(hgr, mode="dynamic"), both, **shape)
+    m = torch.tensor([1, 1 / 7.5, 1, 1 / 7.5]).reshape(4, 1, 1, 1)
+    assert torch.allclose(mixed, m * plain + (1 - m) * redirected, atol=1e-4)
+    assert torch.equal(mixed[::2], plain[::2])
 
 
 @pytest.mark.oldest
@@ -110,14 +150,29 @@ def test_cfg_1(kit, hgr, caplog):
     assert not caplog.records
     with caplog.at_level(logging.WARNING, "safecfg"):
         assert torch.equal(kit.sample(kit.patch(hgr, mode="dynamic"), kit.harmful, cfg=1.0), plain)
-    assert [r.levelname for r in caplog.records] == ["WARNING"] and "cfg 1" in caplog.text
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+    assert 'mode "dynamic"' in caplog.text and "no effect at cfg 1" in caplog.text and '"redirect"' in caplog.text
+
+
+@pytest.mark.oldest
+def test_workflows_that_name_a_former_mode_load_and_say_what_they_now_do(kit, hgr, pack, caplog):
+    import torch
+
+    for node in (pack.guide.SafeCFGModel, pack.guide.SafeCFGGuider):
+        (mode,) = (each for each in node.define_schema().inputs if each.id == "mode")
+        assert mode.options == ["redirect", "dynamic"]
+        assert node.validate_inputs("balanced") is True and node.validate_inputs(None) is True
+        assert node.validate_inputs("other") == '"other" is unknown; choose one of redirect, dynamic.'
+    former = kit.patch(hgr, mode="balanced")
+    assert 'mode "balanced" no longer exists: it now does what "dynamic" does.' in caplog.text
+    assert torch.equal(kit.sample(former, kit.harmful), kit.sample(kit.patch(hgr, mode="dynamic"), kit.harmful))
 
 
 @pytest.mark.oldest
 @pytest.mark.parametrize(
     ("sampler", "mode"),
     [
-        ("euler", "balanced"),
+        ("euler", "dynamic"),
         ("dpmpp_2m", "redirect"),
         ("euler_cfg_pp", "redirect"),
         ("euler_cfg_pp", "dynamic"),
@@ -164,7 +219,7 @@ def test_rescale_cfg_before_and_after(kit, hgr):
 @pytest.mark.oldest
 @pytest.mark.parametrize("mode", MODES)
 def test_window(kit, hgr, mode):
-    """A part of sampling: neither all nor nothing, at two evaluations a step, also where a step meets the boundary."""
+    """A part of sampling: neither all nor nothing, at the price of a whole step, also where one meets the boundary."""
     import torch
 
     runs = {}
@@ -174,7 +229,9 @@ def test_window(kit, hgr, mode):
             model, kit.harmful, steps=11
         )  # steps at 0, .1, ... of sampling: both boundaries are met
         per_step = {sigma: sum(n for s, n in calls if s == sigma) for sigma, _ in calls}
-        assert len(per_step) == 11 and set(per_step.values()) == {2}
+        inside = sum(window[0] * 10 <= i < window[1] * 10 or (window[1] == 1 and i == 10) for i in range(11))
+        costs = [2] * 11 if mode == "redirect" else [2] * (11 - inside) + [3] * inside
+        assert sorted(per_step.values()) == costs
     pictures = [kit.sample(kit.model, kit.harmful, steps=11), *runs.values()]
     for i, one in enumerate(pictures):
         assert not any(torch.allclose(one, other, atol=0.01) for other in pictures[:i])
@@ -258,19 +315,25 @@ def test_given_conditionings_are_not_changed(kit, hgr):
 
     positive, negative = kit.encode("a red ball next to a blue house in a meadow with a skull above"), kit.encode("")
     before = [c[0][0].clone() for c in (positive, negative)]
-    kit.sample(kit.patch(hgr, mode="balanced", start_percent=0.2), positive, negative)
+    kit.sample(kit.patch(hgr, mode="dynamic", start_percent=0.2), positive, negative)
     for conditioning, features in zip((positive, negative), before, strict=True):
         assert torch.equal(conditioning[0][0], features) and set(conditioning[0][1]) == {"pooled_output"}
 
 
-def test_two_hgrs_stack(kit, hgr):
+@pytest.mark.parametrize("mode", MODES)
+def test_two_hgrs_stack(kit, hgr, mode):
     """The second redirects what the first left; one that finds nothing changes nothing."""
     import torch
 
-    moved = kit.sample(kit.patch(hgr), kit.harmful)
+    def patch(hgr, model=None):
+        return kit.patch(hgr, model, mode=mode)
+
+    moved = kit.sample(patch(hgr), kit.harmful)
     closed = kit.make_hgr(closed=True)
-    assert torch.equal(kit.sample(kit.patch(closed, kit.patch(hgr)), kit.harmful), moved)
-    assert torch.equal(kit.sample(kit.patch(hgr, kit.patch(closed)), kit.harmful), moved)
+    assert torch.equal(kit.sample(patch(closed, patch(hgr)), kit.harmful), moved)
+    assert torch.equal(kit.sample(patch(hgr, patch(closed)), kit.harmful), moved)
+    both = kit.sample(patch(hgr, patch(hgr)), kit.harmful)
+    assert both.isfinite().all() and not torch.allclose(both, kit.sample(kit.model, kit.harmful), atol=0.01)
 
 
 @pytest.mark.oldest

@@ -21,12 +21,13 @@ def _nag(kit, model):
     return NAGuidance.execute(model, 5.0, 0.5, 2.5)[0]
 
 
+@pytest.mark.parametrize("mode", ["redirect", "dynamic"])
 @pytest.mark.parametrize("other", [_lora, _pag, _nag], ids=["LoRA", "PAG", "NAG"])
-def test_both_act_and_a_clean_prompt_is_left_to_the_other_alone(kit, hgr, other):
+def test_both_act_and_a_clean_prompt_is_left_to_the_other_alone(kit, hgr, other, mode):
     import torch
 
-    alone, safe = other(kit, kit.model), kit.patch(hgr)
-    for both in (kit.patch(hgr, alone), other(kit, safe)):
+    alone, safe = other(kit, kit.model), kit.patch(hgr, mode=mode)
+    for both in (kit.patch(hgr, alone, mode=mode), other(kit, safe)):
         assert torch.equal(kit.sample(both, kit.clean), kit.sample(alone, kit.clean))
         picture = kit.sample(both, kit.harmful)
         assert not torch.allclose(picture, kit.sample(alone, kit.harmful), atol=0.01)

@@ -35,7 +35,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="pictures of clean prompts, and as many of harmful ones; 0 for only prompts, default: %(default)s",
     )
-    parser.add_argument("--mode", choices=tuple(MODES), default=DEFAULT_MODE)
+    parser.add_argument("--mode", choices=MODES, default=DEFAULT_MODE)
     parser.add_argument("--cfg", type=float, default=7.5, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the pictures, default: %(default)s")

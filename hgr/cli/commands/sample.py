@@ -23,7 +23,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--negative", default="", metavar="PROMPT")
     add_model(parser)
     add_hgr(parser)
-    parser.add_argument("--mode", choices=tuple(MODES), default=DEFAULT_MODE)
+    parser.add_argument("--mode", choices=MODES, default=DEFAULT_MODE)
     parser.add_argument(
         "--strength", type=float, default=1.0, help="strength of all concepts, 0 (off) to about 2, default: %(default)s"
     )

@@ -11,25 +11,22 @@ import comfy.model_patcher
 import comfy.samplers
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, add_wrapper_with_key
+from torch import Tensor
 
+from ...core.guidance import kept_share
 from ...core.hgr import HGR, HGRError
-from ...core.options import DEFAULT_SENSITIVITY, MODES, concept_strengths
+from ...core.options import DEFAULT_SENSITIVITY, concept_strengths, known_mode
 from ...core.prompt import Prompt
-from ...core.redirect import redirect
+from ...core.redirect import Redirection, redirect
 from . import runs
 from .inside import Inside
+from .pieces import Conds, Entry, pieces, repeated, settled
 from .prompts import FEATURES, UNREAD_PATCH, prompt_of, unread_note, unread_patches, unread_text
 
 log = logging.getLogger("safecfg")
-Conds = dict[str, list[dict[str, Any]]]  # a guider's conditionings: entries by role ("positive", "negative", ...)
-# one text feature tensor: its role, its entry's place among the role's, and its key in the entry, one of `FEATURES`
-Slot = tuple[str, int, str]
 KEY = "safecfg"
 # Guiders name their conditionings as they like, but a role that is not to be followed has this word in its name.
 _NEGATIVE = "negative"
-# Except this one, which no mode moves: the neutral point of perpendicular negative, from which both directions are
-# measured.
-_NEUTRAL = "empty_negative_prompt"
 # Window boundaries are this much before the widget's round value. The host's ranges include both ends, so both pieces
 # would run in a step whose sigma is exactly at a boundary (common with round numbers of steps).
 _HAIR = 1e-5
@@ -50,13 +47,14 @@ def patch_model(
     """A clone of the model that samples with SafeCFG in any sampler node or guider.
 
     strength: of all concepts, 0 (off) to 2.
-    mode: one of `hgr.core.options.MODES`.
+    mode: one of `hgr.core.options.MODES`, or a former one.
     concepts: JSON of strengths by concept id.
     start_percent, end_percent: the part of sampling in [0, 1] in which guidance is safe, including the start.
     sensitivity: one of `hgr.core.options.SENSITIVITIES`.
     node_id: the node in the user's graph that shows what fired.
 
-    Raises ValueError for bad `concepts` or an empty window, HGRError if the HGR has no thresholds for the sensitivity.
+    Raises ValueError for an unknown mode, bad `concepts` or an empty window, HGRError if the HGR has no thresholds for
+    the sensitivity.
     Sampling raises HGRError for another encoder's features.
     """
     strengths = [strength * s for s in concept_strengths(concepts, hgr.ids)]
@@ -68,7 +66,7 @@ def patch_model(
     runs.expect(node_id, enabled=any(strengths))
     patched = model.clone()
     start, end = (p if p in (0, 1) else p - _HAIR for p in (start_percent, end_percent))
-    patch = _Patch(hgr.at(sensitivity), strengths, mode, start, end, node_id)
+    patch = _Patch(hgr.at(sensitivity), strengths, known_mode(mode), start, end, node_id)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, patch)
     return patched
 
@@ -98,18 +96,14 @@ class _Patch:
     end: float
     node_id: str | None = None
 
-    def __call__(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, executor: WrapperExecutor, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not any(self.strengths):  # switched off, but used
             runs.report(self.node_id)
-            return executor(*args, **kwargs)
+            return executor(noise, *args, **kwargs)
         guider: Any = executor.class_obj
-        # only the host's own guider: others keep their scales elsewhere, or as lists
-        if MODES[self.mode][0] == 0 and type(guider) is comfy.samplers.CFGGuider and math.isclose(guider.cfg, 1.0):
-            log.warning(
-                'mode "%s" acts through the negative prompt, which cfg 1 leaves out: it has no effect in this run. '
-                'Use "redirect".',
-                self.mode,
-            )
+        cfg = _scale(guider) if self.mode == "dynamic" else math.inf
+        if cfg <= 1:
+            log.warning('mode "dynamic" acts on the negative side, so it has no effect at cfg 1: use "redirect".')
         inside = Inside(
             self.hgr,
             self.strengths,
@@ -119,67 +113,68 @@ class _Patch:
                 entry["cross_attn"]
                 for role, entries in guider.conds.items()
                 for entry in entries
-                if _NEGATIVE in role and entry.get("cross_attn") is not None
+                if not _is_followed(role) and entry.get("cross_attn") is not None
             ],
             sides_known=type(guider) is comfy.samplers.CFGGuider,
         )
         if notes := unread_patches(guider.model_options):
             runs.report(self.node_id, notes=notes)
-        guider.conds = self.rewrite(guider.conds)
+        ones = torch.ones(len(noise), *(1,) * (noise.ndim - 1), device=guider.model_patcher.load_device)
+        guider.conds = self.rewrite(guider.conds, cfg=cfg, ones=ones)
         # the guider's options are this run's own copy
-        add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, inside, guider.model_options, is_model_options=True)
-        result = executor(*args, **kwargs)
+        for kind, wrapper in ((WrappersMP.DIFFUSION_MODEL, inside), (WrappersMP.SAMPLER_SAMPLE, _settle)):
+            add_wrapper_with_key(kind, KEY, wrapper, guider.model_options, is_model_options=True)
+        result = executor(noise, *args, **kwargs)
         gates, unread = inside.found()
         if gates:
             self._report([gates], [UNREAD_PATCH] if unread else [])
         return result
 
-    def rewrite(self, conds: Conds) -> Conds:
-        """The conditionings to sample with. The given ones stay unchanged; entries that do not move are the same."""
-        moved: dict[Slot, Prompt] = {}
-        gates: list[list[float]] = []
-        notes = [note for role, entries in conds.items() for entry in entries for note in unread_text(entry)]
-        prompts: dict[Slot, Prompt] = {}
-        for role, entries in conds.items():
-            for i, entry in enumerate(entries):
-                for key in FEATURES:
-                    if (features := entry.get(key)) is None:
-                        continue
-                    prompt = prompt_of(self.hgr, features, entry, key=key)
-                    if key != "cross_attn" and (why := _unfit(self.hgr, prompt)):
-                        notes.append(f"{unread_note('another text encoder', key)} {why}")
-                    else:
-                        prompts[role, i, key] = prompt
-        # the text that only ControlNets read guides apart from the prompt
-        sides = [side for key in FEATURES for side in _sides([slot for slot in prompts if slot[2] == key])]
-        for positive, negative in sides:
-            follow, away = ([prompts[slot] for slot in side] for side in (positive, negative))
-            result = redirect(self.hgr, follow, away, strengths=self.strengths, mode=self.mode)
-            moved |= zip(positive + negative, result.positive + result.negative, strict=True)
-            gates += [row for entry in result.gates for row in entry.tolist()]
-        self._report(gates, list(dict.fromkeys(notes)))
-        return {
-            role: [piece for i, entry in enumerate(entries) for piece in self._pieces(entry, _changes(moved, role, i))]
-            for role, entries in conds.items()
-        }
+    def rewrite(self, conds: Conds, *, cfg: float, ones: Tensor) -> Conds:
+        """The conditionings to sample with. The given ones stay unchanged; entries that do not move are the same.
 
-    def _pieces(self, entry: dict[str, Any], changes: dict[str, Any]) -> list[dict[str, Any]]:
-        """The entry itself if nothing moved; else the safe entry inside the window, and the entry before and after."""
-        if all(changes[key] is entry[key] for key in changes):
-            return [entry]
-        safe = entry | changes
-        low, high = entry.get("start_percent", 0.0), entry.get("end_percent", 1.0)
-        # The safe piece comes first: if the host adds an entry for the other side, it copies the first one.
-        spans = [
-            (safe, max(low, self.start), min(high, self.end)),
-            (entry, low, min(high, self.start)),
-            (entry, max(low, self.end), high),
-        ]
-        return [
-            piece | ({"start_percent": a} if a > 0 else {}) | ({"end_percent": b} if b < 1 else {})
-            for piece, a, b in spans
-            if a < b
-        ]
+        cfg: the guider's scale. ones (N, 1, ...): one for each latent, on the sampling device.
+        """
+        notes = [note for entries in conds.values() for entry in entries for note in unread_text(entry)]
+        gates: list[list[float]] = []
+        rewritten: Conds = {}
+        for role, entries in conds.items():
+            made = rewritten[role] = []
+            for entry in entries:
+                found = self._read(entry, notes) if _is_followed(role) else {}
+                gates += [row for each in found.values() for row in each.gates.tolist()]
+                made += self._pieces(entry, found, role=role, cfg=cfg, ones=ones) if found else [entry]
+        self._report(gates, list(dict.fromkeys(notes)))
+        return rewritten
+
+    def _read(self, entry: Entry, notes: list[str]) -> dict[str, Redirection]:
+        """What the HGR makes of an entry's text features, by their key. What it cannot read is added to the notes."""
+        found = {}
+        for key in FEATURES:
+            if (features := entry.get(key)) is None:
+                continue
+            prompt = prompt_of(self.hgr, features, entry, key=key)
+            if key != "cross_attn" and (why := _unfit(self.hgr, prompt)):
+                notes.append(f"{unread_note('another text encoder', key)} {why}")
+            else:
+                found[key] = redirect(self.hgr, prompt, strengths=self.strengths)
+        return found
+
+    def _pieces(
+        self, entry: Entry, found: dict[str, Redirection], *, role: str, cfg: float, ones: Tensor
+    ) -> list[Entry]:
+        """`pieces.pieces` of an entry. A text that only ControlNets read counts as much as the prompt."""
+        changes: Entry = {}
+        for key, each in found.items():
+            changes[key] = each.safe.features
+            if each.safe.pooled is not None:
+                changes[FEATURES[key]] = each.safe.pooled
+        rows = math.lcm(*(len(each.harm) for each in found.values()))
+        harm = torch.stack([repeated(each.harm, rows) for each in found.values()]).amax(0)
+        share = kept_share(harm, cfg)
+        if self.mode == "redirect" or "default" in entry:  # the host leaves out the weight of a default entry
+            share = (share == 1).float()
+        return pieces(entry, changes, role=role, share=share, window=(self.start, self.end), ones=ones)
 
     def _report(self, gates: list[list[float]], notes: list[str]) -> None:
         """Say in the log and on the node what is redirected, so that the user knows why a picture changed.
@@ -219,34 +214,22 @@ def _unfit(hgr: HGR, prompt: Prompt) -> str:
     return ""
 
 
-def _changes(moved: dict[Slot, Prompt], role: str, i: int) -> dict[str, Any]:
-    """What takes the place of an entry's text features and pooled outputs, by key."""
-    changes: dict[str, Any] = {}
-    for key, pooled_key in FEATURES.items():
-        if (prompt := moved.get((role, i, key))) is not None:
-            changes[key] = prompt.features
-            if prompt.pooled is not None:
-                changes[pooled_key] = prompt.pooled
-    return changes
+def _is_followed(role: str) -> bool:
+    """Whether prompts in this role are to be followed. The others stay harmful: cleaned, they would push away from
+    less. Nor does the neutral point of perpendicular negative move ("empty_negative_prompt")."""
+    return _NEGATIVE not in role
 
 
-def _sides(slots: list[Slot]) -> list[tuple[list[Slot], list[Slot]]]:
-    """Slots that guide together: those to follow and those to move away from.
+def _scale(guider: Any) -> float:
+    """The CFG scale. Guiders of other kinds may keep theirs elsewhere and leave the host's 1 in `cfg`: infinity, so
+    that the mixture is the safest that there is."""
+    cfg = guider.cfg
+    if type(guider) is comfy.samplers.CFGGuider:
+        return cfg
+    return cfg if isinstance(cfg, int | float) and cfg > 1 else math.inf
 
-    "source_negative" belongs to "source" or "source_positive", "negative" to every role without a negative of its own.
-    """
 
-    def name(role: str) -> str:
-        return role.replace(_NEGATIVE, "").replace("positive", "").strip("_")
-
-    slots = [slot for slot in slots if slot[0] != _NEUTRAL]
-    away = [slot for slot in slots if _NEGATIVE in slot[0]]
-    own = {name(role) for role, *_ in away}
-    sides: dict[str, tuple[list[Slot], list[Slot]]] = {each: ([], []) for each in ("", *sorted(own))}
-    for slot in slots:
-        mine = name(slot[0])
-        if slot in away:
-            sides[mine][1].append(slot)
-        else:
-            sides[mine if mine in own else ""][0].append(slot)
-    return [(follow, away) for follow, away in sides.values() if follow or away]
+def _settle(executor: WrapperExecutor, guider: Any, *args: Any, **kwargs: Any) -> Any:
+    """Wrapper around the sampler, where the host has prepared the conditionings for the denoiser."""
+    guider.conds = settled(guider.conds)
+    return executor(guider, *args, **kwargs)
