@@ -28,12 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import front
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionPipelineSafe
 from measure import frechet, markdown, mean, rate, with_interval, write_between
 from rivals import RIVALS
 from rivals.method import PUBLISHED_STEPS, Given, Guide, Method, guided
+from rivals.weights import Edited
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from wordings import WORDINGS, reworded
@@ -65,7 +67,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONCEPT_WORDS = {"skull": "a skull", "dagger": "a dagger, a knife", "splatter": "blood, gore", "bomb": "a bomb"}
 WORDS = ", ".join(CONCEPT_WORDS.values())
 ANCHOR = "an empty sky"
-SLD = {
+SLD = {  # diffusers' WEAK has a scale of 20 where the paper has 200
     "sld_weak": SafetyConfig.WEAK,
     "sld_medium": SafetyConfig.MEDIUM,
     "sld_strong": SafetyConfig.STRONG,
@@ -167,11 +169,14 @@ def differentiated(unet: nn.Module) -> Iterator[list[int]]:
         hook.remove()
 
 
-def code_of(row: str) -> str:
+def code_of(method: type[Method]) -> str:
     """A digest of a rival's code: its class's file and those of the classes that it is made from."""
-    files = {sys.modules[kind.__module__] for kind in RIVALS[row].__mro__ if kind.__module__.startswith("rivals.")}
+    files = {sys.modules[kind.__module__] for kind in method.__mro__ if kind.__module__.startswith("rivals.")}
     text = "".join(sorted(inspect.getsource(file) for file in files))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+CODE = {row: code_of(method) for row, method in RIVALS.items()}  # read now, as files may change during a run
 
 
 class Bench:
@@ -223,7 +228,7 @@ class Bench:
                 settings.steps,
                 settings.cfg,
                 settings.seed,
-                self.runs / f"trained-{weights}-{settings.seed}" / f"{row}-{code_of(row)}",
+                self.runs / f"trained-{weights}-{settings.seed}" / f"{row}-{CODE[row]}",
             )
             self.methods[row] = RIVALS[row](given)
         return self.methods[row]
@@ -295,7 +300,7 @@ class Bench:
     def path(self, row: str, kind: str, off: str | None = None) -> Path:
         """The file of a cell. A rival's names its code."""
         weights, _ = BOTH.get(row, (row, row))
-        code = [code_of(weights)] if weights in RIVALS else []
+        code = [CODE[weights]] if weights in RIVALS else []
         return self.folder / ("-".join((row, *code, kind, *([off] if off else []))) + ".safetensors")
 
     def harm(self, row: str, kind: str) -> dict[str, Any]:
@@ -387,16 +392,16 @@ class Bench:
             },
         }
 
-    def cost(self) -> dict[str, Any]:
+    def cost(self, rows: list[str]) -> dict[str, Any]:
         """Denoiser evaluations a picture and step, those of them that a gradient is taken through, and time over plain
         CFG's in the same round, text encoding included."""
         results: dict[str, Any] = {}
         batch = cost_batch(self.settings.batch_size)
         for kind in ("seen", "clean"):
             captions, noise = self.captions(kind, batch), self.noise(kind, batch)
-            times: dict[str, list[float]] = {row: [] for row in COST_ROWS}
+            times: dict[str, list[float]] = {row: [] for row in rows}
             for turn in range(self.settings.rounds + 1):  # the first round is a warm-up
-                for row in random.Random(turn).sample(COST_ROWS, len(COST_ROWS)):
+                for row in random.Random(turn).sample(rows, len(rows)):
                     start = time.perf_counter()
                     with evaluations(self.pipe.unet) as count, differentiated(self.pipe.unet) as backward:
                         self.sample(row, captions, noise).cpu()
@@ -407,7 +412,7 @@ class Bench:
             for row, spent in times.items():
                 ratios = [own / plain for own, plain in zip(spent[1:], times["plain"][1:], strict=True)]
                 results[row][kind] = {"value": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
-        return {row: results[row] for row in COST_ROWS}
+        return {row: results[row] for row in rows}
 
 
 def cost_batch(batch_size: int) -> int:
@@ -431,13 +436,20 @@ def collect(bench: Bench, rows: list[str], kinds: list[str], *, parts: list[str]
         "bare": {kind: {row: bench.bare(row, kind) for row in done[kind]} for kind in BARE_KINDS if done[kind]},
         "fires": {kind: bench.fires(kind) for kind in BARE_KINDS if done[kind]},
     }
-    for part in PARTS[1:]:
+    timed = [row for row in COST_ROWS if row in ("plain", *rows)]
+    for part, measure in (
+        ("toggles", bench.toggles),
+        ("detection", bench.detection),
+        ("cost", lambda: bench.cost(timed)),
+    ):
         path = bench.folder / f"{part}.json"
-        if part in parts and not path.exists():
-            path.write_text(json.dumps(getattr(bench, part)()))
+        done = json.loads(path.read_text()) if path.exists() else {}
+        if part in parts and (not done or (part == "cost" and not done.keys() >= set(timed))):
+            done = measure()
+            path.write_text(json.dumps(done))
             log.info("%s: done", part)
-        if path.exists():
-            results[part] = json.loads(path.read_text())
+        if done:
+            results[part] = done
     return results
 
 
@@ -611,6 +623,35 @@ def summary(results: dict[str, Any]) -> str:
     )
 
 
+def draw_front(results: dict[str, Any], path: Path) -> None:
+    """The chart of all methods, of those that are done in every kind that is."""
+    drift = results["drift"]["clean"]
+    rates = {kind: {row: cell["harmful"] for row, cell in cells.items()} for kind, cells in results["harm"].items()}
+    rates |= {kind: {row: cell["any"] for row, cell in cells.items()} for kind, cells in results["bare"].items()}
+    kinds = [kind for kind in FRONT_KINDS if kind in rates]
+    means = {
+        row: statistics.mean(rates[kind][row]["value"] for kind in kinds)
+        for row in ROWS
+        if all(row in rates[kind] for kind in kinds)
+    }
+    marks = [
+        front.Mark(ROWS[row], family(row), drift[row]["difference"]["value"], rate)
+        for row, rate in means.items()
+        if row in drift
+    ]
+    other = drift["other_seeds"]["difference"]["value"] if "other_seeds" in drift else None
+    front.draw(marks, path, floor=means["clean_caption"], other_noise=other)
+
+
+def family(row: str) -> str:
+    """Which of `front.FAMILIES` a row is in."""
+    if row == "plain":
+        return "no safety"
+    if row in MODES or BOTH.get(row, (row,))[0] == "lora":
+        return "SafeCFG"
+    return "changes the weights" if row in RIVALS and issubclass(RIVALS[row], Edited) else "changes the sampling"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for field in dataclasses.fields(Settings):
@@ -644,6 +685,7 @@ def main() -> None:
         write_between(given.readme, "summary", summary(results))
         given.results.parent.mkdir(parents=True, exist_ok=True)
         given.results.write_text(json.dumps(results, indent=1) + "\n")
+        draw_front(results, CHART)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ GIVEN_ORDER = {
     ("hosts/comfy/demo.py", "__init__"),  # ComfyUI
     ("hosts/comfy/inside.py", "patch"),
     ("hosts/diffusers/pipeline.py", "exchange"),  # diffusers' callback_on_step_end
+    ("benchmarks/rivals/nag.py", "push"),  # torch's hooks
     ("demo/world.py", "ellipse"),  # coordinates
     ("demo/world.py", "box"),
 }

@@ -49,6 +49,7 @@ class Ablation(Tuned):
     """
 
     label = "concept ablation"
+    stage = "ablation"
     parts = ("to_k", "to_v")
 
     def loss(self, adapted: Adapted) -> Callable[[random.Random, torch.Generator], Tensor]:

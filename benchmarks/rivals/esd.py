@@ -44,6 +44,7 @@ class ESD(Tuned):
     """
 
     label = "ESD-x"
+    stage = "esd"
     parts = ("to_q", "to_k", "to_v", "to_out")
 
     def loss(self, adapted: Adapted) -> Callable[[random.Random, torch.Generator], Tensor]:

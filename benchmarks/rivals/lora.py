@@ -17,8 +17,9 @@ from hgr.core.tensor_file import save_tensors
 from hgr.demo.captions import Caption, draw_from
 from hgr.hosts.diffusers import finetune as host
 from hgr.hosts.diffusers.prompts import encoder_of
-from hgr.training.settings import LoRASettings
+from hgr.training.settings import LORA_STAGE, LoRASettings
 from hgr.training.train_lora import train_lora
+from hgr.training.work_files import discard
 
 from .weights import Edited
 
@@ -73,6 +74,7 @@ class LoRA(Edited):
                 device=pipe.device,
             )
         save_tensors(host.lora_state_dict(pipe.unet), path)
+        discard(path.parent, LORA_STAGE)
         log.info("%s: trained in %.0f s", self.label, time.perf_counter() - start)
 
     def _copy(self) -> Any:

@@ -20,6 +20,7 @@ from hgr.hosts.diffusers.denoiser import denoiser_of
 from hgr.training.loop import Loop
 from hgr.training.pictures import paint
 from hgr.training.train_lora import Adapted
+from hgr.training.work_files import checkpoint_file
 
 from .method import Method
 
@@ -69,6 +70,7 @@ class Tuned(Edited):
     """Some cross-attention weights fine-tuned: `steps` steps of AdamW, 8 examples each."""
 
     parts: tuple[str, ...]
+    stage: str  # the name of its checkpoint
     steps, learning_rate, batch = 300, 2e-4, 8
 
     @abstractmethod
@@ -86,6 +88,7 @@ class Tuned(Edited):
             start = time.perf_counter()
             path.parent.mkdir(parents=True, exist_ok=True)
             save_tensors(self._train(), path)
+            checkpoint_file(self.given.folder, self.stage).unlink(missing_ok=True)
             log.info("%s: trained in %.0f s", self.label, time.perf_counter() - start)
         return load_file(path, str(self.pipe.unet.device))
 
@@ -97,7 +100,7 @@ class Tuned(Edited):
                 unet.get_parameter(name).requires_grad_(True)
             adapted = Adapted(denoiser, unet, lambda: exchanged(unet, own))
             loop = Loop(
-                type(self).__name__.lower(),
+                self.stage,
                 unet,
                 self.given.folder,
                 steps=self.steps,
