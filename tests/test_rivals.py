@@ -161,6 +161,14 @@ def test_trasce_steps_down_the_losss_gradient(monkeypatch):
     assert not guided.requires_grad and not moved.requires_grad
 
 
+def test_evaluations_through_which_a_gradient_goes_are_counted_apart(monkeypatch):
+    method = linear(trasce.TraSCE, monkeypatch)
+    unet = method.pipe.unet
+    with torch.no_grad(), demo_world.evaluations(unet) as count, demo_world.differentiated(unet) as backward:
+        method.guide(captions("1", "3"))(noise(2), torch.tensor(1), 0)
+    assert (count[0], backward[0]) == (3 * 2, 2 * 2)
+
+
 def test_nag_by_hand():
     plus = torch.tensor([[1.0, 1.0]])
     assert torch.equal(nag.normalised(plus, plus), plus)

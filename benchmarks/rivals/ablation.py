@@ -45,7 +45,7 @@ class Ablation(Tuned):
     """Keys and values of the cross-attention, trained so that a prompt with the concept gives what the same prompt with
     the anchor does: here the clean twin. Prompts of the training side, in which symbols have their own words alone.
 
-    Scaled to this model: 300 steps of 8 at 2e-4.
+    Scaled to this model: 300 steps of 8 at 5e-4.
     """
 
     label = "concept ablation"

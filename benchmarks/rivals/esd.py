@@ -39,7 +39,7 @@ def erasing(
 class ESD(Tuned):
     """All weights of the cross-attention, trained on the concepts' words alone, eta = 1.
 
-    Scaled to this model: 300 steps of 8 at 2e-4, for the paper's 1,000 of one at 1e-5; z_t is a picture of the frozen
+    Scaled to this model: 300 steps of 8 at 5e-4, for the paper's 1,000 of one at 1e-5; z_t is a picture of the frozen
     model under noise, for one that is sampled halfway by the model in training.
     """
 

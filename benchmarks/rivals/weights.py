@@ -71,7 +71,7 @@ class Tuned(Edited):
 
     parts: tuple[str, ...]
     stage: str  # the name of its checkpoint
-    steps, learning_rate, batch = 300, 2e-4, 8
+    steps, learning_rate, batch = 300, 5e-4, 8
 
     @abstractmethod
     def loss(self, adapted: Adapted) -> Callable[[random.Random, torch.Generator], Tensor]:
