@@ -13,27 +13,37 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import inspect
 import json
 import logging
 import os
 import random
 import statistics
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import front
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionPipelineSafe
 from measure import frechet, markdown, mean, rate, with_interval, write_between
+from rivals import RIVALS
+from rivals.method import PUBLISHED_STEPS, Given, Guide, Method, guided, predictions
+from rivals.weights import Edited
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+from wordings import WORDINGS, reworded
 
 from hgr.core import file
 from hgr.core.guidance import kept_share
-from hgr.core.options import MODES
+from hgr.core.hgr import HGR
+from hgr.core.options import DEFAULT_SENSITIVITY, MODES
 from hgr.core.redirect import redirect
 from hgr.core.tensor_file import save_tensors
 from hgr.demo import assets
@@ -55,28 +65,45 @@ log = logging.getLogger("benchmark")
 
 ROOT = Path(__file__).resolve().parent.parent
 
-WORDS = "a skull, a dagger, a knife, blood, gore, a bomb"  # for the methods that are told in words what not to show
-SLD = {
+# What concepts are called, for the methods that are told in words what not to show; and what may be there instead.
+CONCEPT_WORDS = {"skull": "a skull", "dagger": "a dagger, a knife", "splatter": "blood, gore", "bomb": "a bomb"}
+WORDS = ", ".join(CONCEPT_WORDS.values())
+ANCHOR = "an empty sky"
+SLD = {  # diffusers' WEAK has a scale of 20 where the paper has 200
     "sld_weak": SafetyConfig.WEAK,
     "sld_medium": SafetyConfig.MEDIUM,
     "sld_strong": SafetyConfig.STRONG,
     "sld_max": SafetyConfig.MAX,
 }
-SLD_STEPS = 50  # of the pipeline's default, in which the presets count their warm-up
+# The rows of SafeCFG alone: mode and sensitivity. "always" has no thresholds: prompts move as far as their gates say.
+SAFE = {
+    **{mode: (mode, DEFAULT_SENSITIVITY) for mode in MODES},
+    "redirect_highest": ("redirect", "highest"),
+    "redirect_always": ("redirect", "always"),
+}
 ROWS = {
     "plain": "plain CFG",
     "other_seeds": "plain CFG, other noise",
     "clean_caption": "true clean caption (the floor)",
     "negative": "negative prompt",
     **{key: "SLD " + key[4:] for key in SLD},
+    **{row: method.label for row, method in RIVALS.items()},
     **{mode: f"SafeCFG {mode}" for mode in MODES},
+    "redirect_highest": 'SafeCFG redirect, sensitivity "highest"',
+    "redirect_always": "SafeCFG redirect, without thresholds",
+    "lora_redirect": "Safe Fine-Tune's LoRA and SafeCFG redirect",
 }
-BARE_ROWS = ("plain", "clean_caption", "negative", *MODES)  # those that are sampled on bare prompts
+# Rows that are two things at once: the method whose weights they have, and the mode.
+BOTH = {"lora_redirect": ("lora", "redirect")}
+BARE_ROWS = ("plain", "clean_caption", "negative", *MODES)  # those that are sampled on every kind of bare prompts
 HARMFUL_KINDS = tuple(kind for kind in KINDS if kind not in CLEAN_KINDS)
+EVERY_KIND = (*HARMFUL_KINDS, *WORDINGS, *CLEAN_KINDS, *BARE_KINDS)
+FRONT_KINDS = (*HARMFUL_KINDS, *WORDINGS, "bare")  # whose harmful rates are averaged in the chart of all methods
 PARTS = ("table", "toggles", "detection", "cost")
 TOGGLE_MODE = "redirect"
 COST_BATCH = 16  # at most
-COST_ROWS = ("plain", "negative", "sld_medium", *MODES)
+COST_ROWS = tuple(row for row in ROWS if row not in ("clean_caption", "other_seeds"))
+CHART = ROOT / "docs/images/front.png"
 
 
 @dataclass(frozen=True)
@@ -119,33 +146,64 @@ def environment(settings: Settings) -> dict[str, Any]:
     }
 
 
-@torch.inference_mode()
 def ddim(
-    pipe: StableDiffusionPipeline,
-    positive: Tensor,
-    negative: Tensor,
-    *,
-    noise: Tensor,
-    steps: int,
-    cfg: float,
-    mixture: tuple[Tensor, Tensor] | None = None,
+    pipe: StableDiffusionPipeline, positive: Tensor, negative: Tensor, *, noise: Tensor, steps: int, cfg: float
 ) -> Tensor:
-    """Latents (B, 4, 16, 16) by the pipeline's scheduler and classifier-free guidance, without its overhead.
+    """Latents (B, 4, 16, 16) by classifier-free guidance. positive, negative (B, T, D); noise (B, 4, 16, 16)."""
+    return sampled(pipe, guided(pipe, positive, negative, cfg=cfg), noise=noise, steps=steps)
 
-    positive, negative (B, T, D); noise (B, 4, 16, 16). mixture: mode "dynamic": the safe features (B, T, D), and the
-    share (B,) of the positive prompt's prediction.
-    """
+
+def mixing(
+    pipe: StableDiffusionPipeline, positive: Tensor, negative: Tensor, *, safe: Tensor, share: Tensor, cfg: float
+) -> Guide:
+    """SafeCFG's mode "dynamic". positive, negative, safe (B, T, D); share (B,): `hgr.core.guidance.kept_share`."""
+    harmful = share < 1
+    kept = share[harmful].reshape(-1, 1, 1, 1)
+
+    def guide(latents: Tensor, t: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        n, p = predictions(pipe, latents, t, negative, positive)
+        if harmful.any():
+            p = p.clone()
+            p[harmful] = kept * p[harmful] + (1 - kept) * pipe.unet(latents[harmful], t, safe[harmful]).sample
+        return latents, n + cfg * (p - n)
+
+    return guide
+
+
+@torch.no_grad()  # not inference mode, in which one method could not have its gradient
+def sampled(pipe: StableDiffusionPipeline, guide: Guide, *, noise: Tensor, steps: int) -> Tensor:
+    """Latents (B, 4, 16, 16) by the pipeline's scheduler, without its overhead; noise (B, 4, 16, 16)."""
     pipe.scheduler.set_timesteps(steps, device=noise.device)
-    features, latents = torch.cat([negative, positive]), noise
-    for t in pipe.scheduler.timesteps:
-        unconditional, conditional = pipe.unet(torch.cat([latents] * 2), t, features).sample.chunk(2)
-        if mixture and (harmful := mixture[1] < 1).any():
-            kept = mixture[1][harmful].reshape(-1, 1, 1, 1)
-            safe = pipe.unet(latents[harmful], t, mixture[0][harmful]).sample
-            conditional = conditional.clone()
-            conditional[harmful] = kept * conditional[harmful] + (1 - kept) * safe
-        latents = pipe.scheduler.step(unconditional + cfg * (conditional - unconditional), t, latents).prev_sample
+    latents = noise
+    for step, t in enumerate(pipe.scheduler.timesteps):
+        latents, prediction = guide(latents, t, step)
+        latents = pipe.scheduler.step(prediction, t, latents).prev_sample
     return latents
+
+
+@contextmanager
+def differentiated(unet: nn.Module) -> Iterator[list[int]]:
+    """As `evaluations`, those that a gradient is taken through: each costs a backward pass besides."""
+    count = [0]
+
+    def add(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        count[0] += len(arguments[0]) * torch.is_grad_enabled()
+
+    hook = unet.register_forward_pre_hook(add)
+    try:
+        yield count
+    finally:
+        hook.remove()
+
+
+def code_of(method: type[Method]) -> str:
+    """A digest of a rival's code: its class's file and those of the classes that it is made from."""
+    files = {sys.modules[kind.__module__] for kind in method.__mro__ if kind.__module__.startswith("rivals.")}
+    text = "".join(sorted(inspect.getsource(file) for file in files))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+CODE = {row: code_of(method) for row, method in RIVALS.items()}  # read now, as files may change during a run
 
 
 class Bench:
@@ -160,7 +218,8 @@ class Bench:
         self.judge = load_classifier().to(settings.device)
         self.environment = environment(settings)
         name = hashlib.sha256(json.dumps(self.environment, sort_keys=True).encode()).hexdigest()[:12]
-        self.folder = runs / name
+        self.folder, self.runs = runs / name, runs
+        self.methods: dict[str, Method] = {}
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "environment.json").write_text(json.dumps(self.environment, indent=2) + "\n")
         parts = {key: getattr(self.pipe, key) for key in ("vae", "text_encoder", "tokenizer", "unet", "scheduler")}
@@ -176,39 +235,81 @@ class Bench:
     def captions(self, kind: str, count: int) -> list[Caption]:
         """The first captions of this kind's stream."""
         rng = random.Random(f"{self.settings.split}/{self.settings.seed}/{kind}")
-        return [draw_from(self.settings.split, rng, kind) for _ in range(count)]
+        draw = reworded if kind in WORDINGS else draw_from
+        return [draw(self.settings.split, rng, kind) for _ in range(count)]
 
     def noise(self, kind: str, count: int, stream: int = 0) -> Tensor:
         """Initial latents (count, 4, 16, 16) of a kind's pictures; stream 1 is for other noise on the same prompts."""
         seed = random.Random(f"{self.settings.split}/{self.settings.seed}/{kind}/noise/{stream}").getrandbits(63)
         return torch.randn(count, 4, 16, 16, generator=torch.Generator().manual_seed(seed)).to(self.settings.device)
 
-    def sample(self, row: str, texts: list[str], noise: Tensor, *, off: str | None = None) -> Tensor:
+    def method(self, row: str) -> Method:
+        """The rival of this row. What it trains is kept for all settings of sampling."""
+        if row not in self.methods:
+            settings, weights = self.settings, self.environment["weights and code"]
+            given = Given(
+                self.pipe,
+                self.hgr,
+                CONCEPT_WORDS,
+                ANCHOR,
+                settings.steps,
+                settings.cfg,
+                settings.seed,
+                self.runs / f"trained-{weights}-{settings.seed}" / f"{row}-{CODE[row]}",
+            )
+            self.methods[row] = RIVALS[row](given)
+        return self.methods[row]
+
+    @torch.no_grad()
+    def sample(self, row: str, captions: list[Caption], noise: Tensor, *, off: str | None = None) -> Tensor:
         """Latents of one batch by the method of this row; `off` is a concept that SafeCFG is told to leave alone."""
+        weights, mode = BOTH.get(row, (row, row))
+        if weights not in RIVALS:
+            return self._sample(mode, captions, noise, off=off)
+        method = self.method(weights)
+        with method.edited():
+            if row in BOTH:
+                return self._sample(mode, captions, noise, off=off)
+            return sampled(self.pipe, method.guide(captions), noise=noise, steps=self.settings.steps)
+
+    def _sample(self, row: str, captions: list[Caption], noise: Tensor, *, off: str | None) -> Tensor:
+        """The rows that are no rivals: plain guidance, SLD, SafeCFG."""
         settings, pipe = self.settings, self.pipe
+        texts = [caption.clean if row == "clean_caption" else caption.text for caption in captions]
         if row in SLD:
-            preset = SLD[row] | {"sld_warmup_steps": round(SLD[row]["sld_warmup_steps"] * settings.steps / SLD_STEPS)}
+            warmup = round(SLD[row]["sld_warmup_steps"] * settings.steps / PUBLISHED_STEPS)
             images = self.sld(
                 texts,
                 num_inference_steps=settings.steps,
                 guidance_scale=settings.cfg,
                 latents=noise,
                 output_type="np",
-                **preset,
+                **SLD[row] | {"sld_warmup_steps": warmup},
             ).images
             return torch.from_numpy(np.asarray(images)).to(noise)
         positive = encode(pipe, texts)
         negative = encode(pipe, [WORDS if row == "negative" else ""] * len(texts))
-        mixture = None
-        if row in MODES:
-            strengths = [0.0 if name == off else settings.strength for name in self.hgr.ids]
-            found = redirect(self.hgr, positive, strengths=strengths)
-            if row == "dynamic":
-                mixture = found.safe.features, kept_share(found.harm, settings.cfg)
+        guide = guided(pipe, positive.features, negative.features, cfg=settings.cfg)
+        if row in SAFE:
+            hgr, mode = self.hgr_of(row), SAFE[row][0]
+            strengths = [0.0 if name == off else settings.strength for name in hgr.ids]
+            found = redirect(hgr, positive, strengths=strengths)
+            safe = found.safe.features
+            if mode == "dynamic":
+                share = kept_share(found.harm, settings.cfg)
+                guide = mixing(pipe, positive.features, negative.features, safe=safe, share=share, cfg=settings.cfg)
             else:
-                positive = found.safe
-        given = {"noise": noise, "steps": settings.steps, "cfg": settings.cfg, "mixture": mixture}
-        return ddim(pipe, positive.features, negative.features, **given)
+                guide = guided(pipe, safe, negative.features, cfg=settings.cfg)
+        return sampled(pipe, guide, noise=noise, steps=settings.steps)
+
+    def hgr_of(self, row: str) -> HGR:
+        """The HGR with the thresholds of a row of SafeCFG."""
+        sensitivity = SAFE[row][1]
+        if sensitivity == "always":
+            return dataclasses.replace(
+                self.hgr, concepts=[dataclasses.replace(c, threshold=0.0) for c in self.hgr.concepts]
+            )
+        return self.hgr.at(sensitivity)
 
     def cell(self, row: str, kind: str, off: str | None = None) -> dict[str, Tensor]:
         """A cell, sampled unless it is done. `off` as for `sample`."""
@@ -216,11 +317,10 @@ class Bench:
         if not path.exists():
             start, batch, count = time.perf_counter(), self.settings.batch_size, self.settings.pictures
             captions = self.captions(kind, count)
-            texts = [caption.clean if row == "clean_caption" else caption.text for caption in captions]
             noise = self.noise(kind, count, stream=int(row == "other_seeds"))
             latents = torch.cat(
                 [
-                    self.sample(row, texts[at : at + batch], noise[at : at + batch], off=off)
+                    self.sample(row, captions[at : at + batch], noise[at : at + batch], off=off)
                     for at in range(0, count, batch)
                 ]
             )
@@ -241,8 +341,10 @@ class Bench:
         return self.path(row, kind, off).exists()
 
     def path(self, row: str, kind: str, off: str | None = None) -> Path:
-        """The file of a cell."""
-        return self.folder / ("-".join((row, kind, *([off] if off else []))) + ".safetensors")
+        """The file of a cell. A rival's names its code."""
+        weights, _ = BOTH.get(row, (row, row))
+        code = [CODE[weights]] if weights in RIVALS else []
+        return self.folder / ("-".join((row, *code, kind, *([off] if off else []))) + ".safetensors")
 
     def harm(self, row: str, kind: str) -> dict[str, Any]:
         """A cell of harmful prompts: `harmful` if any symbol is seen, `own` if one that the caption names is, and
@@ -333,26 +435,27 @@ class Bench:
             },
         }
 
-    def cost(self) -> dict[str, Any]:
-        """Denoiser evaluations a picture and step, and time over plain CFG's in the same round, text encoding
-        included."""
+    def cost(self, rows: list[str]) -> dict[str, Any]:
+        """Denoiser evaluations a picture and step, those of them that a gradient is taken through, and time over plain
+        CFG's in the same round, text encoding included."""
         results: dict[str, Any] = {}
         batch = cost_batch(self.settings.batch_size)
         for kind in ("seen", "clean"):
-            texts = [caption.text for caption in self.captions(kind, batch)]
-            noise = self.noise(kind, batch)
-            times: dict[str, list[float]] = {row: [] for row in COST_ROWS}
+            captions, noise = self.captions(kind, batch), self.noise(kind, batch)
+            times: dict[str, list[float]] = {row: [] for row in rows}
             for turn in range(self.settings.rounds + 1):  # the first round is a warm-up
-                for row in random.Random(turn).sample(COST_ROWS, len(COST_ROWS)):
+                for row in random.Random(turn).sample(rows, len(rows)):
                     start = time.perf_counter()
-                    with evaluations(self.pipe.unet) as count:
-                        self.sample(row, texts, noise).cpu()
+                    with evaluations(self.pipe.unet) as count, differentiated(self.pipe.unet) as backward:
+                        self.sample(row, captions, noise).cpu()
                     times[row].append(time.perf_counter() - start)
-                    results.setdefault(row, {})["evaluations"] = count[0] / batch / self.settings.steps
+                    per = batch * self.settings.steps
+                    results.setdefault(row, {}).setdefault("evaluations", {})[kind] = count[0] / per
+                    results[row]["backward"] = backward[0] / per
             for row, spent in times.items():
                 ratios = [own / plain for own, plain in zip(spent[1:], times["plain"][1:], strict=True)]
                 results[row][kind] = {"value": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
-        return {row: results[row] for row in COST_ROWS}
+        return {row: results[row] for row in rows}
 
 
 def cost_batch(batch_size: int) -> int:
@@ -367,28 +470,38 @@ def collect(bench: Bench, rows: list[str], kinds: list[str], *, parts: list[str]
             for row in ("plain", *rows):
                 if _applies(row, kind):
                     bench.cell(row, kind)
-    done = {kind: [row for row in ROWS if bench.done(row, kind)] for kind in (*KINDS, *BARE_KINDS)}
+    done = {kind: [row for row in ROWS if bench.done(row, kind)] for kind in EVERY_KIND}
+    harmful = [kind for kind in (*HARMFUL_KINDS, *WORDINGS) if done[kind]]
     results = {
         "environment": bench.environment,
-        "harm": {kind: {row: bench.harm(row, kind) for row in done[kind]} for kind in HARMFUL_KINDS if done[kind]},
+        "harm": {kind: {row: bench.harm(row, kind) for row in done[kind]} for kind in harmful},
         "drift": {kind: {row: bench.drift(row, kind) for row in done[kind]} for kind in CLEAN_KINDS if done[kind]},
         "bare": {kind: {row: bench.bare(row, kind) for row in done[kind]} for kind in BARE_KINDS if done[kind]},
         "fires": {kind: bench.fires(kind) for kind in BARE_KINDS if done[kind]},
     }
-    for part in PARTS[1:]:
+    timed = [row for row in COST_ROWS if row in ("plain", *rows)]
+    for part, measure in (
+        ("toggles", bench.toggles),
+        ("detection", bench.detection),
+        ("cost", lambda: bench.cost(timed)),
+    ):
         path = bench.folder / f"{part}.json"
-        if part in parts and not path.exists():
-            path.write_text(json.dumps(getattr(bench, part)()))
+        done = json.loads(path.read_text()) if path.exists() else {}
+        if part in parts and (not done or (part == "cost" and not done.keys() >= set(timed))):
+            done = measure()
+            path.write_text(json.dumps(done))
             log.info("%s: done", part)
-        if path.exists():
-            results[part] = json.loads(path.read_text())
+        if done:
+            results[part] = done
     return results
 
 
 def _applies(row: str, kind: str) -> bool:
     """A clean caption is its own clean twin, and other noise is a measure for drift only."""
     if kind in BARE_KINDS:
-        return row in BARE_ROWS and (row != "clean_caption" or kind.startswith("bare"))
+        return (row in BARE_ROWS or (kind == "bare" and row != "other_seeds")) and (
+            row != "clean_caption" or kind.startswith("bare")
+        )
     return row != ("clean_caption" if kind in CLEAN_KINDS else "other_seeds")
 
 
@@ -400,7 +513,8 @@ def tables(results: dict[str, Any]) -> str:
         f"{e['split']} prompts, seed {e['seed']}; torch {e['torch']}, diffusers {e['diffusers']}, {e['device']}, "
         f"{e['threads']} threads on {e['cpus']} CPUs; weights and code {e['weights and code']}. In brackets: 95 % "
         "intervals (Wilson's for rates); for time, the range. SLD is diffusers' pipeline, with the warm-up of its "
-        f'presets scaled from {SLD_STEPS} steps. SLD and the negative prompt are given "{WORDS}".'
+        f"presets scaled from {PUBLISHED_STEPS} steps. Methods that are told in words what not to show are given "
+        f'"{WORDS}".'
     ]
 
     def section(title: str, note: str, head: list[str], *, rows: list[list[str]]) -> None:
@@ -516,9 +630,20 @@ def tables(results: dict[str, Any]) -> str:
             "Cost",
             f"Time relative to plain CFG: median and range of {e['rounds']} rounds in one run, batch "
             f"{cost_batch(e['batch_size'])}. Text encoding and the HGR are included, decoding is not.",
-            ["method", "evaluations per step", "time, harmful", "time, clean"],
+            [
+                "method",
+                *(f"{what}, {kind}" for what in ("evaluations per step", "time") for kind in ("harmful", "clean")),
+            ],
             rows=[
-                [ROWS[row], f"{cell['evaluations']:.2f}", with_interval(cell["seen"]), with_interval(cell["clean"])]
+                [
+                    ROWS[row],
+                    *(
+                        f"{cell['evaluations'][kind]:.2f}"
+                        + (f" + {cell['backward']:.2f} backward" * bool(cell["backward"]))
+                        for kind in ("seen", "clean")
+                    ),
+                    *(with_interval(cell[kind]) for kind in ("seen", "clean")),
+                ]
                 for row, cell in results["cost"].items()
             ],
         )
@@ -541,6 +666,35 @@ def summary(results: dict[str, Any]) -> str:
     )
 
 
+def draw_front(results: dict[str, Any], path: Path) -> None:
+    """The chart of all methods, of those that are done in every kind that is."""
+    drift = results["drift"]["clean"]
+    rates = {kind: {row: cell["harmful"] for row, cell in cells.items()} for kind, cells in results["harm"].items()}
+    rates |= {kind: {row: cell["any"] for row, cell in cells.items()} for kind, cells in results["bare"].items()}
+    kinds = [kind for kind in FRONT_KINDS if kind in rates]
+    means = {
+        row: statistics.mean(rates[kind][row]["value"] for kind in kinds)
+        for row in ROWS
+        if all(row in rates[kind] for kind in kinds)
+    }
+    marks = [
+        front.Mark(ROWS[row], family(row), drift[row]["difference"]["value"], rate)
+        for row, rate in means.items()
+        if row in drift
+    ]
+    other = drift["other_seeds"]["difference"]["value"] if "other_seeds" in drift else None
+    front.draw(marks, path, floor=means["clean_caption"], other_noise=other)
+
+
+def family(row: str) -> str:
+    """Which of `front.FAMILIES` a row is in."""
+    if row == "plain":
+        return "no safety"
+    if row in SAFE or BOTH.get(row, (row,))[0] == "lora":
+        return "SafeCFG"
+    return "changes the weights" if row in RIVALS and issubclass(RIVALS[row], Edited) else "changes the sampling"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for field in dataclasses.fields(Settings):
@@ -550,9 +704,10 @@ def main() -> None:
     parser.add_argument(
         "--validation", action="store_true", help="other prompts and noise; prints the tables, writes no page"
     )
-    every = (*KINDS, *BARE_KINDS)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
-    parser.add_argument("--kinds", nargs="+", choices=every, default=list(every), metavar="KIND", help=", ".join(every))
+    parser.add_argument(
+        "--kinds", nargs="+", choices=EVERY_KIND, default=list(EVERY_KIND), metavar="KIND", help=", ".join(EVERY_KIND)
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/demo_world")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")
@@ -573,6 +728,7 @@ def main() -> None:
         write_between(given.readme, "summary", summary(results))
         given.results.parent.mkdir(parents=True, exist_ok=True)
         given.results.write_text(json.dumps(results, indent=1) + "\n")
+        draw_front(results, CHART)
 
 
 if __name__ == "__main__":

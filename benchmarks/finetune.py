@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import json
 import logging
-import random
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,9 @@ import torch
 from demo_world import HARMFUL_KINDS, ROOT, WORDS, Bench
 from demo_world import Settings as World
 from measure import frechet, markdown, mean, rate, with_interval, write_between
+from rivals.esd import PICTURES as ESD_PICTURES
+from rivals.esd import erasing
+from rivals.lora import HARMFUL_SHARE, mixture
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -32,7 +34,7 @@ from hgr.core.fingerprint import fingerprint
 from hgr.core.progress import Progress
 from hgr.core.prompt import Prompt
 from hgr.core.tensor_file import save_tensors
-from hgr.demo.captions import CLEAN_KINDS, Caption, draw_from
+from hgr.demo.captions import CLEAN_KINDS, Caption
 from hgr.hosts.diffusers import finetune as host
 from hgr.hosts.diffusers.demo import load_demo_pipeline
 from hgr.hosts.diffusers.prompts import encoder_of
@@ -44,7 +46,6 @@ from hgr.training.train_lora import Adapted, Lessons, Teacher, fit_lora, harm_of
 
 log = logging.getLogger("benchmark")
 
-HARMFUL_SHARE = 0.4
 ROWS = {
     "both": "h from prompt and picture (the default)",
     "prompt": "h from the prompt",
@@ -62,17 +63,6 @@ STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25)
 DIAL_KINDS, DIAL_PICTURES = ("seen", "clean"), 100  # at most
 PARTS = ("main", "ablation", "dial")
 CHART = ROOT / "docs/images/finetune_strength.png"
-
-
-def mixture(seed: int, count: int, share: float = HARMFUL_SHARE) -> list[Caption]:
-    """Captions as people might ask for them, of the training side; a share of them harmful."""
-    rng = random.Random(f"finetune/{seed}")
-    flags = [i < round(share * count) for i in range(count)]
-    rng.shuffle(flags)
-    return [
-        draw_from("training", rng, rng.choice(("seen", "two") if harmful else ("clean", "homonym")))
-        for harmful in flags
-    ]
 
 
 class Labelled(Teacher):
@@ -165,26 +155,11 @@ class Tuning:
         return path
 
     def _esd(self, adapted: Adapted, work: Path) -> None:
-        """`|| eps_lora(z_t, c) - (eps(z_t) - (eps(z_t, c) - eps(z_t))) ||^2` on the concepts' names alone: ESD's target
-        with its negative guidance 1 (Gandikota et al., arXiv 2303.07345, equation 6), on the same layers as the other
-        rows."""
+        """ESD's loss on the concepts' names alone (`rivals.esd`), on the same layers as the other rows."""
         settings, words = self.settings, WORDS.split(", ")
-        texts = [words[i % len(words)] for i in range(min(48, settings.pictures))]
+        texts = [words[i % len(words)] for i in range(min(ESD_PICTURES, settings.pictures))]
         latents = paint(adapted.denoiser, texts, self.folder / "esd-pictures.safetensors")
-
-        def loss(rng: random.Random, generator: torch.Generator) -> Tensor:
-            rows = [rng.randrange(len(texts)) for _ in range(settings.batch_size)]
-            clear = latents[rows]
-            error = adapted.denoiser.at(
-                clear,
-                torch.rand(len(rows), generator=generator).clamp(0.01, 0.99),
-                torch.randn(clear.shape, generator=generator),
-            )
-            named, empty = (self.encoded(part).features for part in ([texts[row] for row in rows], [""] * len(rows)))
-            with torch.no_grad(), adapted.frozen():
-                u, c = error(empty, None), error(named, None)
-            return (error(named, None) - (2 * u - c)).square().mean()
-
+        named, empty = (self.encoded(part).features for part in (texts, [""]))
         Loop(
             "esd",
             adapted.adapters,
@@ -194,7 +169,7 @@ class Tuning:
             seed=settings.seed,
             average=0.99,
             progress=StepLog("esd"),
-        ).run(loss)
+        ).run(erasing(adapted, latents, named, empty=empty, batch=settings.batch_size))
 
 
 def shuffled(harm: Tensor, share: float, seed: int) -> Tensor:

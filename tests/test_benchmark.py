@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,8 +43,9 @@ def test_its_modes_are_the_pipelines_too(mode, tmp_path):
     texts, noise = ["a red ball", "a skull"], torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     options = {"num_inference_steps": 5, "guidance_scale": 7.5, "output_type": "latent"}
     theirs = SafeCFG(bench.pipe, bench.hgr)(texts, mode=mode, latents=noise, **options).images
-    assert torch.allclose(bench.sample(mode, texts, noise), theirs, atol=1e-4)
-    assert not torch.allclose(bench.sample("plain", texts, noise)[1], theirs[1], atol=1e-2)
+    captions = [SimpleNamespace(text=text) for text in texts]
+    assert torch.allclose(bench.sample(mode, captions, noise), theirs, atol=1e-4)
+    assert not torch.allclose(bench.sample("plain", captions, noise)[1], theirs[1], atol=1e-2)
 
 
 @pytest.fixture

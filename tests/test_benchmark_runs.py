@@ -16,7 +16,12 @@ import demo_model
 import demo_world
 import detection
 import finetune
+import torch
 import training
+from rivals import RIVALS, ablation, esd, lora, prototypes, safe_denoiser, weights
+from safetensors.torch import load_file
+
+from hgr.hosts.diffusers.demo import load_demo_pipeline
 
 
 @pytest.fixture
@@ -52,14 +57,44 @@ def test_demo_model(run, monkeypatch):
 @pytest.mark.slow
 def test_demo_world(run, tmp_path):
     tiny = ["--pictures", 2, "--steps", 2, "--batch-size", 2, "--prompts", 4, "--rounds", 1]
-    text = run(demo_world, *tiny, "--rows", "redirect", "sld_max", "negative", "--kinds", "clean", "two")
+    text = run(demo_world, *tiny, "--rows", "redirect", "sld_max", "trasce", "--kinds", "clean", "two")
     assert "2 DDIM steps" in text and "4 prompts" in text and "batch 2" in text
     assert {demo_world.ROWS[row] for row in ("plain", "redirect", "sld_max")} < cells(text)
+    assert "3.00 + 2.00 backward" in cells(text) and demo_world.ROWS["safree"] not in cells(text)
     assert text.count("### ") == 7  # three of harmful prompts, one of clean ones, one of each other part
     done = list((tmp_path / "runs").rglob("*.safetensors"))
     before = [file.stat().st_mtime_ns for file in done]
     assert run(demo_world, *tiny, "--rows", "redirect", "--kinds", "clean") == text  # what is done is shown
     assert [file.stat().st_mtime_ns for file in done] == before
+
+
+@pytest.fixture
+def quick_rivals(monkeypatch):
+    """Trainings of one step, and few pictures and prompts to learn from."""
+    monkeypatch.setattr(weights.Tuned, "steps", 1)
+    monkeypatch.setattr(lora.LoRA, "settings", lora.LoRASettings(steps=1, pictures=8, rank=2, evidence="prompt"))
+    for module, name in ((esd, "PICTURES"), (ablation, "PICTURES"), (safe_denoiser, "REFERENCES")):
+        monkeypatch.setattr(module, name, 2)
+    monkeypatch.setattr(prototypes, "PROMPTS", 50)
+
+
+@pytest.mark.slow
+def test_every_row_of_the_demo_world(run, quick_rivals, monkeypatch, tmp_path):
+    """Each changes the picture, and none leaves the model other than it was."""
+    used = []
+    monkeypatch.setattr(demo_world, "load_demo_pipeline", lambda: used.append(load_demo_pipeline()) or used[0])
+    tiny = ["--pictures", 2, "--steps", 2, "--batch-size", 2]
+    text = run(demo_world, *tiny, "--kinds", "bare", "--parts", "table")
+    assert {name for row, name in demo_world.ROWS.items() if row != "other_seeds"} < cells(text)
+    found = {path.name.split("-")[0]: load_file(path) for path in (tmp_path / "runs").rglob("*-bare.safetensors")}
+    for row in (*RIVALS, "lora_redirect"):
+        assert found[row]["latents"].isfinite().all(), row
+        assert not torch.equal(found[row]["latents"], found["plain"]["latents"]), row
+    now, before = used[0].unet.state_dict(), load_demo_pipeline().unet.state_dict()
+    assert now.keys() == before.keys() and all(torch.equal(p, before[name]) for name, p in now.items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in used[0].unet.modules())
+    kept = sorted(path.name for path in (tmp_path / "runs").rglob("trained-*/*/*"))
+    assert kept == ["lora.safetensors", "pictures.safetensors", "pictures.safetensors", *["weights.safetensors"] * 2]
 
 
 @pytest.mark.slow

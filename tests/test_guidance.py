@@ -14,6 +14,7 @@ from hgr.core.options import MODES, concept_strengths, known_mode
 def test_ramp_is_hard_below_the_threshold_and_full_from_halfway_up():
     gates = torch.tensor([0.0, 0.599, 0.6, 0.7, 0.8, 1.0])
     assert torch.allclose(ramp(gates, torch.tensor(0.6)), torch.tensor([0.0, 0.0, 0.5, 0.75, 1.0, 1.0]))
+    assert torch.equal(ramp(gates, torch.tensor(0.0)), gates), "without a threshold"
 
 
 def test_shift_returns_the_same_tensor_when_nothing_moves_and_touches_only_moved_samples():

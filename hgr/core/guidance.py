@@ -9,12 +9,13 @@ from .errors import HGRError
 
 
 def ramp(gates: Tensor, thresholds: Tensor) -> Tensor:
-    """Activation of each concept: 0 below its threshold, 1/2 at it, 1 from halfway between it and certainty.
+    """Activation of each concept: 0 below its threshold, 1/2 at it, 1 from halfway between it and certainty. Without a
+    threshold, which is one of 0, it is the gate itself.
 
     gates (..., K) in [0, 1], thresholds (K,) in [0, 1). The formula is this project's own.
     """
     above = (gates - thresholds) / (1 - thresholds)
-    return torch.where(gates >= thresholds, (0.5 + above).clamp(max=1.0), 0.0)
+    return torch.where(thresholds > 0, torch.where(gates >= thresholds, (0.5 + above).clamp(max=1.0), 0.0), gates)
 
 
 def shift(features: Tensor, delta: Tensor, scale: float) -> Tensor:
