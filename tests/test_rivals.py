@@ -148,7 +148,7 @@ def test_trasce_steps_down_the_losss_gradient(monkeypatch):
         -5.5182, rel=1e-4
     )
     method = linear(trasce.TraSCE, monkeypatch)
-    z = noise(2)
+    z = noise(2) / 50  # near enough to each other for a slope that is not lost in rounding
     moved, guided = method.guide(captions("1", "3"))(z, torch.tensor(1), 0)
     ratio = z[0].numel() / 16384
     length = z[:1].norm()
