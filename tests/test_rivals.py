@@ -148,7 +148,7 @@ def test_trasce_steps_down_the_losss_gradient(monkeypatch):
         -5.5182, rel=1e-4
     )
     method = linear(trasce.TraSCE, monkeypatch)
-    z = noise(2)
+    z = noise(2) / 50  # near enough to each other for a slope that is not lost in rounding
     moved, guided = method.guide(captions("1", "3"))(z, torch.tensor(1), 0)
     ratio = z[0].numel() / 16384
     length = z[:1].norm()
@@ -337,3 +337,22 @@ def test_no_label_of_the_chart_covers_another(tmp_path, monkeypatch):
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
     assert len(placed) == 24
     assert not any(a.overlaps(b) for i, a in enumerate(placed) for b in placed[:i])
+
+
+def test_the_chart_has_each_method_that_is_done_in_every_kind(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(front, "draw", lambda marks, path, **lines: drawn.update(lines, marks=marks))
+    harm = {row: {"harmful": {"value": value}} for row, value in (("plain", 1.0), ("clean_caption", 0.0), ("uce", 0.5))}
+    bare = {row: {"any": {"value": value}} for row, value in (("plain", 1.0), ("clean_caption", 0.2), ("uce", 0.1))}
+    drift = {
+        row: {"difference": {"value": value}} for row, value in (("plain", 0.0), ("other_seeds", 0.3), ("uce", 0.1))
+    }
+    results = {"harm": {"seen": harm | {"nag": harm["uce"]}}, "bare": {"bare": bare}, "drift": {"clean": drift}}
+    demo_world.draw_front(results, tmp_path / "front.png")
+    assert drawn["marks"] == [
+        front.Mark("plain CFG", "no safety", 0.0, 1.0),
+        front.Mark("UCE", "changes the weights", 0.1, pytest.approx(0.3)),
+    ]
+    assert (drawn["floor"], drawn["other_noise"]) == (0.1, 0.3)
+    assert {demo_world.family(row) for row in demo_world.ROWS} == set(front.FAMILIES)
+    assert demo_world.family("lora_redirect") == "SafeCFG" and demo_world.family("nag") == "changes the sampling"

@@ -49,7 +49,7 @@ class Ablation(Tuned):
     """
 
     label = "concept ablation"
-    stage = "ablation"
+    stage, learning_rate = "ablation", 5e-4
     parts = ("to_k", "to_v")
 
     def loss(self, adapted: Adapted) -> Callable[[random.Random, torch.Generator], Tensor]:

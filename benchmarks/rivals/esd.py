@@ -39,12 +39,12 @@ def erasing(
 class ESD(Tuned):
     """All weights of the cross-attention, trained on the concepts' words alone, eta = 1.
 
-    Scaled to this model: 300 steps of 8 at 5e-4, for the paper's 1,000 of one at 1e-5; z_t is a picture of the frozen
+    Scaled to this model: 300 steps of 8 at 2e-4, for the paper's 1,000 of one at 1e-5; z_t is a picture of the frozen
     model under noise, for one that is sampled halfway by the model in training.
     """
 
     label = "ESD-x"
-    stage = "esd"
+    stage, learning_rate = "esd", 2e-4
     parts = ("to_q", "to_k", "to_v", "to_out")
 
     def loss(self, adapted: Adapted) -> Callable[[random.Random, torch.Generator], Tensor]:

@@ -71,7 +71,8 @@ class Tuned(Edited):
 
     parts: tuple[str, ...]
     stage: str  # the name of its checkpoint
-    steps, learning_rate, batch = 300, 5e-4, 8
+    learning_rate: float
+    steps, batch = 300, 8
 
     @abstractmethod
     def loss(self, adapted: Adapted) -> Callable[[random.Random, torch.Generator], Tensor]:
