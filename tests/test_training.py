@@ -1,6 +1,7 @@
 """Losses, calibration and the loop: training learns, an interruption changes nothing, a NaN loses nothing."""
 
 import random
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -371,6 +372,39 @@ class Interrupted(Progress):
 
     def step(self, done, loss):
         self._count("step")
+
+
+def test_every_phase_has_its_name_and_its_count(tmp_path, monkeypatch):
+    monkeypatch.setattr("hgr.training.train_probe.MIN_SHOWN", 1)
+
+    class Phases(Interrupted):
+        def __init__(self, kind="", n=-1):
+            super().__init__(kind, n)
+            self.names = []
+
+        def phase(self, name):
+            self.names.append(name)
+
+    settings = replace(TOY, losses="attention", steps=6, pictures=16)
+    first, second = Phases("step", 2), Phases()
+    with pytest.raises(KeyboardInterrupt):
+        train_toy(tmp_path, settings, denoiser=toy_denoiser, progress=first)
+    train_toy(tmp_path, settings, denoiser=toy_denoiser, progress=second)
+    encoding, painting, recording, training = first.names
+    assert re.fullmatch(r"encoding \d{3} prompts", encoding) and painting == "painting 16 pictures"
+    assert training == "training 6 steps" and re.fullmatch(r"calibrating on \d+ held-out prompts", second.names[2])
+    assert recording == "recording the model's attention in 24 passes"
+    probe = "evaluating 16 pictures twice for the picture probe"
+    assert second.names == [recording, "training 4 steps; 2 are done already", second.names[2], probe]
+    with pytest.raises(KeyboardInterrupt):
+        train_toy(tmp_path / "b", settings, denoiser=toy_denoiser, progress=Interrupted("text", 9))
+    with pytest.raises(KeyboardInterrupt):
+        train_toy(tmp_path / "b", settings, denoiser=toy_denoiser, progress=(third := Phases("picture", 3)))
+    count = int(encoding.split()[1].replace(",", "")) - 9
+    assert third.names == [f"encoding {count:,} prompts; 9 are encoded already", painting]
+    with pytest.raises(KeyboardInterrupt):
+        train_toy(tmp_path / "b", settings, denoiser=toy_denoiser, progress=(fourth := Phases("step", 1)))
+    assert fourth.names[0] == "painting 12 pictures; 4 are painted already"
 
 
 @pytest.mark.slow

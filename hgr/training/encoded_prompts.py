@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import torch
@@ -12,8 +11,6 @@ from ..core.hgr import MAX_TOKENS, Encoder, HGRError
 from ..core.progress import SILENT, Progress
 from ..core.prompt import Encode, Prompt
 from .prompt_store import PromptStore
-
-log = logging.getLogger("safecfg")
 
 _BATCH = 32
 _LARGEST = torch.finfo(torch.float16).max
@@ -74,8 +71,9 @@ class EncodedPrompts:
 def _fill(store: PromptStore, texts: list[str], encode: Encode, *, limit: int, progress: Progress) -> None:
     """Encode what the store lacks of these texts."""
     done = sum(text in store for text in texts)
-    if done:
-        log.info("%d of %d prompts are encoded already", done, len(texts))
+    if done < len(texts):
+        kept = f"; {done:,} are encoded already" if done else ""
+        progress.phase(f"encoding {len(texts) - done:,} prompts{kept}")
     for start in range(0, len(texts), _BATCH):
         part = texts[start : start + _BATCH]
         if all(text in store for text in part):

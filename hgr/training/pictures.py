@@ -65,6 +65,8 @@ def paint(
     count = first = sum(map(len, made))
     if count == len(texts):
         return torch.cat(made)
+    kept = f"; {count:,} are painted already" if count else ""
+    progress.phase(f"painting {len(texts) - count:,} pictures{kept}")
     progress.picture(count, len(texts))
     saved = time.monotonic()
     try:

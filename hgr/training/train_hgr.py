@@ -108,6 +108,8 @@ def train_hgr(
             processes=processes,
             progress=progress,
         )
+        if settings.weights.attention and model:
+            progress.phase(f"recording the model's attention in {_PASSES} passes")
         loop.run(
             _Loss(
                 network,
@@ -121,6 +123,7 @@ def train_hgr(
             )
         )
         hgr = HGR(network.requires_grad_(False), [Concept(t.id, t.label, t.description) for t in pairs.topics], encoder)
+        progress.phase(f"calibrating on {len(held_out.texts):,} held-out prompts")
         metrics = _calibrate(hgr, encoded, held_out, rate=settings.rate)
         if pictures and model and processes.main:
             texts = pictures.texts

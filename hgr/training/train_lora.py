@@ -193,6 +193,7 @@ def harm_of(
     mean of the two.
     """
     found = []
+    progress.phase(f"judging {len(texts):,} pictures")
     for rows in torch.arange(len(texts)).split(denoiser.batch):
         part = [texts[i] for i in rows.tolist()]
         gates = harm = teacher.gates(part)

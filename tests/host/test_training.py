@@ -541,3 +541,32 @@ def test_an_interruption_before_the_steps_keeps_what_is_done(run, kit, pack, hom
     assert first == (half + 1 if phase == "text" else half) and all(at[1] == total for at in seen[:2])
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
     assert not list(home.glob("training/*")), "nothing is left of a training that ended"
+
+
+@pytest.mark.oldest
+def test_the_node_and_the_log_say_what_is_done_and_how_long_it_takes(run, kit, pack, monkeypatch, caplog):
+    import logging
+    import re
+    from types import SimpleNamespace
+
+    runs, progress = pack.get("hgr.hosts.comfy.runs"), pack.get("hgr.hosts.comfy.progress")
+    graph = SimpleNamespace(get_node=lambda _: {"inputs": {}}, get_display_node_id=lambda _: "7")
+    here, shown = SimpleNamespace(graph=graph, prompt_id="x", said=set(), found={}), []
+    monkeypatch.setattr(runs, "_current", lambda: here)
+    monkeypatch.setattr(runs, "get_executing_context", lambda: SimpleNamespace(node_id="7"))
+    monkeypatch.setattr(runs.editor, "show_text", lambda *told: shown.append(told))
+    monkeypatch.setattr(runs.editor, "show_fired", lambda *_, **__: None)
+    monkeypatch.setattr(progress, "_TEXT_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_LOG_SECONDS", 0.0)
+    monkeypatch.setattr(pack.get("hgr.core.progress"), "_FIRST", 0.0)
+    runs.note(["a note that stays"])
+    with caplog.at_level(logging.INFO):
+        run(kit.model, losses="attention", steps=20, seed=9)
+    assert {node for node, _ in shown} == {"7"} and all(text.endswith("a note that stays") for _, text in shown)
+    lines = [text.splitlines()[0] for _, text in shown]
+    for what in (r"encoding [\d,]+ prompts", "painting 8 pictures", "training 20 steps"):
+        assert any(re.fullmatch(what, line) for line in lines) and any(re.fullmatch(what, m) for m in caplog.messages)
+        counted = rf"{what}: [\d,]+ of [\d,]+, (less than a minute|about \d+ \w+) left"
+        assert what.startswith("painting") or any(re.fullmatch(counted, line) for line in lines)
+        assert what.startswith("painting") or any(re.fullmatch(counted, line) for line in caplog.messages)
+    assert lines[-1] == "HGR training: done in less than a minute"

@@ -91,6 +91,7 @@ def finetune_model(
         check_finite("the LoRA's weights in half precision", weights.values())
         tuned: Any = comfy.sd.load_lora_for_models(model, None, weights, 1.0, 0.0)[0]
         shown = _compare(model, tuned, clip, vae=vae, lessons=lessons, size=size, seed=settings.seed)
+    progress.end()
     return weights, tuned, image(progress.chart()), shown
 
 

@@ -66,4 +66,5 @@ def train_for_clip(
             latents=pictures,
             progress=progress,
         )
+    progress.end()
     return hgr, image(progress.chart())
