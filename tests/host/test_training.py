@@ -210,6 +210,32 @@ def test_an_interrupted_training_goes_on_and_ends_as_an_uninterrupted_one(kit, r
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
 
 
+@pytest.mark.oldest
+def test_a_training_is_not_resumed_with_another_text_encoder(kit, run, pack, home, monkeypatch):
+    import comfy.model_management as management
+    import torch
+
+    progress, seen = pack.get("hgr.hosts.comfy.progress").TrainingProgress, []
+    step = progress.step
+
+    def interrupted(self, done, loss):
+        seen.append(done)
+        if len(seen) == 3:
+            management.interrupt_current_processing()
+        step(self, done, loss)
+
+    monkeypatch.setattr(progress, "step", interrupted)
+    with pytest.raises(management.InterruptProcessingException):
+        run(seed=11)
+    tuned = kit.clip.clone()
+    key = next(name for name in tuned.patcher.model_state_dict() if name.endswith("mlp.fc1.weight"))
+    tuned.add_patches({key: (torch.ones_like(tuned.patcher.model_state_dict()[key]),)}, 0.1)
+    run(clip=tuned, seed=11)
+    run(seed=11)
+    assert seen[3] == 1 and seen[23] == 4, "the plain encoder's training is still there, and is resumed"
+    assert not list(home.glob("training/*"))
+
+
 @pytest.fixture
 def home(pack):
     """Where the trainings' folders are."""
