@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from torch import nn
 import hgr
 from hgr.core.atomic import WriteError, creating, replacing, stale_parts, write_bytes, write_text
 from hgr.core.fingerprint import fingerprint
-from hgr.core.progress import SILENT, Progress, Tally
+from hgr.core.progress import SILENT, Estimate, Progress, Tally, in_words
 from hgr.core.prompt import Prompt
 from hgr.core.tensor_file import save_tensors
 
@@ -304,3 +305,22 @@ def test_silence_says_nothing_and_a_tally_counts_what_several_functions_did():
     for count in (2, 0, 3):
         tally.add(count)
     assert seen == [(2, 5), (2, 5), (5, 5)]
+
+
+def test_what_is_left_is_told_in_words_from_the_speed_of_this_run(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("hgr.core.progress.time.monotonic", lambda: now[0])
+    estimate, said = Estimate(), []
+    for seconds, done in ((0, 6000), (1, 6100), (9, 7000), (10, 12000), (0, 0), (40, 2000)):
+        now[0] += seconds
+        said.append(estimate.left(done, 12000))
+    # 6,000 were there already; then another count begins
+    assert said == ["", "", "about 1 minute left", "", "", "about 3 minutes left"]
+    told = {49: "less than a minute", 60: "about 1 minute", 130: "about 2 minutes", 5300: "about 88 minutes"}
+    assert {seconds: in_words(seconds) for seconds in told} == told and in_words(7300) == "about 2 hours"
+
+
+def test_a_phase_is_logged(caplog):
+    with caplog.at_level(logging.INFO):
+        SILENT.phase("painting 16 pictures")
+    assert caplog.messages == ["painting 16 pictures"]

@@ -77,7 +77,10 @@ def test_what_is_killed_goes_on_where_it_can_and_ends_as_if_it_had_not_been(kill
     assert names(folder) == ["events.json", "out.safetensors", *(["work"] if what != "probe" else [])]
     parts = [name for name in found["left"] if name.endswith(".part")]
     assert bool(parts) == (phase == "a checkpoint"), "killed as it wrote, and removed by the next run"
-    assert not any("prompts" in name or "features" in name for name in found["left"]), "their file has no name"
+    if what != "probe":
+        assert "features-0.bin" in found["left"]
+        encoded = [done for name, done in events if name == "prompts"]
+        assert encoded[:1] == ([6] if phase == "encoding" else []), "what is encoded is kept"
 
 
 # --- twice at once ----------------------------------------------------------------------------------------------------
@@ -262,7 +265,7 @@ def test_a_disk_that_is_full_while_it_encodes_is_one_sentence(train, tmp_path, c
         code, output = train(tmp_path)
     finally:
         limit.__exit__(None, None, None)
-    assert code == 2 and not output.exists() and names(tmp_path / "work") == ["training.json"]
+    assert code == 2 and not output.exists() and names(tmp_path / "work") == ["features-0.bin", "training.json"]
     assert last(capsys).startswith(f"hgr: the encoded prompts cannot be written to {tmp_path / 'work'} (")
 
 
@@ -272,11 +275,13 @@ def test_a_work_folder_that_cannot_be_made_is_one_sentence(train, tmp_path, caps
     assert f"cannot be written to {tmp_path / 'work'} (" in (said := last(capsys)) and "choose another folder" in said
 
 
-def test_an_interruption_without_a_disk_says_that_nothing_is_kept(train, tmp_path, monkeypatch, capsys):
+def test_an_interruption_without_a_disk_says_what_is_kept(train, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("hgr.training.loop.save_tensors", full)
     when(monkeypatch, "steps", 3)
     assert train(tmp_path)[0] == 130
-    assert last(capsys) == "hgr: interrupted without a checkpoint; there is nothing to resume."
+    features = tmp_path / "work" / "features-0.bin"
+    said = f"hgr: interrupted without a checkpoint; {features} is kept. Run the same command again to resume."
+    assert last(capsys) == said
 
 
 def test_a_lora_that_its_file_cannot_hold_is_not_written(tmp_path, monkeypatch, capsys):

@@ -164,15 +164,15 @@ def test_an_interrupted_training_goes_on_to_the_same_file(whole, tmp_path, monke
     assert not checkpoint.exists()
 
 
-def test_an_interruption_before_the_first_step_leaves_nothing(few, tmp_path, monkeypatch, capsys):
+def test_an_interruption_before_the_first_step_keeps_what_is_encoded(few, tmp_path, monkeypatch, capsys):
     when(monkeypatch, "prompts", 2)
     code, output = train(tmp_path, "--file", few, *QUICK)
     assert (
         code == 130
         and not output.exists()
-        and [path.name for path in (tmp_path / "work").iterdir()] == ["training.json"]
+        and sorted(path.name for path in (tmp_path / "work").iterdir()) == ["features-0.bin", "training.json"]
     )
-    assert "before the first step" in capsys.readouterr().err
+    assert f"hgr: interrupted; {tmp_path / 'work' / 'features-0.bin'} is kept. Run" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_is_one_sentence_and_the_checkpoint_stays(few, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """Losses, calibration and the loop: training learns, an interruption changes nothing, a NaN loses nothing."""
 
 import random
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -274,7 +275,7 @@ def test_training_finds_the_concepts_moves_their_features_and_leaves_the_rest(tm
     steps = Steps()
     hgr = train_toy(tmp_path, encode=encode, progress=steps)
     assert steps.done == list(range(1, TOY.steps + 1))
-    assert list(tmp_path.iterdir()) == resumable(tmp_path, HGR_STAGE), "only what it is resumed from"
+    assert sorted(tmp_path.iterdir()) == sorted(resumable(tmp_path, HGR_STAGE)), "only what it is resumed from"
     assert (
         hgr.ids == ["bomb", "skull"]
         and hgr.encoder.family == "a toy"
@@ -316,11 +317,16 @@ def toy_denoiser():
         place = percent[:, None, None]
         return lambda features, pooled: unet(place * latents + (1 - place) * noise, features) - noise
 
-    def paint(prompts, progress):
-        progress.picture(0, len(prompts))
-        return torch.stack([word(text, 40).view(5, 8) for text in prompts])
+    noise = torch.Generator()
 
-    return Denoiser(unet, at, paint)
+    def paint(prompts, first):
+        if not first:
+            noise.manual_seed(0)
+        for at in range(first, len(prompts), 2):
+            drawn = [word(text, 40).view(5, 8) for text in prompts[at : at + 2]]
+            yield torch.stack([x + torch.randn(5, 8, generator=noise) / 10 for x in drawn])
+
+    return Denoiser(unet, at, paint, noise=noise)
 
 
 @pytest.mark.parametrize("losses", ["attention", "attention and score"])
@@ -334,9 +340,7 @@ def test_the_same_seed_gives_the_same_hgr_also_through_an_interruption(tmp_path)
     settings = replace(TOY, steps=12)
     with pytest.raises(KeyboardInterrupt):
         train_toy(tmp_path / "a", settings, progress=Steps(stop_at=7))
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["hgr.checkpoint.safetensors"], (
-        "the prompts' features must not stay"
-    )
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["features-0.bin", "hgr.checkpoint.safetensors"]
     steps = Steps()
     a = train_toy(tmp_path / "a", settings, progress=steps)
     b = train_toy(tmp_path / "b", settings)
@@ -370,6 +374,39 @@ class Interrupted(Progress):
         self._count("step")
 
 
+def test_every_phase_has_its_name_and_its_count(tmp_path, monkeypatch):
+    monkeypatch.setattr("hgr.training.train_probe.MIN_SHOWN", 1)
+
+    class Phases(Interrupted):
+        def __init__(self, kind="", n=-1):
+            super().__init__(kind, n)
+            self.names = []
+
+        def phase(self, name):
+            self.names.append(name)
+
+    settings = replace(TOY, losses="attention", steps=6, pictures=16)
+    first, second = Phases("step", 2), Phases()
+    with pytest.raises(KeyboardInterrupt):
+        train_toy(tmp_path, settings, denoiser=toy_denoiser, progress=first)
+    train_toy(tmp_path, settings, denoiser=toy_denoiser, progress=second)
+    encoding, painting, recording, training = first.names
+    assert re.fullmatch(r"encoding \d{3} prompts", encoding) and painting == "painting 16 pictures"
+    assert training == "training 6 steps" and re.fullmatch(r"calibrating on \d+ held-out prompts", second.names[2])
+    assert recording == "recording the model's attention in 24 passes"
+    probe = "evaluating 16 pictures twice for the picture probe"
+    assert second.names == [recording, "training 4 steps; 2 are done already", second.names[2], probe]
+    with pytest.raises(KeyboardInterrupt):
+        train_toy(tmp_path / "b", settings, denoiser=toy_denoiser, progress=Interrupted("text", 9))
+    with pytest.raises(KeyboardInterrupt):
+        train_toy(tmp_path / "b", settings, denoiser=toy_denoiser, progress=(third := Phases("picture", 3)))
+    count = int(encoding.split()[1].replace(",", "")) - 9
+    assert third.names == [f"encoding {count:,} prompts; 9 are encoded already", painting]
+    with pytest.raises(KeyboardInterrupt):
+        train_toy(tmp_path / "b", settings, denoiser=toy_denoiser, progress=(fourth := Phases("step", 1)))
+    assert fourth.names[0] == "painting 12 pictures; 4 are painted already"
+
+
 @pytest.mark.slow
 def test_thirty_interruptions_at_random_change_nothing(tmp_path, monkeypatch):
     """While it encodes, while it paints, in the steps, and while it fits the probe."""
@@ -377,8 +414,9 @@ def test_thirty_interruptions_at_random_change_nothing(tmp_path, monkeypatch):
     settings, pairs = replace(TOY, steps=64, pictures=16), toy_pairs(50)
     train = lambda work, **more: train_toy(work, settings, pairs=pairs, denoiser=toy_denoiser, **more)  # noqa: E731
     rng = random.Random(0)
-    points = [("text", rng.randint(1, 200)), ("picture", 1)]
-    points += [rng.choice([("text", rng.randint(1, 200)), ("step", rng.randint(1, 3))]) for _ in range(27)]
+    points = [("text", rng.randint(1, 30)) for _ in range(9)]
+    points += [("picture", rng.randint(1, 2)) for _ in range(5)]  # of nine: at first none are painted, then two more
+    points += [("step", rng.randint(1, 3)) for _ in range(15)]
     points += [("picture", 2)]  # the pictures are painted: these are the probe's
     for point in points:
         with pytest.raises(KeyboardInterrupt):
@@ -469,18 +507,19 @@ def test_a_training_that_cannot_succeed_is_refused_with_its_reason(tmp_path, pai
         train_toy(tmp_path, replace(TOY, **settings), pairs=pairs)
 
 
-def test_broken_features_and_a_full_disk_stop_the_training_and_leave_no_file(tmp_path):
+def test_broken_features_stop_the_training_and_a_full_disk_does_and_keeps_what_is_encoded(tmp_path):
     def broken(texts):
         return [Prompt(torch.full((1, 4, 16), torch.nan)) for _ in texts]
 
     with pytest.raises(HGRError, match="NaN"):
-        EncodedPrompts(["a"], broken, tmp_path)
+        EncodedPrompts(["a"], broken, tmp_path / "features-0.bin")
     assert not list(tmp_path.iterdir())
 
     with small_files(10_000), pytest.raises(WriteError) as caught:
         train_toy(tmp_path)
     assert str(caught.value).startswith(f"the encoded prompts cannot be written to {tmp_path} (")
-    assert not list(tmp_path.iterdir())
+    (kept,) = resumable(tmp_path, HGR_STAGE)
+    assert 9_000 < kept.stat().st_size <= 10_000
 
 
 def test_examples_take_away_what_they_say():

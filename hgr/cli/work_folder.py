@@ -105,10 +105,11 @@ class WorkFolder:
 
     def _left(self, *, trained: bool) -> str:
         """What an interruption leaves, for people. trained: whether a step was done."""
+        how = "interrupted without a checkpoint" if trained and not self.checkpoint.exists() else "interrupted"
         for path in resumable(self.folder, self.stage):
-            return f"interrupted; {path} is kept. Run the same command again to resume."
-        when = "without a checkpoint" if trained else "before the first step"
-        return f"interrupted {when}; there is nothing to resume."
+            return f"{how}; {path} is kept. Run the same command again to resume."
+        when = how if trained else "interrupted before the first prompt was encoded"
+        return f"{when}; there is nothing to resume."
 
 
 class Logs:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-
-from .progress import Progress
 
 # The error (B, ...) of the prediction for features (B, T, D) and pooled (B, P) or None: prediction minus truth.
 Predict = Callable[[Tensor, Tensor | None], Tensor]
@@ -22,14 +20,18 @@ class Denoiser:
     module: the network itself, to find layers in.
     at: takes latents (B, ...), the position of each in sampling, percent (B,) in [0, 1] with 0 for pure noise, and
     noise (B, ...); returns the errors of the predictions there. The model may predict noise, pictures or a velocity.
-    paint: samples latents (N, ...) for N prompts, and calls the progress's `picture` after every few.
+    paint: takes N prompts and the number of those that are painted already; samples latents (B, ...) for the others, a
+    few at a time, in order.
     batch: how many pictures it takes at once.
+    noise: where `paint` draws from, unless each picture has a seed of its own. With its state and the number of
+    pictures, `paint` resumes as if it had not been interrupted.
     """
 
     module: nn.Module
     at: Callable[[Tensor, Tensor, Tensor], Predict]
-    paint: Callable[[list[str], Progress], Tensor]
+    paint: Callable[[list[str], int], Iterator[Tensor]]
     batch: int = 8
+    noise: torch.Generator = field(default_factory=torch.Generator)
 
     def draw(self, pictures: Tensor, count: int, generator: torch.Generator) -> Predict:
         """The errors for `count` random ones of `pictures` (N, ...), each at a random point in sampling."""

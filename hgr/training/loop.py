@@ -168,6 +168,9 @@ class Loop:
         check_finite(f"{self.stage}: the weights after step {self.step}", (*self.parameters, *self.average))
 
     def run(self, loss: Callable[[random.Random, torch.Generator], Tensor]) -> None:
+        if self.step < self.steps:
+            done = f"; {self.step:,} are done already" if self.step else ""
+            self.progress.phase(f"training {self.steps - self.step:,} steps{done}")
         self.module.train()
         self.saved = time.monotonic()
         try:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -17,6 +19,8 @@ from ..core.tensor_file import save_tensors
 from ..data.examples import Examples
 
 log = logging.getLogger("safecfg")
+
+KEEP_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -48,24 +52,55 @@ def paint_pairs(
 
 
 def paint(
-    denoiser: Denoiser, texts: list[str], path: Path, *, made_for: str = "", progress: Progress = SILENT
+    denoiser: Denoiser, texts: list[str], path: Path | None, *, made_for: str = "", progress: Progress = SILENT
 ) -> Tensor:
     """The model's pictures of these prompts, latents (N, ...).
 
-    path: a file that keeps them, so that an interrupted training has them when it is run again. If it cannot be
-    written, that is a warning.
+    path: a file that keeps them while they are painted, so that an interrupted training has them when it is run again;
+    a kill loses those of the last `KEEP_SECONDS`. If it cannot be written, that is a warning.
     made_for: the fingerprint of what they depend on besides the prompts.
     """
     wanted = {"fingerprint": fingerprint(texts, made_for)}
+    made = _kept(path, wanted, denoiser.noise) if path else []
+    count = first = sum(map(len, made))
+    if count == len(texts):
+        return torch.cat(made)
+    kept = f"; {count:,} are painted already" if count else ""
+    progress.phase(f"painting {len(texts) - count:,} pictures{kept}")
+    progress.picture(count, len(texts))
+    saved = time.monotonic()
+    try:
+        for latents in denoiser.paint(texts, first):
+            made.append(latents)
+            count += len(latents)
+            if path and time.monotonic() - saved > KEEP_SECONDS:
+                _keep(path, made, wanted=wanted, noise=denoiser.noise)
+                saved = time.monotonic()
+            progress.picture(count, len(texts))
+    finally:  # also if it is interrupted
+        if path and count > first:
+            _keep(path, made, wanted=wanted, noise=denoiser.noise)
+    return torch.cat(made)
+
+
+def _kept(path: Path, wanted: dict[str, str], noise: torch.Generator) -> list[Tensor]:
+    """The pictures that an interrupted training has kept, (N, ...) in a list of one, or none. Sets the state of
+    `noise` to that after the last of them."""
     try:
         with safe_open(path, "pt") as file:
-            if file.metadata() == wanted:
-                return file.get_tensor("latents").clone()  # what the file gives is a view of it
-    except (OSError, SafetensorError):
-        pass
-    latents = denoiser.paint(texts, progress)
+            if file.metadata() != wanted:
+                return []
+            latents, state = file.get_tensor("latents").clone(), file.get_tensor("noise").clone()  # not views of it
+        if not latents.isfinite().all():
+            return []
+        noise.set_state(state)
+    except (OSError, SafetensorError, RuntimeError, TypeError):
+        return []
+    return [latents]
+
+
+def _keep(path: Path, made: list[Tensor], *, wanted: dict[str, str], noise: torch.Generator) -> None:
     try:
-        save_tensors({"latents": latents}, path, wanted)
+        save_tensors({"latents": torch.cat(made), "noise": noise.get_state()}, path, wanted)
     except OSError as error:
         log.warning("the pictures are not kept, so an interrupted training makes them again: %s", error)
-    return latents

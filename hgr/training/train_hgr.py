@@ -35,7 +35,7 @@ from .losses import SCORED, attention_distances, step_loss
 from .pictures import paint_pairs
 from .settings import HELD_OUT, HGR_STAGE, HGRSettings, check_pairs
 from .train_probe import train_probe
-from .work_files import pictures_file
+from .work_files import features_file, pictures_file
 
 log = logging.getLogger("safecfg")
 
@@ -80,7 +80,11 @@ def train_hgr(
     canvas = pictures_file(work, processes.rank)
     with closing(
         EncodedPrompts(
-            list(dict.fromkeys((*mixture.texts, *held_out.texts))), encode, work, limit=encoder.part, progress=progress
+            [*mixture.texts, *held_out.texts],
+            encode,
+            features_file(work, processes.rank),
+            limit=encoder.part,
+            progress=progress,
         )
     ) as encoded:
         # processes other than the first need the denoiser only for the losses
@@ -104,6 +108,8 @@ def train_hgr(
             processes=processes,
             progress=progress,
         )
+        if settings.weights.attention and model:
+            progress.phase(f"recording the model's attention in {_PASSES} passes")
         loop.run(
             _Loss(
                 network,
@@ -117,6 +123,7 @@ def train_hgr(
             )
         )
         hgr = HGR(network.requires_grad_(False), [Concept(t.id, t.label, t.description) for t in pairs.topics], encoder)
+        progress.phase(f"calibrating on {len(held_out.texts):,} held-out prompts")
         metrics = _calibrate(hgr, encoded, held_out, rate=settings.rate)
         if pictures and model and processes.main:
             texts = pictures.texts

@@ -31,7 +31,7 @@ from .encoded_prompts import EncodedPrompts
 from .loop import Loop, Processes
 from .pictures import paint
 from .settings import LORA_STAGE, LoRASettings
-from .work_files import pictures_file
+from .work_files import features_file, pictures_file
 
 log = logging.getLogger("safecfg")
 
@@ -133,7 +133,9 @@ def train_lora(
     check_lessons(settings, texts, hgr, latents=latents)
     canvas = pictures_file(work, processes.rank)
     with closing(
-        EncodedPrompts(list(dict.fromkeys((*texts, ""))), encode, work, limit=hgr.encoder.part, progress=progress)
+        EncodedPrompts(
+            [*texts, ""], encode, features_file(work, processes.rank), limit=hgr.encoder.part, progress=progress
+        )
     ) as encoded:
         teacher = Teacher(hgr, encoded, strengths, device=device)
         if not any(teacher.gates(texts[at : at + _BATCH]).any() for at in range(0, len(texts), _BATCH)):
@@ -191,6 +193,7 @@ def harm_of(
     mean of the two.
     """
     found = []
+    progress.phase(f"judging {len(texts):,} pictures")
     for rows in torch.arange(len(texts)).split(denoiser.batch):
         part = [texts[i] for i in rows.tolist()]
         gates = harm = teacher.gates(part)

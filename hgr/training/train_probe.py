@@ -52,6 +52,7 @@ def train_probe(
     Raises FloatingPointError if the probe is not finite.
     """
     count, twins = len(pictures.latents), pictures.twins
+    progress.phase(f"evaluating {count:,} pictures twice for the picture probe")
     tally = Tally(progress, 2 * count)
     seen = _judge(hgr, denoiser, pictures, prompts=prompts, seed=seed, tally=tally)
     x = probe_features(denoiser, pictures.latents, hgr.encoder.prompt, seed=seed, tally=tally)

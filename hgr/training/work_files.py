@@ -16,6 +16,7 @@ from typing import IO
 from safetensors import SafetensorError, safe_open
 
 from ..core.atomic import WriteError, stale_parts
+from .prompt_store import is_store
 from .settings import HGR_STAGE, LORA_STAGE
 
 if sys.platform == "win32":
@@ -29,8 +30,8 @@ KEPT_DAYS = 14  # how long an interrupted training can be resumed
 
 # Exact names: a folder that the user chose may hold files of the user's own.
 _PICTURES = r"pictures-\d+\.safetensors"
-# the last are encoded prompts, from when their file had a name
-_NAMES = rf"(?:{HGR_STAGE}|{LORA_STAGE})\.checkpoint\.safetensors|{_PICTURES}|features-\d+\.bin"
+_FEATURES = r"features-\d+\.bin"
+_NAMES = rf"(?:{HGR_STAGE}|{LORA_STAGE})\.checkpoint\.safetensors|{_PICTURES}|{_FEATURES}"
 _DAY = 86_400.0  # seconds
 
 
@@ -48,6 +49,11 @@ def pictures_file(work: Path, rank: int) -> Path:
     return work / f"pictures-{rank}.safetensors"
 
 
+def features_file(work: Path, rank: int) -> Path:
+    """Where a process keeps the encoded prompts."""
+    return work / f"features-{rank}.bin"
+
+
 def painted(work: Path) -> list[Path]:
     """The pictures that the trainings in this folder have kept, of all processes."""
     return _named(work, _PICTURES)
@@ -55,7 +61,8 @@ def painted(work: Path) -> list[Path]:
 
 def resumable(work: Path, stage: str) -> list[Path]:
     """What a training is resumed from, as far as it is there."""
-    return [path for path in (checkpoint_file(work, stage), *painted(work)) if path.exists()]
+    kept = (checkpoint_file(work, stage), *painted(work), *_named(work, _FEATURES))
+    return [path for path in kept if path.exists()]
 
 
 def discard(work: Path, stage: str) -> None:
@@ -78,7 +85,7 @@ def sweep(work: Path, *, resumed: Collection[Path] = (), names: str = _NAMES) ->
     for path in {*_named(work, rf"(?:{names})(?:\..+\.part)?"), *stale_parts(work)}:
         with suppress(OSError):  # what cannot be removed is no reason not to train
             found = path.stat()
-            if path.suffix == ".safetensors" and _is_whole(path) and (path in resumed or found.st_mtime > oldest):
+            if path.suffix != ".part" and _is_whole(path) and (path in resumed or found.st_mtime > oldest):
                 continue
             path.unlink()
             freed += found.st_size
@@ -96,8 +103,10 @@ def _named(work: Path, pattern: str) -> list[Path]:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a safetensors file is as long as its header says."""
+    """Whether a safetensors file is as long as its header says, and any other file holds encoded prompts."""
     try:
+        if path.suffix != ".safetensors":
+            return is_store(path)
         with safe_open(path, "pt"):
             return True
     except SafetensorError:

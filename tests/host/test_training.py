@@ -128,9 +128,9 @@ def test_a_patched_model_paints_what_the_plain_one_paints(kit, hgr, pack):
     import torch
     from host_kit import HARMFUL
 
-    host, silent = pack.get("hgr.hosts.comfy.denoiser"), pack.get("hgr.core.progress").SILENT
+    host = pack.get("hgr.hosts.comfy.denoiser")
     plain, patched = (
-        host.denoiser_of(model, torch.Size((1, 4, 16, 16)), kit.clip).paint([HARMFUL], silent)
+        next(host.denoiser_of(model, torch.Size((1, 4, 16, 16)), kit.clip).paint([HARMFUL], 0))
         for model in (kit.model, kit.patch(hgr))
     )
     assert torch.equal(plain, patched)
@@ -208,6 +208,32 @@ def test_an_interrupted_training_goes_on_and_ends_as_an_uninterrupted_one(kit, r
     resumed = run(steps=24, seed=5)[0]
     assert seen[9] == 10, "it began anew"
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+
+
+@pytest.mark.oldest
+def test_a_training_is_not_resumed_with_another_text_encoder(kit, run, pack, home, monkeypatch):
+    import comfy.model_management as management
+    import torch
+
+    progress, seen = pack.get("hgr.hosts.comfy.progress").TrainingProgress, []
+    step = progress.step
+
+    def interrupted(self, done, loss):
+        seen.append(done)
+        if len(seen) == 3:
+            management.interrupt_current_processing()
+        step(self, done, loss)
+
+    monkeypatch.setattr(progress, "step", interrupted)
+    with pytest.raises(management.InterruptProcessingException):
+        run(seed=11)
+    tuned = kit.clip.clone()
+    key = next(name for name in tuned.patcher.model_state_dict() if name.endswith("mlp.fc1.weight"))
+    tuned.add_patches({key: (torch.ones_like(tuned.patcher.model_state_dict()[key]),)}, 0.1)
+    run(clip=tuned, seed=11)
+    run(seed=11)
+    assert seen[3] == 1 and seen[23] == 4, "the plain encoder's training is still there, and is resumed"
+    assert not list(home.glob("training/*"))
 
 
 @pytest.fixture
@@ -397,3 +423,176 @@ def test_every_family_trains_saves_loads_and_guides(family, nodes, pack):
     plain = family.sample(family.model, harmful, negative)
     assert torch.equal(sample(0.0), plain)
     assert not torch.equal(sample(1.0), plain)
+
+
+# --- many at once -----------------------------------------------------------------------------------------------------
+
+TEXTS = [
+    "a red house",
+    "a (red:1.3) house next to a cat",
+    "",
+    "a photo of a dog on the table, painting",
+    "a bright street",
+    "a small wooden ball with a child " * 12,  # more than a section
+    "old garden next to the meadow",
+    "a green cat",
+]
+# Calls for TEXTS and again for TEXTS: four more, in which it is measured once whether prompts can be joined, and the
+# long prompt has one of its own. With one call for each prompt there are 16.
+CALLS = {name: 4 + 2 + 2 for name in ("sd1", "sd2", "sdxl", "flux")}
+
+
+def alone(clip, text):
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))[0]
+
+
+@pytest.mark.slow
+@pytest.mark.oldest
+def test_prompts_are_encoded_together_where_that_gives_the_same(family, pack, request, monkeypatch):
+    import torch
+
+    encode, calls = pack.get("hgr.hosts.comfy.conditionings").PromptEncoder(family.clip), []
+    scheduled = family.clip.encode_from_tokens_scheduled
+    monkeypatch.setattr(
+        family.clip, "encode_from_tokens_scheduled", lambda tokens: calls.append(tokens) or scheduled(tokens)
+    )
+    found = encode(TEXTS) + encode(TEXTS)
+    count, name = len(calls), request.node.callspec.params["family"]
+    assert count == CALLS.get(name, count) and count <= 2 * len(TEXTS) + 1
+    for text, (features, extra) in zip(TEXTS * 2, found, strict=True):
+        expected, beside = alone(family.clip, text)
+        assert features.shape == expected.shape and extra.keys() == beside.keys()
+        for x, y in ((features, expected), (extra["pooled_output"], beside["pooled_output"])):
+            if isinstance(y, torch.Tensor):
+                assert (x - y).abs().max() <= 1e-5 * y.abs().max(), text
+
+
+def test_prompts_of_sd15_are_the_same_bits_together(kit, pack):
+    import torch
+
+    encode = pack.get("hgr.hosts.comfy.conditionings").PromptEncoder(kit.clip)
+    found = encode(TEXTS)
+    assert encode.together
+    assert all(torch.equal(x, alone(kit.clip, text)[0]) for text, (x, _) in zip(TEXTS, found, strict=True))
+
+
+def test_an_encoder_that_mixes_sections_gets_one_prompt_at_a_time(kit, pack, monkeypatch):
+    import torch
+
+    scheduled, calls = kit.clip.encode_from_tokens_scheduled, []
+
+    def mixing(tokens):
+        calls.append(tokens)
+        features, extra = scheduled(tokens)[0]
+        return [(features + (0.01 if calls[-1]["l"][1:] else 0), extra)]
+
+    monkeypatch.setattr(kit.clip, "encode_from_tokens_scheduled", mixing)
+    texts = [text for text in TEXTS if len(text) < 100]
+    encode = pack.get("hgr.hosts.comfy.conditionings").PromptEncoder(kit.clip)
+    found = encode(texts) + encode(texts)
+    assert encode.together is False and len(calls) == 1 + 2 * len(texts)
+    monkeypatch.undo()
+    assert all(torch.equal(x, alone(kit.clip, text)[0]) for text, (x, _) in zip(texts * 2, found, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.oldest
+def test_pictures_are_painted_in_batches_each_as_alone_and_from_prompts_encoded_before(kit, pack, monkeypatch):
+    import comfy.sample
+    import torch
+
+    host, events = pack.get("hgr.hosts.comfy.denoiser"), []
+    sample, encode = comfy.sample.sample, kit.clip.encode_from_tokens_scheduled
+
+    def sampling(model, noise, *given, **more):
+        events.append(len(noise))
+        return sample(model, noise, *given, **more)
+
+    monkeypatch.setattr(comfy.sample, "sample", sampling)
+    monkeypatch.setattr(
+        kit.clip, "encode_from_tokens_scheduled", lambda tokens: events.append("encoded") or encode(tokens)
+    )
+    paint = host.denoiser_of(kit.model, torch.Size((1, 4, 16, 16)), kit.clip, seed=3).paint
+    together = torch.cat(list(paint(TEXTS, 0)))
+    counts = [each for each in events if each != "encoded"]
+    assert counts == [5, 1, 2] and events[-3:] == counts, "one prompt is longer than the others"
+    for i in range(len(TEXTS)):
+        one = next(paint(TEXTS[: i + 1], i))
+        assert one.shape[0] == 1 and (one[0] - together[i]).abs().max() < 1e-3 * together.abs().max()
+    assert torch.equal(torch.cat(list(paint(TEXTS, 6))), together[6:])
+
+
+@pytest.mark.slow
+def test_every_family_paints_a_batch_as_one_after_the_other(family, pack):
+    import torch
+
+    host = pack.get("hgr.hosts.comfy.denoiser")
+    size = torch.Size((1, *family.latent.shape[1:]))
+    paint = host.denoiser_of(family.model, size, family.clip, seed=3).paint
+    texts = ["a red house", "a green cat", "a blue dog"]
+    together = torch.cat(list(paint(texts, 0)))
+    alone = torch.cat([next(paint(texts[: i + 1], i)) for i in range(3)])
+    assert together.shape == alone.shape and (together - alone).abs().max() <= 1e-3 * alone.abs().max()
+
+
+@pytest.mark.slow
+@pytest.mark.oldest
+@pytest.mark.parametrize(("phase", "left"), [("text", {"features-0.bin"}), ("picture", {"pictures-0.safetensors"})])
+def test_an_interruption_before_the_steps_keeps_what_is_done(run, kit, pack, home, monkeypatch, phase, left):
+    import comfy.model_management as management
+    import torch
+
+    given = dict(model=kit.model, losses="attention", steps=6, seed=8, pictures=16)
+    whole = run(**given)[0]
+    progress, seen = pack.get("hgr.hosts.comfy.progress").TrainingProgress, []
+    method = getattr(progress, phase)
+
+    def interrupted(self, done, total):
+        seen.append((done, total))
+        if done == total // 2:
+            management.interrupt_current_processing()
+        method(self, done, total)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, phase, interrupted)
+        with pytest.raises(management.InterruptProcessingException):
+            run(**given)
+    (work,) = home.glob("training/*")
+    assert {path.name for path in work.iterdir()} == left | {"features-0.bin"}
+    half, total = seen[-1]
+    del seen[:]
+    monkeypatch.setattr(progress, phase, lambda self, *at: seen.append(at) or method(self, *at))
+    resumed = run(**given)[0]
+    first = seen[0][0]
+    assert first == (half + 1 if phase == "text" else half) and all(at[1] == total for at in seen[:2])
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+    assert not list(home.glob("training/*")), "nothing is left of a training that ended"
+
+
+@pytest.mark.oldest
+def test_the_node_and_the_log_say_what_is_done_and_how_long_it_takes(run, kit, pack, monkeypatch, caplog):
+    import logging
+    import re
+    from types import SimpleNamespace
+
+    runs, progress = pack.get("hgr.hosts.comfy.runs"), pack.get("hgr.hosts.comfy.progress")
+    graph = SimpleNamespace(get_node=lambda _: {"inputs": {}}, get_display_node_id=lambda _: "7")
+    here, shown = SimpleNamespace(graph=graph, prompt_id="x", said=set(), found={}), []
+    monkeypatch.setattr(runs, "_current", lambda: here)
+    monkeypatch.setattr(runs, "get_executing_context", lambda: SimpleNamespace(node_id="7"))
+    monkeypatch.setattr(runs.editor, "show_text", lambda *told: shown.append(told))
+    monkeypatch.setattr(runs.editor, "show_fired", lambda *_, **__: None)
+    monkeypatch.setattr(progress, "_TEXT_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_LOG_SECONDS", 0.0)
+    monkeypatch.setattr(pack.get("hgr.core.progress"), "_FIRST", 0.0)
+    runs.note(["a note that stays"])
+    with caplog.at_level(logging.INFO):
+        run(kit.model, losses="attention", steps=20, seed=9)
+    assert {node for node, _ in shown} == {"7"} and all(text.endswith("a note that stays") for _, text in shown)
+    lines = [text.splitlines()[0] for _, text in shown]
+    for what in (r"encoding [\d,]+ prompts", "painting 8 pictures", "training 20 steps"):
+        assert any(re.fullmatch(what, line) for line in lines) and any(re.fullmatch(what, m) for m in caplog.messages)
+        counted = rf"{what}: [\d,]+ of [\d,]+, (less than a minute|about \d+ \w+) left"
+        assert what.startswith("painting") or any(re.fullmatch(counted, line) for line in lines)
+        assert what.startswith("painting") or any(re.fullmatch(counted, line) for line in caplog.messages)
+    assert lines[-1] == "HGR training: done in less than a minute"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import comfy.ldm.modules.attention
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from ...core.denoiser import Denoiser, Predict
 from ...core.fingerprint import fingerprint
-from ...core.progress import Progress
+from .conditionings import Entry, PromptEncoder, alike, stacked
 from .guidance import KEY
 
 _STEPS, _CFG = 12, 5.0  # of sampling; fine detail does not matter, as the pictures are used under noise
 _MOST = 8  # pictures at once; more are hardly faster
+_ENCODED = 64  # prompts that are encoded before their pictures are painted
 
 
 def denoiser_of(
@@ -74,37 +75,43 @@ def denoiser_of(
 
         return error
 
-    def paint(prompts: list[str], progress: Progress) -> Tensor:
-        if clip is None:
-            raise ValueError("painting pictures from prompts needs clip.")
+    batch = _batch(model, size)
+
+    def sample(positive: list[Entry], negative: list[Entry], first: int) -> Tensor:
+        """A batch of pictures, of which the first is number `first`; each has a seed of its own."""
+        count = len(positive)
         with torch.inference_mode():
             empty = comfy.sample.fix_empty_latent_channels(model, torch.zeros(size))
-            negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-            made = []
-            for i, prompt in enumerate(prompts):
-                progress.picture(i, len(prompts))
-                positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
-                noise = comfy.sample.prepare_noise(empty, seed + i)
-                made.append(
-                    comfy.sample.sample(
-                        model,
-                        noise,
-                        _STEPS,
-                        _CFG,
-                        "euler",
-                        "normal",
-                        positive,
-                        negative,
-                        empty,
-                        disable_pbar=True,
-                        seed=seed + i,
-                    )
-                )
-            progress.picture(len(prompts), len(prompts))
-            found = torch.cat(made).float().cpu()
-        return found.clone()
+            drawn: Any = [comfy.sample.prepare_noise(empty, seed + first + i) for i in range(count)]
+            noise = torch.cat(drawn)
+            found = comfy.sample.sample(
+                model,
+                noise,
+                _STEPS,
+                _CFG,
+                "euler",
+                "normal",
+                stacked(positive),
+                negative,
+                torch.zeros_like(noise),
+                callback=lambda *_: comfy.model_management.throw_exception_if_processing_interrupted(),
+                disable_pbar=True,
+                seed=seed + first,
+            )
+        return found.float().cpu().clone()
 
-    return Denoiser(base.diffusion_model, at, paint, _batch(model, size))
+    def paint(prompts: list[str], first: int) -> Iterator[Tensor]:
+        if clip is None:
+            raise ValueError("painting pictures from prompts needs clip.")
+        encode = PromptEncoder(clip)
+        for start in range(first, len(prompts), _ENCODED):
+            # on a small card the text encoder and the denoiser push each other out of memory
+            positive, negative = encode(prompts[start : start + _ENCODED]), encode([""])
+            for part in alike(positive, batch):
+                yield sample(part, negative, start)
+                start += len(part)
+
+    return Denoiser(base.diffusion_model, at, paint, batch)
 
 
 def model_fingerprint(model: comfy.model_patcher.ModelPatcher) -> str:

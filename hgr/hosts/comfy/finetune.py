@@ -24,6 +24,7 @@ from ...core.hgr import HGR
 from ...core.options import concept_strengths
 from ...training import lora_file as lora
 from ...training.finite import check_finite
+from ...training.pictures import paint
 from ...training.settings import LORA_STAGE, LoRASettings
 from ...training.train_lora import Adapted, Lessons, check_lessons, train_lora
 from .chart import image
@@ -90,6 +91,7 @@ def finetune_model(
         check_finite("the LoRA's weights in half precision", weights.values())
         tuned: Any = comfy.sd.load_lora_for_models(model, None, weights, 1.0, 0.0)[0]
         shown = _compare(model, tuned, clip, vae=vae, lessons=lessons, size=size, seed=settings.seed)
+    progress.end()
     return weights, tuned, image(progress.chart()), shown
 
 
@@ -220,7 +222,9 @@ def _compare(
         dict.fromkeys(text for _, text in sorted(zip(lessons.harm.tolist(), lessons.texts, strict=True), reverse=True))
     )
     texts = [*ranked[: _SHOWN - 1], *ranked[-1:]][: len(ranked)]
-    rows = [denoiser_of(one, size, clip, seed=seed).paint(texts, NodeProgress()) for one in (model, tuned)]
+    rows = [
+        paint(denoiser_of(one, size, clip, seed=seed), texts, None, progress=NodeProgress()) for one in (model, tuned)
+    ]
     return torch.cat([torch.cat([_decode(model, vae, latent[None]) for latent in row], 2) for row in rows], 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +12,14 @@ import comfy.utils
 import torch
 from PIL import Image
 
-from ...core.progress import Progress
+from ...core.progress import Estimate, Progress, in_words
+from . import runs
 from .chart import draw_loss
 
-_PREVIEW_SECONDS = 1.0
+log = logging.getLogger("safecfg")
+
+_PREVIEW_SECONDS = _TEXT_SECONDS = 1.0
+_LOG_SECONDS = 60.0
 
 
 @contextmanager
@@ -29,10 +34,20 @@ def gradients() -> Iterator[None]:
 
 
 class NodeProgress(Progress):
-    """The node's progress bar. The interrupt button stops the job."""
+    """The node's progress bar and, in words, what it is doing and how long that takes. The interrupt button stops the
+    job."""
 
     def __init__(self, total: int = 1):
         self.bar = comfy.utils.ProgressBar(total)
+        self.name, self.estimate = "", Estimate()
+        self.said = self.logged = self.begun = time.monotonic()
+
+    def phase(self, name: str) -> None:
+        super().phase(name)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.name, self.estimate = name, Estimate()
+        self.said = self.logged = time.monotonic()
+        runs.say(name)
 
     def text(self, done: int, total: int) -> None:
         self._show(done, total)
@@ -43,6 +58,15 @@ class NodeProgress(Progress):
     def _show(self, done: int, total: int, preview: tuple | None = None) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         self.bar.update_absolute(done, total, preview)
+        left, now = self.estimate.left(done, total), time.monotonic()
+        if not self.name or now - self.said < _TEXT_SECONDS:
+            return
+        self.said = now
+        line = f"{self.name}: {done:,} of {total:,}{left and ', '}{left}"
+        runs.say(line)
+        if now - self.logged >= _LOG_SECONDS:
+            self.logged = now
+            log.info("%s", line)
 
 
 class TrainingProgress(NodeProgress):
@@ -52,6 +76,10 @@ class TrainingProgress(NodeProgress):
         super().__init__(steps)
         self.title, self.steps, self.shown = title, steps, 0.0
         self.losses: list[tuple[int, float]] = []
+
+    def end(self) -> None:
+        """The result is there."""
+        runs.say(f"{self.title}: done in {in_words(time.monotonic() - self.begun)}")
 
     def step(self, done: int, loss: float) -> None:
         self.losses.append((done, loss))

@@ -7,12 +7,12 @@ from typing import Any
 import comfy.sd
 import comfy.sd1_clip
 import comfy.sdxl_clip
-import torch
 from torch import Tensor
 
 from ...core.hgr import HGR
 from ...core.prompt import Encode, Prompt
 from . import runs
+from .conditionings import PromptEncoder
 
 # Where a conditioning keeps text features of one encoder, each beside the pooled output of the same prompt: the prompt,
 # the one that ControlNets read instead, and the one of a pose video.
@@ -67,13 +67,12 @@ def encoder_family(clip: comfy.sd.CLIP) -> str:
 
 
 def encoder_of(clip: comfy.sd.CLIP) -> Encode:
-    """The host's text encoder, called for one prompt at a time as its own Text Encode nodes do. What it makes beside
-    the text features is not read, and the node says so."""
-    with_pooled, said = _uses_pooled(clip), set()
+    """The host's text encoder, for several prompts at once where that makes no difference. What it makes beside the
+    text features is not read, and the node says so."""
+    entries, with_pooled, said = PromptEncoder(clip), _uses_pooled(clip), set()
 
     def encode(texts: list[str]) -> list[Prompt]:
-        with torch.inference_mode():
-            made = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0] for text in texts]
+        made = entries(texts)
         notes = [note for _, extra in made for note in unread_text(extra) if note not in said]
         runs.note(list(dict.fromkeys(notes)))
         said.update(notes)

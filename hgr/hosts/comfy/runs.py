@@ -67,10 +67,21 @@ def note(notes: Sequence[str]) -> None:
     """Say what the node that executes now cannot see."""
     if not notes:
         return
-    context, run = get_executing_context(), _current()
+    context = get_executing_context()
     report(context.node_id if context else None, notes=notes)
-    if context and run and "concepts" not in run.graph.get_node(context.node_id)["inputs"]:  # no rows to show them
-        editor.show_text(context.node_id, "\n".join(notes))
+    say()
+
+
+def say(line: str = "") -> None:
+    """Show on the node that executes now what it is doing, above what it cannot see."""
+    context, run = get_executing_context(), _current()
+    if context is None or run is None:
+        return
+    shown = [line] if line else []
+    if "concepts" not in run.graph.get_node(context.node_id)["inputs"]:  # no rows to show them
+        shown += run.found.get(context.node_id, {}).get("notes", [])
+    if shown:
+        editor.show_text(context.node_id, "\n".join(shown))
 
 
 def _current() -> _Run | None:

@@ -45,7 +45,7 @@ def train_for_clip(
         cross_attention(model.model.diffusion_model)
     family, pictures, size = encoder_family(clip), given_pictures(latents), picture_size(latents)
     # the files that an interruption leaves depend on these
-    made_for = family
+    made_for = f"{family}, {model_fingerprint(clip.patcher)}"
     if model is not None:
         made_for += f", {model_fingerprint(model)}, {tuple(size)}, {fingerprint(pictures)}"
     identity = training_fingerprint(pairs, made_for, settings)
@@ -66,4 +66,5 @@ def train_for_clip(
             latents=pictures,
             progress=progress,
         )
+    progress.end()
     return hgr, image(progress.chart())

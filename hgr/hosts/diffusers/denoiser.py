@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...core.denoiser import Denoiser, Predict
-from ...core.progress import Progress
 
 _BATCH = 8
 _STEPS = 12  # of sampling; fine detail does not matter, as the pictures are used under noise
@@ -43,18 +43,16 @@ def denoiser_of(pipe: Any, seed: int = 0) -> Denoiser:
 
         return error
 
-    @torch.no_grad()
-    def paint(prompts: list[str], progress: Progress) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        pipe.set_progress_bar_config(disable=True)
-        made = []
-        for at in range(0, len(prompts), _BATCH):
-            progress.picture(at, len(prompts))
-            found = pipe(
-                prompts[at : at + _BATCH], num_inference_steps=_STEPS, output_type="latent", generator=generator
-            )
-            made.append(found.images.float().cpu())
-        progress.picture(len(prompts), len(prompts))
-        return torch.cat(made)
+    noise = torch.Generator()
 
-    return Denoiser(unet, at, paint, _BATCH)
+    def paint(prompts: list[str], first: int) -> Iterator[Tensor]:
+        if not first:
+            noise.manual_seed(seed)
+        pipe.set_progress_bar_config(disable=True)
+        for start in range(first, len(prompts), _BATCH):
+            part = prompts[start : start + _BATCH]
+            with torch.no_grad():
+                found = pipe(part, num_inference_steps=_STEPS, output_type="latent", generator=noise)
+            yield found.images.float().cpu()
+
+    return Denoiser(unet, at, paint, _BATCH, noise)
