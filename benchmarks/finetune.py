@@ -43,6 +43,7 @@ from hgr.training.loop import Loop
 from hgr.training.pictures import paint
 from hgr.training.settings import LoRASettings
 from hgr.training.train_lora import Adapted, Lessons, Teacher, fit_lora, harm_of
+from hgr.training.work_files import features_file
 
 log = logging.getLogger("benchmark")
 
@@ -88,7 +89,7 @@ class Tuning:
         every = [*self.captions, *self.extra]
         texts = list(dict.fromkeys([""] + [t for c in every for t in (c.text, c.clean)] + WORDS.split(", ")))
         folder.mkdir(parents=True, exist_ok=True)
-        self.encoded = EncodedPrompts(texts, encoder_of(bench.pipe), folder)
+        self.encoded = EncodedPrompts(texts, encoder_of(bench.pipe), features_file(folder, 0))
 
     def adapted(self) -> tuple[Any, Adapted]:
         torch.manual_seed(self.settings.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -282,7 +283,8 @@ def test_a_pipeline_with_rows_of_another_kind_is_an_error(pipe):
     """Perturbed-attention guidance evaluates a third row for every picture."""
     from diffusers import StableDiffusionPAGPipeline
 
-    perturbed = StableDiffusionPAGPipeline(**pipe.components, requires_safety_checker=False)
+    own = copy.deepcopy(pipe.unet)  # it would be left with that pipeline's attention
+    perturbed = StableDiffusionPAGPipeline(**pipe.components | {"unet": own}, requires_safety_checker=False)
     perturbed.set_progress_bar_config(disable=True)
     safe = SafeCFG(perturbed, make_hgr(encode(pipe, [HARMFUL, CLEAN]), encode(pipe, [""])))
     with pytest.raises(ValueError, match='mode "dynamic" needs a pipeline .* use mode "redirect"'):
