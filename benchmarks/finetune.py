@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,8 @@ class Tuning:
         every = [*self.captions, *self.extra]
         texts = list(dict.fromkeys([""] + [t for c in every for t in (c.text, c.clean)] + WORDS.split(", ")))
         folder.mkdir(parents=True, exist_ok=True)
-        self.encoded = EncodedPrompts(texts, encoder_of(bench.pipe), features_file(folder, 0))
+        self.scratch = tempfile.TemporaryDirectory(dir=folder)  # gone with this object
+        self.encoded = EncodedPrompts(texts, encoder_of(bench.pipe), features_file(Path(self.scratch.name), 0))
 
     def adapted(self) -> tuple[Any, Adapted]:
         torch.manual_seed(self.settings.seed)
