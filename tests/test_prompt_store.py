@@ -78,6 +78,10 @@ def test_what_is_damaged_is_cut_off_and_what_is_foreign_is_replaced(tmp_path):
         assert len(store.rows) < 4, "a wrong byte is found wherever it is"
         if store.rows:
             assert_held(store, list(PROMPTS)[: len(store.rows)])
+    for tail in (b"\0", b"half a record", b"\xff" * 999):
+        path.write_bytes(whole + tail)
+        assert_held(PromptStore(path, KEY), PROMPTS)
+        assert path.read_bytes() == whole
     for content in (
         b"",
         b"\0" * 5000,
