@@ -45,6 +45,7 @@ def test_round_trip(path):
         (dict(metadata={"format": "lora"}), "not an HGR file"),
         (dict(metadata={"format_version": "9"}), "version '9' is unknown"),
         (dict(metadata={"format_version": "1"}), "of an older SafeCFG, whose network was another one: train it again"),
+        (dict(metadata={"format_version": "2"}), "of an older SafeCFG, whose network was another one: train it again"),
         (dict(drop=("concepts",)), 'lacks "concepts"'),
         (dict(metadata={"concepts": "[{"}), "metadata is not valid"),
         (dict(metadata={"concepts": "[]"}), "1 to 1024"),

@@ -18,7 +18,8 @@ def fingerprint(*parts: object) -> str:
     for part in parts:
         if isinstance(part, nn.Module):
             for name, x in part.state_dict().items():
-                digest.update(f"{name}{tuple(x.shape)}".encode() + _bytes(x.flatten()[:4]))
+                values = b"" if x.is_meta else _bytes(x.flatten()[:4])  # quantised layers show weights without values
+                digest.update(f"{name}{tuple(x.shape)}".encode() + values)
         elif isinstance(part, Tensor):
             digest.update(f"{tuple(part.shape)}".encode() + _bytes(part))
         elif isinstance(part, Path):

@@ -14,7 +14,7 @@ from .json_text import json_text, parse_json
 from .network import parts_of
 from .options import SENSITIVITIES
 
-FORMAT, VERSION = "hgr", 2
+FORMAT, VERSION = "hgr", 3
 FIELDS = ("format", "format_version", "concepts", "text_dim", "pooled_dim", "encoder", "network", "training")
 _MAX_CONCEPTS = 1024
 _MAX_NETWORKS = 64
@@ -67,7 +67,7 @@ def read_metadata(metadata: dict[str, str]) -> dict[str, Any]:
     if metadata.get("format") != FORMAT:
         raise ValueError('not an HGR file: its metadata does not say format = "hgr".')
     version = metadata.get("format_version")
-    if version == "1":
+    if version in ("1", "2"):
         raise ValueError("an HGR of an older SafeCFG, whose network was another one: train it again.")
     if version != str(VERSION):
         raise ValueError(

@@ -98,7 +98,7 @@ class PromptStore:
     def features(self) -> Tensor:
         """All that is in the file as one row of half precision, mapped into memory."""
         self.close()  # whoever maps a file cannot make it longer
-        with open(self.path, "rb") as file:
+        with self._writing(), open(self.path, "rb") as file:
             return torch.from_numpy(np.memmap(file, np.float16, "c"))
 
     def close(self) -> None:

@@ -27,6 +27,7 @@ else:
 log = logging.getLogger("safecfg")
 
 KEPT_DAYS = 14  # how long an interrupted training can be resumed
+_FEATURES_DAYS = 2  # and how long it has its encoded prompts, which are made again in minutes and take gigabytes
 
 # Exact names: a folder that the user chose may hold files of the user's own.
 _PICTURES = r"pictures-\d+\.safetensors"
@@ -81,10 +82,12 @@ def sweep(work: Path, *, resumed: Collection[Path] = (), names: str = _NAMES) ->
     resumed: what this run will resume, whatever its age.
     names: a pattern of the names of a training's files.
     """
-    freed, oldest = 0, time.time() - KEPT_DAYS * _DAY
+    freed, now = 0, time.time()
     for path in {*_named(work, rf"(?:{names})(?:\..+\.part)?"), *stale_parts(work)}:
         with suppress(OSError):  # what cannot be removed is no reason not to train
             found = path.stat()
+            days = _FEATURES_DAYS if re.fullmatch(_FEATURES, path.name) else KEPT_DAYS
+            oldest = now - days * _DAY
             if path.suffix != ".part" and _is_whole(path) and (path in resumed or found.st_mtime > oldest):
                 continue
             path.unlink()

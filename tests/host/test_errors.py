@@ -123,7 +123,7 @@ def test_damaged_files(pack, folder):
     (folder / "noise.safetensors").write_bytes(bytes(range(256)) * 8)
     _write(folder / "lora.safetensors", {"format": "pt"})
     _write(folder / "future.safetensors", {"format": "hgr", "format_version": "99"})
-    _write(folder / "bare.safetensors", {"format": "hgr", "format_version": "2"})
+    _write(folder / "bare.safetensors", {"format": "hgr", "format_version": "3"})
     faults = {
         "short": "damaged",
         "stub": "not an HGR file",

@@ -232,8 +232,13 @@ def test_a_training_is_not_resumed_with_another_text_encoder(kit, run, pack, hom
     key = next(name for name in tuned.patcher.model_state_dict() if name.endswith("mlp.fc1.weight"))
     tuned.add_patches({key: (torch.ones_like(tuned.patcher.model_state_dict()[key]),)}, 0.1)
     run(clip=tuned, seed=11)
+    skipped = kit.clip.clone()  # the same weights
+    skipped.clip_layer(-2)
+    run(clip=skipped, seed=11)
     run(seed=11)
-    assert seen[3] == 1 and seen[23] == 4, "the plain encoder's training is still there, and is resumed"
+    assert seen[3] == 1 and seen[23] == 1 and seen[43] == 4, (
+        "the plain encoder's training is still there, and is resumed"
+    )
     assert set(home.glob("training/*")) <= others
 
 

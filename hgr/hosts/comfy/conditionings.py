@@ -6,6 +6,7 @@ import logging
 from contextlib import ExitStack
 from typing import Any
 
+import comfy.model_management
 import comfy.sd
 import comfy.sd1_clip
 import torch
@@ -47,6 +48,7 @@ class PromptEncoder:
         return [found[i] for i in range(len(texts))]
 
     def _encode(self, tokens: list[dict[str, Any]]) -> list[Entry]:
+        comfy.model_management.throw_exception_if_processing_interrupted()
         joined = None if len(tokens) == 1 or self.together is False else self._joined(tokens)
         if joined and self.together:
             return joined
@@ -138,7 +140,7 @@ def _near(one: Entry, two: Entry) -> bool:
 
 def _same(x: Any, y: Any) -> bool:
     if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
-        return type(x) is type(y) and not isinstance(x, Tensor) and x == y
+        return type(x) is type(y) and not isinstance(x, Tensor | list | tuple | dict) and x == y
     if x.shape != y.shape:
         return False
     return bool((x.float() - y.float()).abs().max() <= _TOLERANCE * y.float().abs().max())

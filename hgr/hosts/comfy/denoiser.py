@@ -115,15 +115,17 @@ def denoiser_of(
 
 
 def model_fingerprint(model: comfy.model_patcher.ModelPatcher) -> str:
-    """The fingerprint of a model's weights, its LoRAs included."""
+    """The fingerprint of a model's weights, its LoRAs and their strengths included."""
     comfy.model_management.load_models_gpu([model])  # until then they may hold another clone's LoRAs
-    return fingerprint(model.model, sorted(model.patches))
+    # some models are patched only when they are used
+    return fingerprint(model.model, sorted((key, [each[0] for each in all]) for key, all in model.patches.items()))
 
 
 def _batch(model: comfy.model_patcher.ModelPatcher, size: torch.Size) -> int:
     """How many pictures of this size fit into free memory beside the model's weights, at most `_MOST`."""
     free: Any = comfy.model_management.get_free_memory(model.load_device)
-    return max(1, min(_MOST, int(0.5 * (free - model.model_size()) / model.model.memory_required([1, *size[1:]]))))
+    free -= max(0, model.model_size() - model.loaded_size())
+    return max(1, min(_MOST, int(0.5 * free / model.model.memory_required([1, *size[1:]]))))
 
 
 def _conds(base: Any, noisy: Tensor, features: Tensor, *, pooled: Tensor | None) -> dict[str, Any]:

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...core.fingerprint import fingerprint
-from ...core.hgr import HGR
+from ...core.hgr import HGR, MAX_TOKENS
 from ...core.options import concept_strengths
 from ...training import lora_file as lora
+from ...training.encoded_prompts import encoder_fingerprint
 from ...training.finite import check_finite
 from ...training.pictures import paint
 from ...training.settings import LORA_STAGE, LoRASettings
@@ -64,7 +65,8 @@ def finetune_model(
     strengths = concept_strengths(concepts, hgr.ids)
     pictures, size = given_pictures(latents), picture_size(latents)
     check_lessons(settings, prompts, hgr, latents=pictures)
-    made_for = fingerprint(model_fingerprint(model), tuple(size), pictures)
+    encode = encoder_of(clip)
+    made_for = fingerprint(encoder_fingerprint(encode, MAX_TOKENS), model_fingerprint(model), tuple(size), pictures)
     identity = fingerprint(hgr.network, hgr.concepts, made_for, settings, prompts, strengths)
     progress, device = TrainingProgress("Safe fine-tuning", settings.steps), comfy.model_management.get_torch_device()
     with work_folder("finetuning", identity, LORA_STAGE) as work:
@@ -75,7 +77,7 @@ def finetune_model(
                     hgr,
                     prompts,
                     settings,
-                    encode=encoder_of(clip),
+                    encode=encode,
                     adapt=lambda: adapt(model, size, clip, settings=settings),
                     strengths=strengths,
                     work=work,

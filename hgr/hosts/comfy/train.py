@@ -11,9 +11,10 @@ import comfy.sd
 from torch import Tensor
 
 from ...core.fingerprint import fingerprint
-from ...core.hgr import HGR
+from ...core.hgr import HGR, MAX_TOKENS
 from ...data.pairs import Pairs
 from ...training.attention import cross_attention
+from ...training.encoded_prompts import encoder_fingerprint
 from ...training.settings import HGR_STAGE, HGRSettings, check_pairs
 from ...training.train_hgr import train_hgr, training_fingerprint
 from .chart import image
@@ -44,8 +45,9 @@ def train_for_clip(
     if settings.weights.needs_denoiser and model is not None:
         cross_attention(model.model.diffusion_model)
     family, pictures, size = encoder_family(clip), given_pictures(latents), picture_size(latents)
-    # the files that an interruption leaves depend on these
-    made_for = f"{family}, {model_fingerprint(clip.patcher)}"
+    # the files that an interruption leaves depend on these; of the encoder, on what it makes and not only its weights
+    encode = encoder_of(clip)
+    made_for = f"{family}, {encoder_fingerprint(encode, MAX_TOKENS)}"
     if model is not None:
         made_for += f", {model_fingerprint(model)}, {tuple(size)}, {fingerprint(pictures)}"
     identity = training_fingerprint(pairs, made_for, settings)
@@ -57,7 +59,7 @@ def train_for_clip(
     with work_folder("training", identity, HGR_STAGE) as work, gradients():
         hgr = train_hgr(
             pairs,
-            encoder_of(clip),
+            encode,
             settings,
             family=family,
             work=work,
