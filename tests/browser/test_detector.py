@@ -74,7 +74,7 @@ def test_verdict_bars_and_words(rendered, build):
     assert shown.pop("Skull") == "0.99" and all(float(number) < 0.2 for number in shown.values())
     skull = editor.page.get_by_role("meter", name="Skull")
     assert (
-        skull.get_attribute("aria-valuetext") == "prompt 1.00, flagged from 0.30"
+        skull.get_attribute("aria-valuetext") == "prompt 0.99, flagged from 0.30"
         and float(skull.get_attribute("aria-valuenow")) > 0.9
     )
     words = editor.page.locator(".safecfg-words")
