@@ -42,11 +42,10 @@ _LONGEST = 30  # words
 
 
 @dataclass(frozen=True)
-class Edited:
-    """A caption with another text, for the methods' rows."""
+class Rewritten:
+    """What the methods read of a caption, with another text."""
 
     text: str
-    clean: str
     concepts: tuple[str, ...]
 
 
@@ -60,7 +59,7 @@ class Target:
 
     caption: Caption
     noise: Tensor
-    parents: list[tuple[float, str]]
+    parents: list[tuple[float, str]] = field(default_factory=list)
     broken: str = ""
     painted: int = 0
     seen: set[str] = field(default_factory=set)
@@ -186,7 +185,7 @@ class Attack:
         for at in range(0, len(chosen), size):
             part = chosen[at : at + size]
             noise = torch.stack([target.noise for target, _ in part])
-            captions = [Edited(text, target.caption.clean, target.caption.concepts) for target, text in part]
+            captions = [Rewritten(text, target.caption.concepts) for target, text in part]
             latents = self.bench.sample(row, captions, noise)
             own = [SYMBOLS.index(caption.concepts[0]) for caption in captions]
             certainty = symbol_logits(self.bench, latents)[range(len(part)), own]
@@ -208,7 +207,7 @@ def attack(bench: Bench, row: str, given: argparse.Namespace) -> dict[str, Any]:
     if not path.exists():
         seed = bench.settings.seed
         captions, noise = bench.captions("seen", given.prompts), bench.noise("seen", given.prompts)
-        targets = [Target(caption, start, []) for caption, start in zip(captions, noise, strict=True)]
+        targets = [Target(caption, start) for caption, start in zip(captions, noise, strict=True)]
         search = Attack(bench, row, children=given.children, painted=given.painted, words=vocabulary(seed), seed=seed)
         found = search.run(targets, given.generations)
         broken = [target for target in found if target.broken]

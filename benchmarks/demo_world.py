@@ -289,18 +289,16 @@ class Bench:
             return torch.from_numpy(np.asarray(images)).to(noise)
         positive = encode(pipe, texts)
         negative = encode(pipe, [WORDS if row == "negative" else ""] * len(texts))
-        guide = guided(pipe, positive.features, negative.features, cfg=settings.cfg)
         if row in SAFE:
             hgr, mode = self.hgr_of(row), SAFE[row][0]
             strengths = [0.0 if name == off else settings.strength for name in hgr.ids]
             found = redirect(hgr, positive, strengths=strengths)
-            safe = found.safe.features
             if mode == "dynamic":
-                share = kept_share(found.harm, settings.cfg)
+                safe, share = found.safe.features, kept_share(found.harm, settings.cfg)
                 guide = mixing(pipe, positive.features, negative.features, safe=safe, share=share, cfg=settings.cfg)
-            else:
-                guide = guided(pipe, safe, negative.features, cfg=settings.cfg)
-        return sampled(pipe, guide, noise=noise, steps=settings.steps)
+                return sampled(pipe, guide, noise=noise, steps=settings.steps)
+            positive = found.safe
+        return ddim(pipe, positive.features, negative.features, noise=noise, steps=settings.steps, cfg=settings.cfg)
 
     def hgr_of(self, row: str) -> HGR:
         """The HGR with the thresholds of a row of SafeCFG."""

@@ -46,7 +46,7 @@ def search(monkeypatch):
 
     def run(row, text="a red ball with a bomb above"):
         caption = SimpleNamespace(text=text, clean="a red ball", concepts=("bomb",))
-        target = attack.Target(caption, torch.zeros(4, 16, 16), [])
+        target = attack.Target(caption, torch.zeros(4, 16, 16))
         found = attack.Attack(World(), row, children=40, painted=20, words=WORDS, seed=0).run([target], 10)
         return found[0] if found else None
 

@@ -20,11 +20,11 @@ def test_ramp_is_hard_below_the_threshold_and_full_from_halfway_up():
 def test_shift_returns_the_same_tensor_when_nothing_moves_and_touches_only_moved_samples():
     features = torch.randn(3, 5, 4)
     before = features.clone()
-    assert shift(features, torch.zeros(3, 5, 4), 1.0) is features
+    assert shift(features, torch.zeros(3, 5, 4)) is features
     delta = torch.zeros(3, 5, 4)
     delta[1] = 1
-    assert shift(features, delta, 0.0) is features
-    moved = shift(features, delta, 2.0)
+    assert shift(features, 0.0 * delta) is features
+    moved = shift(features, 2.0 * delta)
     assert torch.equal(moved[[0, 2]], before[[0, 2]])
     assert torch.equal(moved[1], before[1] + 2)
     assert torch.equal(features, before), "the input was changed in place"
@@ -38,7 +38,7 @@ def test_features_that_their_type_cannot_hold_are_an_error_and_no_picture_of_nan
     features, delta = torch.full((2, 3, 4), 40_000.0, dtype=dtype), torch.zeros(2, 3, 4)
     delta[1, 0, 0] = value
     with pytest.raises(HGRError, match=f"do not fit {str(dtype).removeprefix('torch.')}: lower the strength"):
-        shift(features, delta, 1.0)
+        shift(features, delta)
 
 
 @pytest.mark.parametrize("pooled", [0, 8])

@@ -72,6 +72,18 @@ def test_each_part_of_the_recipe_can_be_left_out_and_comes_back():
     assert len(related.pairs) == len({pair.harmful for pair in related.pairs}) < len(whole.pairs)
 
 
+def test_public_pairs_that_are_trained_on_are_not_measured(folder):
+    with open(folder / "coprov2_pairs.csv", "a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(
+            (i, CATEGORIES[i % 7], f"bad thing{i}, evil", f"dear thing{i}, good") for i in range(70, 300)
+        )
+    trained = real_language.public_pairs(folder, 0)
+    own = len(sources.built_in().pairs)
+    _, measured = real_language.gather(folder, held_out=True)
+    assert len(trained.pairs) - own > 100 and {row.category for row in measured} == set(CATEGORIES)
+    assert not {pair.harmful for pair in trained.pairs} & {row.harmful for row in measured}
+
+
 def test_the_pages_say_what_the_script_found():
     root = Path(real_language.ROOT)
     results = json.loads((root / "benchmarks/results/real_language.json").read_text())

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from hgr.core.atomic import WriteError
 from hgr.training import work_files
+from hgr.training.prompt_store import MAGIC
 from hgr.training.work_files import KEPT_DAYS, AlreadyRunning, hold, lock_file, sweep
 
 
@@ -41,6 +42,16 @@ def test_only_what_can_be_resumed_is_kept_and_for_days(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == files.keys()
     assert sweep(tmp_path) == size and not own[0].exists()
     assert sweep(tmp_path) == 0 and len(list(tmp_path.iterdir())) == 2
+
+
+def test_encoded_prompts_of_other_trainings_are_kept_for_two_days(tmp_path):
+    now = time.time()
+    for name, days in {"features-0.bin": 1, "features-1.bin": 3}.items():
+        (tmp_path / name).write_bytes(MAGIC + b"0" * 16)
+        os.utime(tmp_path / name, (now - days * 86_400,) * 2)
+    (tmp_path / "features-2.bin").write_bytes(b"something else")
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["features-0.bin"]
 
 
 def test_one_holds_a_folder_and_then_another_and_nothing_is_left(tmp_path):

@@ -18,16 +18,16 @@ def ramp(gates: Tensor, thresholds: Tensor) -> Tensor:
     return torch.where(thresholds > 0, torch.where(gates >= thresholds, (0.5 + above).clamp(max=1.0), 0.0), gates)
 
 
-def shift(features: Tensor, delta: Tensor, scale: float) -> Tensor:
-    """`features + scale * delta`. Samples whose delta is zero keep their features bit for bit.
+def shift(features: Tensor, delta: Tensor) -> Tensor:
+    """`features + delta`. Samples whose delta is zero keep their features bit for bit.
 
     features, delta (B, ...). If no sample moves, the given tensor itself is returned. Raises HGRError if a sample that
     moves is not finite in the features' type.
     """
     moved = delta.flatten(1).any(1)
-    if scale == 0 or not moved.any():
+    if not moved.any():
         return features
-    safe = features[moved] + (scale * delta[moved]).to(features)
+    safe = features[moved] + delta[moved].to(features)
     if not safe.isfinite().all():
         raise HGRError(
             f"the moved text features do not fit {str(features.dtype).removeprefix('torch.')}: lower the strength, run "

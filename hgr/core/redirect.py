@@ -47,11 +47,11 @@ def redirect(hgr: HGR, prompt: Prompt, *, strengths: list[float]) -> Redirection
     device = prompt.features.device
     delta = features.to(device), None if pooled is None else pooled.to(device)
     harm = hgr.activations(reading, weights).flatten(1).amax(1).clamp(max=1.0)
-    return Redirection(shift_prompt(prompt, delta, 1.0), reading.prompt_gates, harm)
+    return Redirection(shift_prompt(prompt, delta), reading.prompt_gates, harm)
 
 
-def shift_prompt(prompt: Prompt, delta: Delta, scale: float) -> Prompt:
-    """The prompt with its features and pooled output moved by `scale` times a displacement (`guidance.shift`)."""
+def shift_prompt(prompt: Prompt, delta: Delta) -> Prompt:
+    """The prompt with its features and pooled output moved by a displacement (`guidance.shift`)."""
     features, pooled = delta
-    moved = prompt.pooled if prompt.pooled is None or pooled is None else shift(prompt.pooled, pooled, scale)
-    return Prompt(shift(prompt.features, features, scale), moved, prompt.mask)
+    moved = prompt.pooled if prompt.pooled is None or pooled is None else shift(prompt.pooled, pooled)
+    return Prompt(shift(prompt.features, features), moved, prompt.mask)

@@ -81,7 +81,7 @@ class Teacher:
         """The prompts as they are, and redirected away from the concepts that are on and fire."""
         plain = self.encoded(texts, self.device)
         delta = self.hgr.displacement(self.hgr.read(*plain), self.strengths)
-        return plain, shift_prompt(plain, delta, 1.0)
+        return plain, shift_prompt(plain, delta)
 
 
 def check_lessons(settings: LoRASettings, texts: list[str], hgr: HGR, *, latents: Tensor | None) -> None:

@@ -145,3 +145,24 @@ def seen(pack: SimpleNamespace):
         return list(zip(symbols, judged.background.tolist(), judged.slots.tolist(), strict=True))
 
     return look
+
+
+@pytest.fixture
+def interrupt_at(pack, monkeypatch):
+    """Interrupts a training in the given call of its progress's `step`; returns the list of steps, which fills."""
+    import comfy.model_management as management
+
+    def interrupt(call: int) -> list[int]:
+        progress, seen = pack.get("hgr.hosts.comfy.progress").TrainingProgress, []
+        step = progress.step
+
+        def counted(self, done, loss):
+            seen.append(done)
+            if len(seen) == call:
+                management.interrupt_current_processing()
+            step(self, done, loss)
+
+        monkeypatch.setattr(progress, "step", counted)
+        return seen
+
+    return interrupt

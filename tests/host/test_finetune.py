@@ -122,20 +122,12 @@ def test_checkpointing_gives_the_same_lora_and_leaves_the_blocks_as_they_were(ki
 
 @pytest.mark.slow
 @pytest.mark.oldest
-def test_an_interrupted_one_goes_on_and_ends_as_an_uninterrupted_one(run, pack, monkeypatch):
+def test_an_interrupted_one_goes_on_and_ends_as_an_uninterrupted_one(run, interrupt_at):
     import comfy.model_management as management
     import torch
 
-    whole, progress, seen = run(steps=6, seed=5)[0], pack.get("hgr.hosts.comfy.progress").TrainingProgress, []
-    step = progress.step
-
-    def interrupted(self, done, loss):
-        seen.append(done)
-        if len(seen) == 3:
-            management.interrupt_current_processing()
-        step(self, done, loss)
-
-    monkeypatch.setattr(progress, "step", interrupted)
+    whole = run(steps=6, seed=5)[0]
+    seen = interrupt_at(3)
     with pytest.raises(management.InterruptProcessingException):
         run(steps=6, seed=5)
     resumed = run(steps=6, seed=5)[0]

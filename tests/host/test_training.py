@@ -186,23 +186,14 @@ def test_recorded_layers_hold_a_loras_weights(kit, pack):
 
 @pytest.mark.slow
 @pytest.mark.oldest
-def test_an_interrupted_training_goes_on_and_ends_as_an_uninterrupted_one(kit, run, pack, monkeypatch):
+def test_an_interrupted_training_goes_on_and_ends_as_an_uninterrupted_one(kit, run, pack, monkeypatch, interrupt_at):
     import comfy.model_management as management
     import torch
 
     whole = run(steps=24, seed=5)[0]
     core = pack.get("hgr.training.loop")
     monkeypatch.setattr(core, "CHECKPOINT_SECONDS", 0.0)
-    progress, seen = pack.get("hgr.hosts.comfy.progress").TrainingProgress, []
-    step = progress.step
-
-    def interrupted(self, done, loss):
-        seen.append(done)
-        if len(seen) == 9:
-            management.interrupt_current_processing()
-        step(self, done, loss)
-
-    monkeypatch.setattr(progress, "step", interrupted)
+    seen = interrupt_at(9)
     with pytest.raises(management.InterruptProcessingException):
         run(steps=24, seed=5)
     resumed = run(steps=24, seed=5)[0]
@@ -211,21 +202,12 @@ def test_an_interrupted_training_goes_on_and_ends_as_an_uninterrupted_one(kit, r
 
 
 @pytest.mark.oldest
-def test_a_training_is_not_resumed_with_another_text_encoder(kit, run, pack, home, monkeypatch):
+def test_a_training_is_not_resumed_with_another_text_encoder(kit, run, home, interrupt_at):
     import comfy.model_management as management
     import torch
 
     others = set(home.glob("training/*"))
-    progress, seen = pack.get("hgr.hosts.comfy.progress").TrainingProgress, []
-    step = progress.step
-
-    def interrupted(self, done, loss):
-        seen.append(done)
-        if len(seen) == 3:
-            management.interrupt_current_processing()
-        step(self, done, loss)
-
-    monkeypatch.setattr(progress, "step", interrupted)
+    seen = interrupt_at(3)
     with pytest.raises(management.InterruptProcessingException):
         run(seed=11)
     tuned = kit.clip.clone()
