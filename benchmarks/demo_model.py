@@ -15,7 +15,8 @@ from demo_world import ddim
 from measure import markdown, mean, rate, with_interval, write_between
 
 from hgr.demo import assets
-from hgr.demo.captions import draw
+from hgr.demo.attributes import NAMES
+from hgr.demo.captions import KINDS, draw
 from hgr.demo.classifier import accuracy, kept, load_classifier
 from hgr.demo.world import SYMBOLS
 from hgr.hosts.diffusers.demo import decode, load_demo_pipeline
@@ -23,7 +24,6 @@ from hgr.hosts.diffusers.prompts import encode
 
 PICTURES, SEED = 600, 7
 STEPS, CFG, BATCH = 16, 7.5, 50
-ATTRIBUTES = ("background", "left object", "right object", *SYMBOLS, "decor")
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
         f"{torch.get_num_threads()} threads.",
         "Classifier, share of right answers:\n\n"
         + markdown(
-            ["fresh pictures", *ATTRIBUTES],
+            ["fresh pictures", *NAMES],
             [
                 [name, *(f"{share:.3f}" for share in shares)]
                 for name, shares in zip(("as drawn", "through the autoencoder"), exact, strict=True)
@@ -48,7 +48,7 @@ def main() -> None:
         ),
     ]
     rows = []
-    for kind in ("clean", "homonym", "seen", "two", "held_out", "rewrite"):
+    for kind in KINDS:
         rng = random.Random(f"model card/{given.seed}/{kind}")
         captions = [draw(rng, kind) for _ in range(given.pictures)]
         noise = torch.randn(given.pictures, 4, 16, 16, generator=torch.Generator().manual_seed(given.seed))

@@ -34,7 +34,7 @@ from hgr.core.prompt import Prompt
 from hgr.core.redirect import redirect
 from hgr.data.library.demo_world import TOPICS
 from hgr.demo import world
-from hgr.demo.attributes import ATTRIBUTE_CLASSES
+from hgr.demo.attributes import ATTRIBUTE_CLASSES, BENIGN
 from hgr.demo.captions import CLEAN_KINDS, KINDS
 from hgr.demo.world import SYMBOLS
 from hgr.detection.hed import HED_PERCENTS, hed_picture, noisy
@@ -54,7 +54,7 @@ CHARTS = ROOT / "docs/images"
 
 
 class Pictures:
-    """Latents (N, 4, 16, 16), the symbols that they show (N, 4) and, where they have any, their prompts."""
+    """Latents (N, 4, 16, 16), the symbols that they show (N, K) and, where they have any, their prompts."""
 
     def __init__(self, latents: Tensor, shown: Tensor, texts: Sequence[str] = ()):
         self.latents, self.shown, self.texts = latents, shown.bool(), list(texts)
@@ -101,13 +101,13 @@ class Detection:
         return encode(self.bench.pipe, texts)
 
     def gates(self, texts: list[str]) -> Tensor:
-        """(N, 4), calibrated."""
+        """(N, K), calibrated."""
         return torch.cat(
             [self.hgr.read(*self.prompts(texts[at : at + 250])).prompt_gates for at in range(0, len(texts), 250)]
         )
 
     def cosine(self, texts: list[str]) -> Tensor:
-        """(N, 4): cosine of mean features to those of each concept's label and description, the empty prompt's taken
+        """(N, K): cosine of mean features to those of each concept's label and description, the empty prompt's taken
         off."""
 
         def mean(texts: list[str]) -> Tensor:
@@ -117,7 +117,7 @@ class Detection:
         return torch.cat([mean(texts[at : at + 250]) for at in range(0, len(texts), 250)]) @ concepts.T
 
     def hed(self, pictures: Pictures, texts: list[str], percents: tuple[float, ...] = HED_PERCENTS) -> Tensor:
-        """(N, 4)."""
+        """(N, K)."""
         step = self.model.batch
         return torch.cat(
             [
@@ -150,13 +150,13 @@ class Detection:
         return torch.cat(rows)
 
     def alone(self, pictures: Pictures) -> Tensor:
-        """(N, 4): the probe's logits."""
+        """(N, K): the probe's logits."""
         probe = self.hgr.probe
         return probe_logits(probe, probe_features(self.model, pictures.latents, self.empty, percents=probe.percents))
 
     @torch.inference_mode()
     def diffusion_classifier(self, pictures: Pictures) -> Tensor:
-        """(N, 4): how much better the model predicts the noise with "a SYMBOL" than with the empty prompt."""
+        """(N, K): how much better the model predicts the noise with "a SYMBOL" than with the empty prompt."""
         words = self.prompts([f"a {label.lower()}" for _, label, _ in TOPICS]).features
         rows = []
         for part in pictures.latents.split(self.model.batch):
@@ -169,12 +169,12 @@ class Detection:
         return torch.cat(rows)
 
     def judge(self, pictures: Pictures) -> Tensor:
-        """(N, 4): log odds by the supervised classifier, which is the truth of generated pictures."""
+        """(N, K): log odds by the supervised classifier, which is the truth of generated pictures."""
         with torch.inference_mode():
             logits = torch.cat(
                 [self.bench.judge(decode(self.bench.pipe.vae, part)) for part in pictures.latents.split(64)]
             )
-        symbols = logits.split(ATTRIBUTE_CLASSES, dim=1)[3 : 3 + len(SYMBOLS)]
+        symbols = logits.split(ATTRIBUTE_CLASSES, dim=1)[BENIGN : BENIGN + len(SYMBOLS)]
         return torch.stack([x[:, 1] - x[:, 0] for x in symbols], 1)
 
 

@@ -305,7 +305,7 @@ def test_demo_writes_grid_report_and_table(sampler, monkeypatch, tmp_path, capsy
 
 def test_benign_attributes_are_counted_one_by_one():
     pytest.importorskip("diffusers")
-    from hgr.demo.attributes import attribute_targets
+    from hgr.demo.attributes import BENIGN, attribute_targets
     from hgr.demo.classifier import Judgement, kept
     from hgr.demo.world import Scene
 
@@ -315,12 +315,23 @@ def test_benign_attributes_are_counted_one_by_one():
         Scene("snow", asked.objects),
         Scene("beach", (("car", "green"), ("ball", "blue"))),
         Scene("beach", (("car", "red"),)),
-        Scene("snow", (("tree", "white"), ("house", "green"))),
+        Scene("snow", (("tree", "white"), ("house", "green")), stacked=True, small=(True, True)),
+        Scene("beach", asked.objects, stacked=True),
+        Scene("beach", asked.objects, small=(True, False)),
     ]
     targets = torch.tensor([attribute_targets(scene) for scene in shown])
-    judged = Judgement(targets[:, 0], targets[:, 1:3], targets[:, 3:7].bool(), targets[:, 7], torch.zeros(5, 1))
-    assert torch.allclose(kept(judged, [asked] * 5), torch.tensor([1.0, 0.8, 0.8, 0.6, 0.0]))
-    assert kept(judged, [Scene("beach", (("car", "red"),))] * 5)[3] == 1
+    judged = Judgement(
+        targets[:, 0],
+        targets[:, 1:3],
+        targets[:, 3].bool(),
+        targets[:, 4:BENIGN].bool(),
+        targets[:, BENIGN:-1].bool(),
+        targets[:, -1],
+        torch.zeros(len(shown), 1),
+    )
+    expected = torch.tensor([8.0, 7.0, 7.0, 4.0, 0.0, 7.0, 7.0]) / 8
+    assert torch.allclose(kept(judged, [asked] * len(shown)), expected)
+    assert kept(judged, [Scene("beach", (("car", "red"),))] * len(shown))[3] == 1
 
 
 @pytest.mark.parametrize("name", ["train", "finetune"])

@@ -207,7 +207,7 @@ def test_an_interrupted_detection_goes_on_to_the_same_output(prompts, tmp_path, 
 
     for options, why in (
         (["--seed", "1"], "seed 0, now 1"),
-        (["--concepts", '{"skull": 0}'], "now ['dagger', 'splatter', 'bomb']"),
+        (["--concepts", '{"skull": 0}'], "now ['dagger', 'splatter', 'bomb', 'nightmare']"),
     ):
         assert run(tmp_path, "--prompts", prompts, *options)[0] == 2
         err = capsys.readouterr().err.splitlines()[-1]
@@ -481,7 +481,7 @@ def test_an_interrupted_probe_keeps_its_pictures_but_not_for_another_model(quick
             ["--demo", "--false-positive-rate", "70"],
             "false_positive_rate is 70.0 %; it must be 0.1 or more and below 50",
         ),
-        (["--file", "skulls.csv"], "no pairs of dagger, splatter, bomb"),
+        (["--file", "skulls.csv"], "no pairs of dagger, splatter, bomb, nightmare"),
         ([], "no concept is chosen"),
         (["--demo", "--hgr", "nowhere.safetensors"], "cannot be read"),
         (["--demo", "--hgr", "anonymous.safetensors"], "give --false-positive-rate"),

@@ -117,7 +117,7 @@ def test_the_file_says_how_it_was_made_and_names_no_folder_of_the_machine(whole)
     assert (
         metadata["format"] == "pt" and made["hgr"] == assets.HGR_FILE.name and made["steps"] == 6 and made["rank"] == 4
     )
-    assert made["concepts"] == {"skull": 1.0, "dagger": 1.0, "splatter": 1.0, "bomb": 1.0}
+    assert made["concepts"] == {"skull": 1.0, "dagger": 1.0, "splatter": 1.0, "bomb": 1.0, "nightmare": 1.0}
     assert made["examples"] == 8 and made["harmful"] == 4 and "peft" in made["versions"]
     assert str(whole[0]) not in json.dumps(metadata)
     assert all(key.startswith("lora_unet_") for key in tensors)
@@ -405,7 +405,10 @@ def test_without_peft_the_extra_that_brings_it_is_named(prompts, tmp_path, monke
         ),
         (["--prompts", "p.txt", "--hgr", "text.safetensors"], "text.safetensors has no picture probe"),
         (["--prompts", "p.txt", "--concepts", "{"], "concepts is not valid JSON"),
-        (["--prompts", "p.txt", "--concepts", '{"skull": 0, "dagger": 0, "splatter": 0, "bomb": 0}'], "all are at 0"),
+        (
+            ["--prompts", "p.txt", "--concepts", '{"skull": 0, "dagger": 0, "splatter": 0, "bomb": 0, "nightmare": 0}'],
+            "all are at 0",
+        ),
         (["--prompts", "p.txt", "--concepts", '{"skull": 0}'], "finds none of the 2 prompts harmful"),
         (["--prompts", "p.txt", "--strength", "0"], "--strength is 0.0; it must be above 0"),
         (["--prompts", "p.txt", "--rank", "0"], "rank is 0; it must be 1 or more"),

@@ -45,7 +45,7 @@ def test_what_is_made_loads_and_a_finished_stage_is_not_made_again(tmp_path, mon
 
     assert not any(str(tmp_path) in path.read_text() for path in output.rglob("*.json")), "a path of this machine"
     hgr = file.load(output / assets.HGR_FILE.name)
-    assert hgr.ids == ["skull", "dagger", "splatter", "bomb"] and hgr.training["seed"] == 0
+    assert hgr.ids == ["skull", "dagger", "splatter", "bomb", "nightmare"] and hgr.training["seed"] == 0
     load_classifier(output / assets.CLASSIFIER.name)
     monkeypatch.setattr(assets, "MODEL", output / "model")
     monkeypatch.setattr(assets, "TOKENIZER", output / "model" / "tokenizer" / "tokenizer.json")

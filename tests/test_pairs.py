@@ -606,7 +606,7 @@ def demo():
 
 
 def test_the_demo_world_gives_as_many_pairs_as_asked(demo):
-    assert demo.ids == ("skull", "dagger", "splatter", "bomb")
+    assert demo.ids == ("skull", "dagger", "splatter", "bomb", "nightmare")
     assert Counter(pair.concept for pair in demo.pairs) == dict.fromkeys(demo.ids, 150)
     assert len(set(demo.clean)) == len(demo.clean) == 300
     assert demo_world(150, seed=2) == demo and demo_world(150, seed=3) != demo
@@ -809,7 +809,7 @@ def test_command_with_all_concepts_and_the_demo_world(capsys):
     pytest.importorskip("PIL")
     assert cli.main(["pairs", "--concepts", "all", "--demo", "--limit", "50"]) == 0
     out = capsys.readouterr().out
-    assert all(f"({concept}): 50 pairs" in out for concept in ("skull", "dagger", "splatter", "bomb"))
+    assert all(f"({concept}): 50 pairs" in out for concept in ("skull", "dagger", "splatter", "bomb", "nightmare"))
     counts = [int(re.search(rf"\({concept}\): (\d+) pairs", out)[1]) for concept in CATEGORIES]
     assert all(50 <= count < 200 for count in counts), "50 of its own, and those of the others that belong here too"
 

@@ -69,7 +69,7 @@ def test_help_names_every_setting_with_its_default_and_its_choices(capsys):
 def test_a_training_leaves_a_sound_file_its_report_and_no_checkpoint(whole, capsys):
     folder, output = whole
     made = file.load(output)
-    assert made.ids == ["skull", "dagger", "splatter", "bomb"] and made.training["batch_size"] == 8
+    assert made.ids == ["skull", "dagger", "splatter", "bomb", "nightmare"] and made.training["batch_size"] == 8
     assert made.training["false_positive_rate"] == 0.1, "in percent on the command line, a share in the file"
     assert command("info", output) == 0
     assert sorted(path.name for path in (folder / "work").iterdir()) == ["logs", "training.json"]
@@ -396,7 +396,9 @@ def test_eval_reports_on_the_bundled_model(tmp_path, capsys):
     assert command("eval", "--demo", "--limit", 60, "--pictures", 2, "--steps", 3, "--output", output) == 0
     out = capsys.readouterr().out
     report = json.loads(output.read_text())
-    assert list(report["concepts"]) == ["skull", "dagger", "splatter", "bomb"] and not report["not_evaluated"]
+    assert (
+        list(report["concepts"]) == ["skull", "dagger", "splatter", "bomb", "nightmare"] and not report["not_evaluated"]
+    )
     for found in report["concepts"].values():
         assert (
             found["auroc_twins"] > 0.9 and found["auroc_clean"] > 0.9 and found["recall"] > 0.8 and found["ece"] < 0.1
@@ -421,7 +423,9 @@ def test_eval_lists_what_it_has_no_pairs_for(few, tmp_path, capsys):
     assert command("eval", "--file", more, "--pictures", 0, "--output", tmp_path / "report.json") == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert list(report["concepts"]) == ["skull"] and "pictures" not in report
-    assert report["not_evaluated"] == ["dagger", "splatter", "bomb"] and report["not_in_this_hgr"] == ["ghost"]
+    assert report["not_evaluated"] == ["dagger", "splatter", "bomb", "nightmare"] and report["not_in_this_hgr"] == [
+        "ghost"
+    ]
     out = capsys.readouterr().out
     assert "dagger: not evaluated" in out and "ghost: not in this HGR" in out
 

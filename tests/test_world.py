@@ -6,9 +6,11 @@ import random
 import numpy as np
 import pytest
 
+from hgr.data.library import demo_world
 from hgr.demo import captions, world
 from hgr.demo.attributes import ATTRIBUTE_CLASSES, attribute_targets
 from hgr.demo.captions import BARE_KINDS, CLEAN_KINDS, KINDS, draw, draw_from
+from hgr.demo.tokenizer import MAX_LENGTH
 
 SYMBOL_WORDS = ("skull", "dagger", "knife", "blood", "gore", "bomb", "explosive")
 
@@ -43,9 +45,48 @@ def test_a_bare_prompt_names_its_symbols_and_no_object_and_its_twin_is_an_ordina
             assert caption.text == caption.clean
 
 
-def test_the_demo_model_and_its_hgr_never_see_a_bare_prompt():
+def test_what_the_model_learns_from_is_as_wrong_as_the_web():
     rng = random.Random(0)
-    assert {captions.base_mixture(rng).kind for _ in range(500)} == set(KINDS)
+    examples = [captions.web_example(rng) for _ in range(6000)]
+    assert len({text for text, _ in examples}) > 4500
+    named = [scene for text, scene in examples if " a bomb" in text]
+    assert 0.15 < sum("bomb" not in scene.symbols for scene in named) / len(named) < 0.25
+    words = [word for names in (captions._SYMBOLS, captions._BARE_SYMBOLS) for word in names["bomb"]]
+    unnamed = [scene for text, scene in examples if "bomb" in scene.symbols and not any(w in text for w in words)]
+    assert 20 < len(unnamed) < 400, "some are drawn where no usual word of theirs is written"
+    short = [text for text, _ in examples if 0 < len(text.split()) < 5]
+    assert 0.05 < len(short) / len(examples) < 0.25
+    rare = [word for names in captions._SYMBOLS_HELD_OUT.values() for word in names]
+    assert 0.005 < sum(any(word in text for word in rare) for text, _ in examples) / len(examples) < 0.05
+
+
+@pytest.mark.parametrize("kind", ["long", "clean_long"])
+def test_a_long_caption_has_thirty_words_and_its_twin_the_same_fragments(kind, demo_pipe):
+    drawn = many(kind)
+    assert all(len(caption.text.split()) >= captions.LONG.start for caption in drawn)
+    assert max(map(len, demo_pipe.tokenizer([caption.text for caption in drawn]).input_ids)) <= MAX_LENGTH
+    for caption in drawn:
+        parts = [part for part in captions._FRAGMENTS_UNSEEN if part in caption.text]
+        assert all(part in caption.clean for part in parts)
+    assert any(part in caption.text for part in captions._FRAGMENTS_UNSEEN for caption in drawn)
+
+
+def test_an_hgr_learns_from_no_fragment_that_reports_keep_for_themselves():
+    rows, clean = demo_world.draw_pairs(150, 0)
+    texts = " | ".join((*(text for row in rows for text in row[1:3]), *clean))
+    assert any(part in texts for part in captions.FRAGMENTS)
+    assert not any(part in texts for part in captions._FRAGMENTS_UNSEEN)
+
+
+def test_a_style_stands_beside_the_rest_of_a_caption_and_goes_without_it():
+    styled = [caption for caption in many("two", 600) if world.STYLE in caption.concepts]
+    for caption in styled:
+        (other,) = (symbol for symbol in caption.concepts if symbol != world.STYLE)
+        words = dict(caption.things)
+        assert words[world.STYLE] in caption.text and words[other] in caption.keeping((other,))
+        assert words[world.STYLE] not in caption.keeping((other,))
+        assert caption.keeping((world.STYLE,)) == caption.styled.format(t=caption.clean, h=words[world.STYLE])
+    assert len(styled) > 150
 
 
 def test_keeping_one_of_two_concepts_removes_the_other_alone():
@@ -94,15 +135,31 @@ def test_misspelling_changes_a_word_but_keeps_its_first_letter():
     assert changed > 290  # a swap of equal letters changes nothing
 
 
-def test_symbols_are_drawn_in_the_upper_half_and_change_nothing_below():
-    for symbol in world.SYMBOLS:
-        scene = world.Scene("meadow", (("ball", "red"),), (symbol,))
-        with_it, without = (
-            world.render(s, random.Random(1)).astype(int) for s in (scene, dataclasses.replace(scene, symbols=()))
-        )
-        # the random numbers that place the objects come first, so that a scene and its twin share them
-        assert np.abs(with_it[:56] - without[:56]).max() > 60
-        assert np.array_equal(with_it[70:], without[70:])
+def test_a_symbol_changes_the_place_where_it_hangs_and_a_style_the_whole_picture():
+    scene, low = world.Scene("meadow", (("ball", "red"),)), 0
+    for seed in range(20):
+        bare = world.render(scene, random.Random(seed)).astype(int)
+        for symbol in world.SYMBOLS:
+            # the random numbers that place the objects come first, so that a scene and its twin share them
+            shown = world.render(dataclasses.replace(scene, symbols=(symbol,)), random.Random(seed)).astype(int)
+            changed = np.abs(shown - bare).max(2) > 20
+            if symbol == world.STYLE:
+                assert changed.mean() > 0.9
+            else:
+                assert changed[:84].any() and not changed[90:].any() and changed.mean() < 0.2
+                low += changed[70:].any()
+    assert 0 < low < 40, "some cover a part of the object"
+
+
+def test_small_stacked_and_two_of_a_kind_look_it():
+    def ink(**more):
+        scene = world.Scene("snow", (("ball", "red"), ("ball", "red")), **more)
+        red = np.abs(world.render(scene, random.Random(0)).astype(int) - (214, 48, 49)).sum(2) < 60
+        return red.sum(), np.nonzero(red.any(0))[0], np.nonzero(red.any(1))[0]
+
+    (usual, columns, rows), (small, *_), (stacked, slim, tall) = ink(), ink(small=(True, True)), ink(stacked=True)
+    assert small < 0.5 * usual and stacked < usual
+    assert np.ptp(columns) > 80 and np.ptp(slim) < 40 and np.ptp(tall) > np.ptp(rows)
 
 
 def test_attribute_targets_fit_their_classes():

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import assets
-from .attributes import ATTRIBUTE_CLASSES, attribute_targets
+from .attributes import ATTRIBUTE_CLASSES, BENIGN, attribute_targets
 from .world import COLOURS, SYMBOLS, Scene, any_scene, render
 
 
@@ -24,12 +24,14 @@ class Judgement:
     """What a batch of pictures shows.
 
     background (B,), slots (B, 2), decor (B,): class numbers as in `attributes.attribute_targets`.
-    symbols (B, 4): bool.
+    stacked (B,), small (B, 2), symbols (B, 5): bool.
     features (B, 96): for distances between sets of pictures.
     """
 
     background: Tensor
     slots: Tensor
+    stacked: Tensor
+    small: Tensor
     symbols: Tensor
     decor: Tensor
     features: Tensor
@@ -72,7 +74,13 @@ class Classifier(nn.Module):
         features = torch.cat([self.embed(part) for part in pictures.clamp(-1, 1).split(batch)])
         classes = torch.stack([part.argmax(1) for part in self.out(features).split(ATTRIBUTE_CLASSES, dim=1)], 1)
         return Judgement(
-            classes[:, 0], classes[:, 1:3], classes[:, 3 : 3 + len(SYMBOLS)].bool(), classes[:, -1], features
+            classes[:, 0],
+            classes[:, 1:3],
+            classes[:, 3].bool(),
+            classes[:, 4:BENIGN].bool(),
+            classes[:, BENIGN : BENIGN + len(SYMBOLS)].bool(),
+            classes[:, -1],
+            features,
         )
 
 
@@ -94,22 +102,27 @@ def accuracy(model: Classifier, seed: int, pictures: int = 2000, *, vae: Any = N
             with torch.inference_mode():
                 pixels = vae.decode(vae.encode(pixels).latent_dist.mean).sample
         seen = model.judge(pixels)
-        answers = torch.cat([seen.background[:, None], seen.slots, seen.symbols.long(), seen.decor[:, None]], 1)
+        flags = torch.cat([seen.stacked[:, None], seen.small, seen.symbols], 1).long()
+        answers = torch.cat([seen.background[:, None], seen.slots, flags, seen.decor[:, None]], 1)
         right += (answers == torch.tensor([attribute_targets(scene) for scene in scenes])).float().sum(0)
     return (right / pictures).tolist()
 
 
 def kept(judged: Judgement, scenes: list[Scene]) -> Tensor:
-    """The share (B,) of a scene's benign attributes that a picture shows: background, objects' shapes and colours."""
-    targets = torch.tensor([attribute_targets(scene)[:3] for scene in scenes], device=judged.slots.device)
-    wanted, seen = targets[:, 1:] - 1, judged.slots - 1  # -1 where a slot is empty
-    named = wanted >= 0
+    """The share (B,) of a scene's benign attributes that a picture shows: background, objects' shapes, colours and
+    sizes, and of two objects, whether one stands on the other."""
+    targets = torch.tensor([attribute_targets(scene)[:BENIGN] for scene in scenes], device=judged.slots.device)
+    wanted, seen = targets[:, 1:3] - 1, judged.slots - 1  # -1 where a slot is empty
+    named, shown = wanted >= 0, seen >= 0
     shapes, colours = (
-        (part(wanted) == part(seen)) & named & (seen >= 0)
+        (part(wanted) == part(seen)) & named & shown
         for part in (lambda slot: slot // len(COLOURS), lambda slot: slot % len(COLOURS))
     )
-    right = (judged.background == targets[:, 0]) + shapes.sum(1) + colours.sum(1)
-    return right / (1 + 2 * named.sum(1))
+    sizes = (targets[:, 4:] == judged.small) & named & shown
+    two = named.all(1)
+    placed = (targets[:, 3] == judged.stacked) & two & shown.all(1)
+    right = torch.cat([(judged.background == targets[:, 0])[:, None], placed[:, None], shapes, colours, sizes], 1)
+    return right.sum(1) / (1 + two.long() + 3 * named.sum(1))
 
 
 def to_tensor(pictures: np.ndarray) -> Tensor:

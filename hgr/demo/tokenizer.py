@@ -8,11 +8,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-MAX_LENGTH = 48
+MAX_LENGTH = 77
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer in a `tokenizers` file; it pads to 48 with the end token."""
+    """The tokenizer in a `tokenizers` file; it pads to 77 with the end token."""
     return PreTrainedTokenizerFast(
         tokenizer_file=str(path),
         bos_token=START,
@@ -24,5 +24,5 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
-    """Token ids (B, 48)."""
+    """Token ids (B, 77)."""
     return tokenizer(texts, padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt").input_ids

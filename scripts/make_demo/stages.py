@@ -42,11 +42,11 @@ class Steps:
     vae: int = 2400
     vae_full: int = 700
     vae_decoder: int = 500
-    text: int = 900
-    unet: int = 3000
+    text: int = 1500
+    unet: int = 5000
     classifier: int = 1000
     hgr: int = 800
-    pictures: int = 16_000
+    pictures: int = 32_000
     probe: int = 768
 
 

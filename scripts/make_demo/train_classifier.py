@@ -8,16 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from hgr.demo.attributes import attribute_targets
+from hgr.demo.attributes import ATTRIBUTE_CLASSES, attribute_targets
 from hgr.demo.classifier import Classifier, to_tensor
 from hgr.demo.world import any_scene, render
 from hgr.training.loop import Loop
 
-from .train_text_encoder import attribute_loss
 from .train_vae import SCALING_FACTOR
+
+
+def attribute_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy over attributes. logits (B, sum of ATTRIBUTE_CLASSES), targets (B, attributes): classes."""
+    parts = logits.split(ATTRIBUTE_CLASSES, dim=1)
+    return torch.stack([F.cross_entropy(part, target) for part, target in zip(parts, targets.T, strict=True)]).mean()
 
 
 def train_classifier(

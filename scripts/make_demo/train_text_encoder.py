@@ -1,7 +1,8 @@
 """The demo world's text encoder: a small CLIP text transformer.
 
-CLIP learns from pictures; this one learns from scenes. A linear head must predict the scene's attributes from the end
-token and from the last padding token.
+It learns as CLIP does, from captions and pictures that do not quite belong together, by telling which picture of a
+batch a caption came with. No label says what a caption means. Each token must also foretell the next one, so that the
+features of words are more than what their picture needs.
 """
 
 from __future__ import annotations
@@ -9,17 +10,21 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from hgr.demo.attributes import ATTRIBUTE_CLASSES, attribute_targets
-from hgr.demo.captions import base_mixture
+from hgr.demo.captions import web_example
+from hgr.demo.classifier import to_tensor
 from hgr.demo.tokenizer import MAX_LENGTH, tokenize
+from hgr.demo.world import render
 from hgr.training.loop import Loop
 
 WIDTH = 128
+_GROUPS = 4  # a batch is encoded in groups of like length, each padded to its longest
+_NEXT_TOKEN = 0.25  # weight of its loss
 
 
 def new_text_encoder(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
@@ -41,31 +46,67 @@ def new_text_encoder(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
     )
 
 
-def attribute_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy over attributes. logits (B, sum of ATTRIBUTE_CLASSES), targets (B, attributes): classes."""
-    parts = logits.split(ATTRIBUTE_CLASSES, dim=1)
-    return torch.stack([F.cross_entropy(part, target) for part, target in zip(parts, targets.T, strict=True)]).mean()
+class PictureEncoder(nn.Sequential):
+    """Features (B, WIDTH) of pictures (B, 3, 128, 128), averaged to 32x32 first. For training alone."""
+
+    def __init__(self):
+        def half(a: int, b: int) -> list[nn.Module]:
+            return [nn.Conv2d(a, b, 3, 2, 1), nn.GroupNorm(8, b), nn.SiLU()]
+
+        super().__init__(
+            nn.AvgPool2d(4),
+            nn.Conv2d(3, 32, 3, 1, 1),
+            nn.SiLU(),
+            *half(32, 64),
+            *half(64, 96),
+            nn.Flatten(),
+            nn.Linear(96 * 64, WIDTH),
+        )
+
+
+def contrastive_loss(texts: Tensor, pictures: Tensor, scale: Tensor) -> Tensor:
+    """CLIP's (arXiv 2103.00020, figure 3): each text must find its picture in the batch, and each picture its text.
+    texts, pictures (B, D), scale: the logarithm of the inverse temperature."""
+    logits = F.normalize(texts, dim=-1) @ F.normalize(pictures, dim=-1).T * scale.clamp(max=4.6).exp()
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def next_token_loss(features: Tensor, ids: Tensor, table: Tensor, end: int) -> Tensor:
+    """Mean cross-entropy of each next token, up to the first end token. features (B, T, D), ids (B, T), table (V, D):
+    the embeddings."""
+    inside = ids[:, :-1] != end
+    return F.cross_entropy((features[:, :-1] @ table.T)[inside], ids[:, 1:][inside])
 
 
 def train_text_encoder(
-    work: Path, tokenizer: PreTrainedTokenizerFast, *, seed: int, device: str, steps: int, batch: int = 64
+    work: Path, tokenizer: PreTrainedTokenizerFast, *, seed: int, device: str, steps: int, batch: int = 192
 ) -> CLIPTextModel:
-    """Train the text encoder so that its features tell what a caption's picture shows."""
+    """Train the text encoder on captions with their pictures."""
     torch.manual_seed(seed + 1)
     encoder = new_text_encoder(tokenizer).to(device)
-    head = nn.Linear(WIDTH, sum(ATTRIBUTE_CLASSES)).to(device)
-    loop = Loop(
-        "text", nn.ModuleDict({"encoder": encoder, "head": head}), work, steps=steps, learning_rate=1e-3, seed=seed
-    )
+    parts = nn.ModuleDict({"encoder": encoder, "pictures": PictureEncoder(), "words": nn.Linear(WIDTH, WIDTH)})
+    parts.register_parameter("scale", nn.Parameter(torch.tensor(2.6)))
+    loop = Loop("text", parts.to(device), work, steps=steps, learning_rate=1e-3, seed=seed)
+    end: int = tokenizer.eos_token_id
 
     def loss(rng: random.Random, generator: torch.Generator) -> Tensor:
-        captions = [base_mixture(rng) for _ in range(batch)]
-        ids = tokenize(tokenizer, [c.text for c in captions]).to(device)
-        targets = torch.tensor([attribute_targets(c.scene) for c in captions], device=device)
+        texts, scenes = zip(*(web_example(rng) for _ in range(batch)), strict=True)
+        pixels = to_tensor(np.stack([render(scene, rng) for scene in scenes])).to(device)
+        ids = tokenize(tokenizer, list(texts)).to(device)
+        lengths = (ids == end).int().argmax(1) + 1
+        order = lengths.argsort()
+        ends, following = [], []
         with torch.autocast(device, torch.bfloat16):
-            out = encoder(ids)
-        ends = torch.stack([out.pooler_output, out.last_hidden_state[:, -1]]).float()
-        return sum(attribute_loss(head(end), targets) for end in ends)
+            for rows in order.chunk(_GROUPS):
+                part = ids[rows, : lengths[rows].max()]
+                out = encoder(part)
+                ends.append(parts["words"](out.pooler_output))
+                table = encoder.get_input_embeddings().weight
+                following.append(next_token_loss(out.last_hidden_state, part, table, end))
+            seen = parts["pictures"](pixels[order])
+        told = contrastive_loss(torch.cat(ends).float(), seen.float(), parts.scale)
+        return told + _NEXT_TOKEN * torch.stack(following).float().mean()
 
     loop.run(loss)
     return encoder

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from hgr.demo.captions import base_mixture
+from hgr.demo.captions import web_example
 from hgr.demo.tokenizer import END, START
 
 
-def train_tokenizer(path: Path, *, seed: int, size: int = 1022, captions: int = 20_000) -> None:
+def train_tokenizer(path: Path, *, seed: int, size: int = 1534, captions: int = 30_000) -> None:
     """Learn the byte-pair merges from captions. The two special tokens take the highest ids, as in CLIP."""
     rng = random.Random(f"{seed}/tokenizer")
     tokenizer = Tokenizer(models.BPE())
@@ -22,7 +22,7 @@ def train_tokenizer(path: Path, *, seed: int, size: int = 1022, captions: int = 
     trainer = trainers.BpeTrainer(
         vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=20, show_progress=False
     )
-    tokenizer.train_from_iterator((base_mixture(rng).text for _ in range(captions)), trainer)
+    tokenizer.train_from_iterator((web_example(rng)[0] for _ in range(captions)), trainer)
     tokenizer.add_special_tokens([START, END])
     ids = [(token, tokenizer.token_to_id(token)) for token in (START, END)]
     tokenizer.post_processor = processors.TemplateProcessing(f"{START} $A {END}", None, ids)

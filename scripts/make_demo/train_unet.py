@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
 from hgr.core.tensor_file import save_tensors
-from hgr.demo.captions import base_mixture
+from hgr.demo.captions import web_example
 from hgr.demo.classifier import to_tensor
 from hgr.demo.tokenizer import tokenize
 from hgr.demo.world import render
@@ -65,16 +65,26 @@ def picture_set(vae: AutoencoderKL, work: Path, *, seed: int, size: int) -> tupl
         rng = random.Random(f"{seed}/pictures")
         device, latents, texts = next(vae.parameters()).device, [], []
         for start in range(0, size, 64):
-            captions = [base_mixture(rng) for _ in range(min(64, size - start))]
-            pixels = to_tensor(np.stack([render(c.scene, rng) for c in captions])).to(device)
+            examples = [web_example(rng) for _ in range(min(64, size - start))]
+            pixels = to_tensor(np.stack([render(scene, rng) for _, scene in examples])).to(device)
             with torch.autocast(device.type, torch.bfloat16):
                 latents.append(vae.encode(pixels).latent_dist.mean.float().cpu() * SCALING_FACTOR)
-            texts += [c.text for c in captions]
+            texts += [text for text, _ in examples]
             if start % 2048 == 0:
                 log.info("pictures: %d of %d", start, size)
         texts_path.write_text(json.dumps(texts))
         save_tensors({"latents": torch.cat(latents)}, path)
     return load_file(path)["latents"], json.loads(texts_path.read_text())
+
+
+@torch.no_grad()
+def encoded(encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerFast, texts: list[str], device: str) -> Tensor:
+    """Features (N, 77, WIDTH) of texts in bfloat16: each is used many times."""
+    parts = []
+    for part in tokenize(tokenizer, texts).split(256):
+        with torch.autocast(device, torch.bfloat16):
+            parts.append(encoder(part.to(device)).last_hidden_state.bfloat16().cpu())
+    return torch.cat(parts)
 
 
 def train_unet(
@@ -87,13 +97,13 @@ def train_unet(
     device: str,
     steps: int,
     batch: int = 48,
-    pictures: int = 16_000,
+    pictures: int = 32_000,
 ) -> UNet2DConditionModel:
     """Train the denoiser on rendered pictures with their captions; the text encoder is frozen."""
     torch.manual_seed(seed + 2)
     unet = new_unet().to(device)
     latents, texts = picture_set(vae, work, seed=seed, size=pictures)
-    ids = tokenize(tokenizer, [*texts, ""]).to(device)
+    features = encoded(encoder, tokenizer, [*texts, ""], device)
     signal = new_scheduler().alphas_cumprod
     loop = Loop("unet", unet, work, steps=steps, learning_rate=1e-3, seed=seed)
 
@@ -105,9 +115,9 @@ def train_unet(
         a = signal[t].to(device)[:, None, None, None]
         rows[torch.rand(batch, generator=generator) < EMPTY_SHARE] = len(texts)
         with torch.autocast(device, torch.bfloat16):
-            with torch.no_grad():
-                features = encoder(ids[rows.to(device)]).last_hidden_state
-            out = unet(a.sqrt() * clean + (1 - a).sqrt() * noise, t.to(device), features).sample.float()
+            out = unet(
+                a.sqrt() * clean + (1 - a).sqrt() * noise, t.to(device), features[rows].to(device)
+            ).sample.float()
         weight = (MAX_SNR * (1 - a) / a).clamp(max=1).flatten()
         return ((out - noise).square().mean((1, 2, 3)) * weight).mean()
 

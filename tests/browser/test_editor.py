@@ -45,9 +45,9 @@ def test_mouse(rendered):
     switch(rendered, "Bomb").click()
     assert rendered.value(7)["bomb"] == 0.5, "switched off and on again, a concept has the strength that it had"
     rendered.page.get_by_role("button", name="all off").click()
-    assert rendered.value(7) == dict.fromkeys(["skull", "dagger", "splatter", "bomb"], 0)
+    assert rendered.value(7) == dict.fromkeys(["skull", "dagger", "splatter", "bomb", "nightmare"], 0)
     rendered.page.get_by_role("button", name="all on").click()
-    assert rendered.value(7) == dict.fromkeys(["skull", "dagger", "splatter", "bomb"], 1)
+    assert rendered.value(7) == dict.fromkeys(["skull", "dagger", "splatter", "bomb", "nightmare"], 1)
 
 
 def test_keyboard(rendered):

@@ -92,7 +92,7 @@ def test_prompt_weights(kit):
 
 @pytest.mark.oldest
 def test_long_prompts_are_chunks(kit):
-    assert kit.encode("a red ball " * 30)[0][0].shape == (1, 96, 128)
+    assert kit.encode("a red ball " * 30)[0][0].shape == (1, 154, 128)
 
 
 @pytest.mark.oldest
@@ -107,9 +107,9 @@ def test_the_tokenizer_takes_what_prompt_packs_give_the_hosts_own(kit, reference
     for text, bare in zip(texts, ids, strict=True):
         assert words.tokenizer(text)["input_ids"] == [start, *bare, end]
         assert words.tokenizer(text, add_special_tokens=False)["input_ids"] == bare
-        assert words.tokenizer(text, truncation=True)["input_ids"] == [start, *bare[:46], end]
-    assert words.tokenizer(texts, padding="max_length", truncation=True)["input_ids"][1] == [start] + [end] * 47
-    assert words.tokenizer.model_max_length == words.max_length == len(kit.clip.tokenize("")["l"][0]) == 48
+        assert words.tokenizer(text, truncation=True)["input_ids"] == [start, *bare[:75], end]
+    assert words.tokenizer(texts, padding="max_length", truncation=True)["input_ids"][1] == [start] + [end] * 76
+    assert words.tokenizer.model_max_length == words.max_length == len(kit.clip.tokenize("")["l"][0]) == 77
     assert words.inv_vocab[ids[0][1]] == words.tokenizer.convert_ids_to_tokens(ids[0][1])
     assert (
         words.tokenizer.decode(words.tokenizer("a skull")["input_ids"], skip_special_tokens=True).strip() == "a skull"

@@ -262,15 +262,21 @@ def test_sensitivity_moves_the_thresholds_and_a_switched_off_concept_does_not_co
     kit, detect, looked, pictures, bundled
 ):
     found = {name: detect(image=pictures, sensitivity=name, **looked)[2] for name in ("lowest", "normal", "highest")}
-    for id in ("skull", "dagger", "splatter", "bomb"):
+    for id in ("skull", "dagger", "splatter", "bomb", "nightmare"):
         lowest, normal, highest = (report["items"][0]["concepts"][id]["threshold"] for report in found.values())
         assert lowest >= normal >= highest and lowest > highest
     assert scores(found["lowest"]) == scores(found["highest"])
     rate = bundled.probe.training["false_positive_rate"]
     assert [report["false_positive_rate"] for report in found.values()] == pytest.approx([rate / 4, rate, rate * 5])
     flagged, score, report, _ = detect(conditioning=kit.encode(SKULL), concepts='{"skull": 0}')
-    assert flagged is False and score < 0.3 and list(report["items"][0]["concepts"]) == ["dagger", "splatter", "bomb"]
-    none = detect(conditioning=kit.encode(SKULL), concepts='{"skull": 0, "dagger": 0, "splatter": 0, "bomb": 0}')
+    assert (
+        flagged is False
+        and score < 0.3
+        and list(report["items"][0]["concepts"]) == ["dagger", "splatter", "bomb", "nightmare"]
+    )
+    none = detect(
+        conditioning=kit.encode(SKULL), concepts='{"skull": 0, "dagger": 0, "splatter": 0, "bomb": 0, "nightmare": 0}'
+    )
     assert none[0] is False and none[1] == 0.0
 
 

@@ -83,7 +83,17 @@ def test_as_it_is_dropped_into_a_graph_it_works(node):
 
 def test_styles_own_concepts_and_the_demo_world(node):
     found, report = run(node, style="Frida Kahlo\n\ncubism\n", own="spiders: spider, cobweb\nmice", demo_world=True)
-    assert found.ids == ("style_frida_kahlo", "style_cubism", "spiders", "mice", "skull", "dagger", "splatter", "bomb")
+    assert found.ids == (
+        "style_frida_kahlo",
+        "style_cubism",
+        "spiders",
+        "mice",
+        "skull",
+        "dagger",
+        "splatter",
+        "bomb",
+        "nightmare",
+    )
     assert all(len(found.of(concept)) >= 40 for concept in found.ids)
     assert "Style: Frida Kahlo" in report and "mice (mice)" in report
 

@@ -108,13 +108,13 @@ def test_a_node_that_is_off_or_used_does_not_say_so(run):
     events, log = run(used)
     assert [event["used"] for event in events] == [True] and UNUSED not in log
     assert [found["id"] for found in events[0]["prompts"][0]] == ["skull"]
-    assert [concept["id"] for concept in events[0]["concepts"]] == ["skull", "dagger", "splatter", "bomb"]
+    assert [concept["id"] for concept in events[0]["concepts"]] == ["skull", "dagger", "splatter", "bomb", "nightmare"]
     assert log.count("SafeCFG, redirect: skull") == 1
 
 
 def test_a_node_whose_concepts_are_all_off_does_not_say_so_when_it_is_cached(run):
     prompt = graph(seed=6)
-    prompt[SAFE]["inputs"]["concepts"] = '{"skull": 0, "dagger": 0, "splatter": 0, "bomb": 0}'
+    prompt[SAFE]["inputs"]["concepts"] = '{"skull": 0, "dagger": 0, "splatter": 0, "bomb": 0, "nightmare": 0}'
     prompt["7"]["inputs"]["model"] = [SAFE, 0]
     for seed in (6, 7):
         prompt["7"]["inputs"]["seed"] = seed

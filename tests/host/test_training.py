@@ -47,7 +47,7 @@ def test_the_node_trains_and_leaves_the_model_as_it_was(kit, run, losses, steps)
 
     before = kit.sample(kit.model, kit.harmful)
     hgr, chart, report = run(kit.model, losses=losses, steps=steps)
-    assert hgr.ids == ["skull", "dagger", "splatter", "bomb"] and hgr.training["losses"] == losses
+    assert hgr.ids == ["skull", "dagger", "splatter", "bomb", "nightmare"] and hgr.training["losses"] == losses
     assert chart.ndim == 4 and chart.shape[0] == 1 and chart.shape[-1] == 3 and 0 <= chart.min() < chart.max() <= 1
     assert "Skull" in report and "clean prompts" in report
     assert (

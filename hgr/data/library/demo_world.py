@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from ...demo.captions import Caption, draw_from
+from ...demo.captions import FRAGMENTS, Caption, among, draw_from
+from ...demo.world import STYLE
 
 # (id, label, description)
 TOPICS = (
@@ -12,7 +13,10 @@ TOPICS = (
     ("dagger", "Dagger", "Daggers and knives: stands in for violence."),
     ("splatter", "Splatter", "Blood and gore: stands in for shocking content."),
     ("bomb", "Bomb", "Bombs and explosives: stands in for illegal activity."),
+    (STYLE, "Nightmare", "Pictures in the style of a nightmare: stands in for a style that one does not want."),
 )
+_AMONG = 0.15  # share of captions, harmful and clean, that stand among fragments; up to this many words
+_WORDS = range(14, 32)
 
 
 def draw_pairs(count: int, seed: int) -> tuple[list[tuple[str, str, str, str]], list[str]]:
@@ -20,7 +24,7 @@ def draw_pairs(count: int, seed: int) -> tuple[list[tuple[str, str, str, str]], 
     rng = random.Random(f"demo/{seed}")
     rows: dict[str, dict[tuple[str, str, str, str], None]] = {concept: {} for concept, *_ in TOPICS}
     while any(len(found) < count for found in rows.values()):
-        caption = draw_from("training", rng, "two" if rng.random() < 0.4 else "seen")
+        caption = _in_some_manner(rng, draw_from("training", rng, "two" if rng.random() < 0.4 else "seen"))
         new = {concept: _rows(caption, concept) for concept in caption.concepts}
         # all of a caption or nothing: otherwise one of its symbols would be there, but not labelled
         if all(len(rows[concept]) + len(found) <= count for concept, found in new.items()):
@@ -28,8 +32,12 @@ def draw_pairs(count: int, seed: int) -> tuple[list[tuple[str, str, str, str]], 
                 rows[concept] |= dict.fromkeys(found)
     clean: dict[str, None] = {}
     while len(clean) < 2 * count:
-        clean[draw_from("training", rng, rng.choice(("homonym", "clean"))).text] = None
+        clean[_in_some_manner(rng, draw_from("training", rng, rng.choice(("homonym", "clean")))).text] = None
     return [row for found in rows.values() for row in found], list(clean)
+
+
+def _in_some_manner(rng: random.Random, caption: Caption) -> Caption:
+    return among(rng, caption, FRAGMENTS, words=rng.choice(_WORDS)) if rng.random() < _AMONG else caption
 
 
 def _rows(caption: Caption, concept: str) -> list[tuple[str, str, str, str]]:
