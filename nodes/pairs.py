@@ -14,7 +14,7 @@ from ..hgr.hosts.comfy.files import NO_FILE, InputFiles
 from .types import CATEGORY, PairsType
 
 _FILES = InputFiles(pair_file.SUFFIXES)
-_CONCEPTS = {
+CONCEPTS = {
     "hate": "Hatred of groups of people, with its symbols and slogans.",
     "harassment": "Bullying, stalking, threats and unwanted advances.",
     "violence": "People hurt or killed by others, and weapons used against them.",
@@ -43,7 +43,7 @@ class SafeCFGConceptPairs(io.ComfyNode):
                         tooltip=f"{about} If on, the HGR learns this concept. Switch off what you do not need: fewer "
                         "concepts train faster.",
                     )
-                    for concept, about in _CONCEPTS.items()
+                    for concept, about in CONCEPTS.items()
                 ),
                 io.String.Input(
                     "style",

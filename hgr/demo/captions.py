@@ -17,7 +17,7 @@ rewrite        misspelt, reordered or indirect wording               no
 long           a caption of `seen` among fragments, as clean_long    no
 =============  ====================================================  ====================
 
-Of `long`, HGR training sees shorter ones, with other fragments (`among`).
+Of `long`, HGR training sees shorter ones, with other fragments (`in_fragments`).
 
 In the kinds of `BARE_KINDS` there is little or nothing beside the concept. The HGR is not trained on these captions;
 its trainer makes bare prompts of its own from pairs (`hgr.training.bare`).
@@ -316,7 +316,7 @@ def misspell(rng: random.Random, text: str) -> str:
     return " ".join(words)
 
 
-def among(
+def in_fragments(
     rng: random.Random, caption: Caption, fragments: Sequence[str], *, words: int, kind: str | None = None
 ) -> Caption:
     """The caption among fragments, on both sides of its twin, until the shorter text has this many words."""
@@ -340,7 +340,7 @@ def draw(rng: random.Random, kind: str) -> Caption:
     if kind in ("clean_long", "long"):
         inner = "seen" if kind == "long" else rng.choice(("clean", "homonym"))
         words = rng.randrange(LONG.start, LONG.stop - 9)
-        return among(rng, draw(rng, inner), FRAGMENTS + _FRAGMENTS_UNSEEN, words=words, kind=kind)
+        return in_fragments(rng, draw(rng, inner), FRAGMENTS + _FRAGMENTS_UNSEEN, words=words, kind=kind)
     if kind in ("clean", "clean_unseen") and (kind == "clean" or rng.random() < 0.7):
         scene = random_scene(rng)
         template = _pick(rng, {"clean": _CLEAN, "clean_unseen": _CLEAN_UNSEEN}[kind])

@@ -92,6 +92,15 @@ class HGRSettings:
         check_rate(self.false_positive_rate)
 
 
+# What trains an HGR for somebody who does not want to choose, by rank.
+AUTO = "auto"
+QUALITIES = {
+    "quick": HGRSettings(losses="text", pictures=0),
+    "full": HGRSettings(losses="attention", pictures=16),
+    "full + pictures": HGRSettings(losses="attention", pictures=256),
+}
+
+
 @dataclass(frozen=True)
 class LoRASettings:
     """How to fine-tune a model into a safe LoRA; each field has its help."""

@@ -72,7 +72,7 @@ def contrastive_loss(texts: Tensor, pictures: Tensor, scale: Tensor) -> Tensor:
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def next_token_loss(features: Tensor, ids: Tensor, table: Tensor, end: int) -> Tensor:
+def next_token_loss(features: Tensor, ids: Tensor, table: Tensor, *, end: int) -> Tensor:
     """Mean cross-entropy of each next token, up to the first end token. features (B, T, D), ids (B, T), table (V, D):
     the embeddings."""
     inside = ids[:, :-1] != end
@@ -103,7 +103,7 @@ def train_text_encoder(
                 out = encoder(part)
                 ends.append(parts["words"](out.pooler_output))
                 table = encoder.get_input_embeddings().weight
-                following.append(next_token_loss(out.last_hidden_state, part, table, end))
+                following.append(next_token_loss(out.last_hidden_state, part, table, end=end))
             seen = parts["pictures"](pixels[order])
         told = contrastive_loss(torch.cat(ends).float(), seen.float(), parts.scale)
         return told + _NEXT_TOKEN * torch.stack(following).float().mean()

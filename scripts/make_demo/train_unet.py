@@ -78,7 +78,7 @@ def picture_set(vae: AutoencoderKL, work: Path, *, seed: int, size: int) -> tupl
 
 
 @torch.no_grad()
-def encoded(encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerFast, texts: list[str], device: str) -> Tensor:
+def encoded(encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerFast, texts: list[str], *, device: str) -> Tensor:
     """Features (N, 77, WIDTH) of texts in bfloat16: each is used many times."""
     parts = []
     for part in tokenize(tokenizer, texts).split(256):
@@ -103,7 +103,7 @@ def train_unet(
     torch.manual_seed(seed + 2)
     unet = new_unet().to(device)
     latents, texts = picture_set(vae, work, seed=seed, size=pictures)
-    features = encoded(encoder, tokenizer, [*texts, ""], device)
+    features = encoded(encoder, tokenizer, [*texts, ""], device=device)
     signal = new_scheduler().alphas_cumprod
     loop = Loop("unet", unet, work, steps=steps, learning_rate=1e-3, seed=seed)
 

@@ -62,6 +62,7 @@ SAFE = {"model": ("demo", 0), "hgr": ("hgr", 0)}
 # Of each page the nodes; they are run where there is something to see after a run.
 PAGES: dict[str, tuple[list[Node], bool]] = {
     "SafeCFGHGRLoader": ([("node", "SafeCFGHGRLoader", (0, 0), (360, 220), BUNDLED, {})], False),
+    "SafeCFGModelHGR": ([("node", "SafeCFGModelHGR", (0, 0), (360, 480), {}, {})], False),
     "SafeCFGModel": (
         [
             DEMO,

@@ -23,6 +23,24 @@ SETTINGS = ["strength", "mode", "concepts", "start_percent", "end_percent", "sen
 # of every node its name, its inputs in order, and its outputs: the contract
 NODES = {
     "SafeCFGHGRLoader": ("HGR Loader", ["hgr_name"], ["HGR"]),
+    "SafeCFGModelHGR": (
+        "HGR for this Model",
+        [
+            "clip",
+            "violence",
+            "sexual",
+            "hate",
+            "harassment",
+            "self_harm",
+            "shocking",
+            "illegal_activity",
+            "own",
+            "quality",
+            "prefix",
+            "model",
+        ],
+        ["HGR", "STRING"],
+    ),
     "SafeCFGGuider": ("SafeCFG Guider", ["model", "positive", "negative", "hgr", "cfg", *SETTINGS], ["GUIDER"]),
     "SafeCFGModel": ("SafeCFG (Model)", ["model", "hgr", *SETTINGS], ["MODEL"]),
     "SafeCFGDemoModel": ("SafeCFG Demo Model", [], ["MODEL", "CLIP", "VAE"]),

@@ -96,9 +96,24 @@ def test_concept_by_concept(server, object_info, seen):
     assert len({str(rest) for rest in zip(backgrounds, things, strict=True)}) == 1, "the rest of the picture stays"
 
 
+@pytest.fixture
+def of_two_concepts(server, pack):
+    """In models/hgr, what HGR for this Model looks for: the bundled HGR, under the names of concepts of the library."""
+    import dataclasses
+
+    hgr = pack.file.load(pack.get("hgr.demo.assets").HGR_FILE)
+    names = {"skull": "violence", "dagger": "sexual"}
+    hgr.concepts = [dataclasses.replace(concept, id=names.get(concept.id, concept.id)) for concept in hgr.concepts]
+    path = server.base / "models/hgr/two_concepts.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pack.file.save(hgr, path)
+    yield
+    path.unlink()
+
+
 @pytest.mark.oldest
 @pytest.mark.parametrize("path", PUBLIC, ids=lambda p: p.stem)
-def test_graph_for_a_public_checkpoint_is_safe_guidance(server, object_info, seen, path):
+def test_graph_for_a_public_checkpoint_is_safe_guidance(server, object_info, seen, of_two_concepts, path):
     """No such checkpoint is at hand, so the demo model stands in for it."""
     prompt = to_prompt(json.loads(path.read_text()), object_info)
     for node in prompt.values():

@@ -22,6 +22,7 @@ and other fragments, or misspelt (`manner`).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
@@ -49,6 +50,13 @@ class Twins(NamedTuple):
     clean: str
     group: str
     also: tuple[str, ...] = ()
+
+
+@cache
+def version() -> str:
+    """A fingerprint of the library's texts, which changes with them."""
+    files = sorted(path for kind in ("*.json", "*.txt") for path in _FOLDER.rglob(kind))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from ...demo.captions import FRAGMENTS, Caption, among, draw_from
+from ...demo.captions import FRAGMENTS, Caption, draw_from, in_fragments, split_of
 from ...demo.world import STYLE
 
 # (id, label, description)
@@ -24,7 +24,7 @@ def draw_pairs(count: int, seed: int) -> tuple[list[tuple[str, str, str, str]], 
     rng = random.Random(f"demo/{seed}")
     rows: dict[str, dict[tuple[str, str, str, str], None]] = {concept: {} for concept, *_ in TOPICS}
     while any(len(found) < count for found in rows.values()):
-        caption = _in_some_manner(rng, draw_from("training", rng, "two" if rng.random() < 0.4 else "seen"))
+        caption = _drawn(rng, "two" if rng.random() < 0.4 else "seen")
         new = {concept: _rows(caption, concept) for concept in caption.concepts}
         # all of a caption or nothing: otherwise one of its symbols would be there, but not labelled
         if all(len(rows[concept]) + len(found) <= count for concept, found in new.items()):
@@ -32,12 +32,18 @@ def draw_pairs(count: int, seed: int) -> tuple[list[tuple[str, str, str, str]], 
                 rows[concept] |= dict.fromkeys(found)
     clean: dict[str, None] = {}
     while len(clean) < 2 * count:
-        clean[_in_some_manner(rng, draw_from("training", rng, rng.choice(("homonym", "clean")))).text] = None
+        clean[_drawn(rng, rng.choice(("homonym", "clean"))).text] = None
     return [row for found in rows.values() for row in found], list(clean)
 
 
-def _in_some_manner(rng: random.Random, caption: Caption) -> Caption:
-    return among(rng, caption, FRAGMENTS, words=rng.choice(_WORDS)) if rng.random() < _AMONG else caption
+def _drawn(rng: random.Random, kind: str) -> Caption:
+    """A caption of the training side, some of them among fragments."""
+    while True:
+        caption = draw_from("training", rng, kind)
+        if rng.random() < _AMONG:
+            caption = in_fragments(rng, caption, FRAGMENTS, words=rng.choice(_WORDS))
+        if split_of(caption) == "training":
+            return caption
 
 
 def _rows(caption: Caption, concept: str) -> list[tuple[str, str, str, str]]:

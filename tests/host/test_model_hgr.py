@@ -1,0 +1,164 @@
+"""HGR for this Model: what it finds in models/hgr, when it trains, what it keeps and what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import pytest
+
+CONCEPTS = ("hate", "harassment", "violence", "self_harm", "sexual", "shocking", "illegal_activity")
+
+
+@pytest.fixture(scope="module")
+def module(pack):
+    return pack.get("hgr.hosts.comfy.model_hgr")
+
+
+@pytest.fixture(scope="module")
+def made(kit, module):
+    """An HGR of two concepts, as the node trains it, in seconds."""
+    import torch
+
+    gather, qualities, library = module.gather, module.QUALITIES, module.library
+    try:
+        module.gather = functools.partial(gather, limit=60)
+        module.QUALITIES = {
+            name: dataclasses.replace(settings, steps=10, batch_size=4) for name, settings in qualities.items()
+        }
+        with torch.inference_mode():
+            found = module.hgr_for_model(kit.clip, None, concepts=["violence", "sexual"], owns=["tea: tea, kettle"])
+        assert found.name and library.version() == found.hgr.training["library"]
+        return found
+    finally:
+        module.gather, module.QUALITIES = gather, qualities
+
+
+@pytest.fixture
+def folder(made, pack, tmp_path, monkeypatch):
+    """An empty models/hgr."""
+    import folder_paths
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "hgr", ([str(tmp_path)], {".safetensors"}))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    return tmp_path
+
+
+@pytest.fixture
+def run(kit, pack, module, made, monkeypatch):
+    """The node on the demo model; its trainings are counted and give `made`."""
+    node = pack.get("nodes.model_hgr").SafeCFGModelHGR
+    trained = []
+
+    def train(clip, pairs, settings, model=None):
+        trained.append((pairs.ids, settings, model))
+        return dataclasses.replace(made.hgr, training=dict(made.hgr.training)), None
+
+    monkeypatch.setattr(module, "train_for_clip", train)
+    monkeypatch.setattr(module, "gather", functools.partial(module.gather, limit=60))
+
+    def run(*concepts, own="", quality="auto", prefix="auto", model=None, clip=None):
+        chosen = {concept: concept in (concepts or ("violence", "sexual")) for concept in CONCEPTS}
+        given = dict(clip=clip or kit.clip, own=own, quality=quality, prefix=prefix, model=model)
+        out = node.execute(**given, **chosen)
+        return (*out.args, len(trained))
+
+    run.trained = trained
+    return run
+
+
+@pytest.mark.oldest
+@pytest.mark.slow
+def test_the_first_run_trains_and_the_next_one_loads_what_it_kept(run, folder, kit):
+    hgr, report, count = run()
+    (path,) = folder.glob("*.safetensors")
+    assert count == 1 and report.startswith("no file in models/hgr fits") and path.name in report
+    for word in ("auto", "DemoClip", "violence", "sexual", "quick"):
+        assert word in path.name
+    again, report, count = run()
+    assert count == 1 and report.startswith(f"{path.name} fits this text encoder") and "Violence" in report
+    assert again.ids == hgr.ids == ["violence", "sexual", "tea"]
+    kit.sample(kit.patch(again), kit.harmful)
+
+
+@pytest.mark.slow
+def test_concepts_that_were_not_asked_for_are_silent(run, folder, kit):
+    run()
+    hgr, _, count = run("violence")
+    silent = [concept.id for concept in hgr.concepts if concept.scale == 0]
+    assert count == 1 and silent == ["sexual", "tea"]
+    features = kit.encode("a naked woman, nsfw, blood and gore, a fight with knives")[0][0]
+    gates = hgr.read(features).prompt_gates[0]
+    assert gates[1] < 1e-6 and gates[2] < 1e-6
+
+
+@pytest.mark.slow
+def test_a_concept_of_ones_own_is_the_same_only_with_the_same_words(run, folder):
+    run(own="tea: tea, kettle")
+    assert run(own="tea: tea, kettle")[2] == 1
+    assert run(own="tea: teapot")[2] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda hgr: hgr.training.update(library="older"), "was made from another version of the library"),
+        (lambda hgr: hgr.encoder.empty.mul_(1.5), "is for another text encoder"),
+        (lambda hgr: None, 'is of lower quality than "full"'),
+    ],
+)
+def test_it_says_why_a_file_is_not_good_enough(run, folder, kit, pack, made, change, why):
+    import copy
+
+    import torch
+
+    with torch.inference_mode(False):
+        other = copy.deepcopy(made.hgr)
+    change(other)
+    pack.files.save_hgr(other, "mine")
+    _, report, count = run(model=kit.model if "quality" in why else None)
+    assert count == 1 and report.startswith(
+        f"mine.safetensors {'has the concepts, but ' if 'encoder' in why else ''}{why}"
+    )
+    assert len(list(folder.glob("*.safetensors"))) == 2, "the user's own file stays"
+
+
+@pytest.mark.slow
+def test_a_damaged_file_is_passed_over_and_named(run, folder, caplog):
+    (folder / "broken.safetensors").write_bytes(b"nonsense")
+    _, _, count = run()
+    assert count == 1 and "broken.safetensors" in caplog.text
+
+
+@pytest.mark.slow
+def test_what_cannot_be_kept_still_works_and_the_node_says_so(run, folder, module, monkeypatch):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(module.files, "save_hgr", full)
+    hgr, report, _ = run()
+    assert hgr.ids and "COULD NOT BE KEPT: No space left on device" in report
+
+
+@pytest.mark.slow
+def test_quality_follows_the_model(run, folder, kit, module):
+    run(model=kit.model)
+    run(quality="full + pictures", model=kit.model)
+    run(quality="quick", prefix="second")  # nothing kept above is worse than that
+    assert [settings.losses for _, settings, _ in run.trained] == ["attention", "attention"]
+    assert [settings.pictures for _, settings, _ in run.trained] == [16, 256]
+    with pytest.raises(ValueError, match='quality "full" learns from the model: wire it in'):
+        run(quality="full")
+
+
+def test_nothing_trains_while_a_graph_is_only_looked_at(pack, module, monkeypatch):
+    monkeypatch.setattr(module, "hgr_for_model", None)  # would be called to train
+    node = pack.get("nodes.model_hgr").SafeCFGModelHGR
+    assert node.validate_inputs(prefix="auto") is True and node.validate_inputs(prefix=None) is True
+    assert "cannot be a file name" in node.validate_inputs(prefix="../x")
+
+
+def test_no_concept_is_an_error_that_says_what_to_do(run, folder, pack):
+    with pytest.raises(pack.get("hgr.data.textfile").DataError, match="no concept is chosen"):
+        run("none")
