@@ -63,7 +63,7 @@ class SafeCFGConceptPairs(io.ComfyNode):
                 io.Boolean.Input(
                     "demo_world",
                     default=False,
-                    tooltip="Adds pairs for the four symbols of SafeCFG Demo Model, to try out training. Switch the "
+                    tooltip="Adds pairs for the concepts of SafeCFG Demo Model, to try out training. Switch the "
                     "other concepts off then, since that model does not know their words.",
                 ),
                 io.Combo.Input(

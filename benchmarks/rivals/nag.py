@@ -13,7 +13,7 @@ from hgr.demo.captions import Caption
 
 from .method import Guide, Method, predictions
 
-SCALE, TAU, ALPHA = 5.0, 2.5, 0.25
+SCALE, TAU, ALPHA = 5.0, 2.5, 0.25  # of the authors' ComfyUI nodes
 
 
 def normalised(positive: Tensor, negative: Tensor) -> Tensor:

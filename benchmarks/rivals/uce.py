@@ -13,8 +13,8 @@ from hgr.demo.captions import draw_from
 from .method import token_ids
 from .weights import Edited, cross_attention
 
-RIDGE = 0.5  # lambda
-PRESERVED, PRESERVE_SCALE = 100, 0.1  # clean prompts that are preserved, and their weight
+RIDGE = 0.5  # lambda, the authors' default
+PRESERVED, PRESERVE_SCALE = 100, 0.1  # clean prompts that are preserved, and their weight: that of the first release
 
 
 def closed_form(weight: Tensor, edited: Tensor, anchors: Tensor, *, preserved: Tensor, scale: float) -> Tensor:
