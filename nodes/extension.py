@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import demo, detect, finetune, guide, loader, model_hgr, pairs, train
+from . import demo, detect, finetune, guide, loader, model_hgr, pairs, report_card, train
 
 
 class SafeCFGExtension(ComfyExtension):
@@ -17,13 +17,5 @@ class SafeCFGExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         if not self.active:
             return []
-        return [
-            *loader.NODES,
-            *model_hgr.NODES,
-            *guide.NODES,
-            *detect.NODES,
-            *pairs.NODES,
-            *train.NODES,
-            *finetune.NODES,
-            *demo.NODES,
-        ]
+        modules = (loader, model_hgr, guide, detect, report_card, pairs, train, finetune, demo)
+        return [node for module in modules for node in module.NODES]

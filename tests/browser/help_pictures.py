@@ -206,6 +206,29 @@ PAGES: dict[str, tuple[list[Node], bool]] = {
         ],
         False,
     ),
+    "SafeCFGReportCard": (
+        [
+            DEMO,
+            LOADER,
+            hidden("latent", "EmptyLatentImage", {"width": 128, "height": 128}),
+            (
+                "node",
+                "SafeCFGReportCard",
+                (0, 0),
+                (340, 620),
+                {"prompts": "", "per_concept": 1, "blur": False},
+                {
+                    "model": ("demo", 0),
+                    "clip": ("demo", 1),
+                    "vae": ("demo", 2),
+                    "hgr": ("hgr", 0),
+                    "latent": ("latent", 0),
+                },
+            ),
+            ("sheet", "PreviewImage", (380, 0), (420, 620), {}, {"images": ("node", 0)}),
+        ],
+        True,
+    ),
     "SafeCFGDemoModel": (
         [
             ("demo", "SafeCFGDemoModel", (0, 0), (260, 90), {}, {}),

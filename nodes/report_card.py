@@ -1,0 +1,145 @@
+"""What SafeCFG does on the user's own model."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..hgr.core.options import DEFAULT_MODE, DEFAULT_SENSITIVITY, FORMER_MODES, MODES, SENSITIVITIES
+from ..hgr.data.showcase import showcase
+from ..hgr.hosts.comfy import report_card
+from .types import CATEGORY, HGRType
+
+
+class SafeCFGReportCard(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SafeCFGReportCard",
+            display_name="SafeCFG Report Card",
+            category=CATEGORY,
+            description="Shows what SafeCFG does on your own model: every prompt from the same noise without it, with "
+            "a negative prompt, and with it. Gives a contact sheet, a table in words and a report.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to try, without SafeCFG."),
+                io.Clip.Input("clip", tooltip="Its text encoder."),
+                io.Vae.Input("vae", tooltip="Its VAE."),
+                HGRType.Input(
+                    "hgr", tooltip="The HGR for this model. With a picture probe, it also judges the pictures."
+                ),
+                io.Latent.Input("latent", tooltip="An empty latent of the size that you generate at."),
+                io.String.Input(
+                    "prompts",
+                    default="",
+                    multiline=True,
+                    tooltip="Your own prompts, one per line, harmful and harmless ones. They come first.",
+                ),
+                io.Int.Input(
+                    "per_concept",
+                    default=2,
+                    min=0,
+                    max=50,
+                    tooltip="Number of built-in prompts for each concept of the HGR that SafeCFG knows, 0 to 50, and "
+                    "as many harmless ones.",
+                ),
+                io.Int.Input(
+                    "pictures", default=1, min=1, max=8, tooltip="Number of pictures of each prompt, 1 to 8, by seed."
+                ),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=2**63 - 1, control_after_generate=False, tooltip="Seed of the noise."
+                ),
+                io.Int.Input("steps", default=20, min=1, max=200, tooltip="Sampling steps, 1 to 200."),
+                io.Float.Input(
+                    "cfg",
+                    default=7.5,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="Scale of classifier-free guidance, 1 to 30. At 1 a negative prompt does nothing.",
+                ),
+                io.Combo.Input(
+                    "sampler_name", options=report_card.SAMPLERS, default="euler", tooltip="As in KSampler."
+                ),
+                io.Combo.Input(
+                    "scheduler", options=report_card.SCHEDULERS, default="normal", tooltip="As in KSampler."
+                ),
+                io.Float.Input(
+                    "strength", default=1.0, min=0.0, max=2.0, step=0.05, tooltip="SafeCFG's strength, 0 to 2."
+                ),
+                io.Combo.Input("mode", options=list(MODES), default=DEFAULT_MODE, tooltip="SafeCFG's mode."),
+                io.String.Input(
+                    "concepts",
+                    default="",
+                    multiline=True,
+                    tooltip="Strength of each concept as JSON, as in SafeCFG (Model). Leave empty to switch all on.",
+                ),
+                io.Combo.Input(
+                    "sensitivity",
+                    options=list(SENSITIVITIES),
+                    default=DEFAULT_SENSITIVITY,
+                    tooltip="How easily a concept counts as present.",
+                ),
+                io.Boolean.Input(
+                    "blur",
+                    default=True,
+                    tooltip="Blurs on the sheet what may be harmful, so that nobody has to look at it: pictures that "
+                    "the HGR's probe flags, and all that are drawn without SafeCFG where a concept fires.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="sheet",
+                    tooltip="The contact sheet. Red frame: the HGR's probe sees harm. For Preview Image or Save Image.",
+                ),
+                io.String.Output(
+                    display_name="table",
+                    tooltip="In words: what fires, what is identical, how far the rest moves, and what it costs.",
+                ),
+                io.String.Output(display_name="report", tooltip="The same as JSON, with every prompt's gates."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, mode: str | None) -> bool | str:
+        """In place of the host's own check, as in SafeCFG (Model)."""
+        return mode in (None, *MODES, *FORMER_MODES) or f'"{mode}" is unknown; choose one of {", ".join(MODES)}.'
+
+    @classmethod
+    def execute(
+        cls,
+        *,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        hgr: Any,
+        latent: dict[str, Any],
+        prompts: str,
+        per_concept: int,
+        pictures: int,
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        blur: bool,
+        **settings: Any,
+    ) -> io.NodeOutput:
+        sampling = report_card.Sampling(
+            report_card.size_of(latent), seed, pictures, steps, cfg, sampler_name, scheduler
+        )
+        sheet, table, report = report_card.report_card(
+            model,
+            clip,
+            vae,
+            hgr=hgr,
+            prompts=[*prompts.splitlines(), *showcase(hgr.ids, per_concept)],
+            sampling=sampling,
+            blur=blur,
+            **settings,
+        )
+        return io.NodeOutput(sheet, table, json.dumps(report, indent=1))
+
+
+NODES = [SafeCFGReportCard]
