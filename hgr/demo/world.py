@@ -255,11 +255,11 @@ def render(scene: Scene, rng: random.Random) -> np.ndarray:
         return _Pen(draw, x + rng.uniform(-jitter, jitter), y + rng.uniform(-3, 3), radius=radius)
 
     if scene.stacked:
-        x, y = 64 + rng.uniform(-16, 16), rng.uniform(108, 111)
-        pens = [_Pen(draw, x + rng.uniform(-1, 1), at, radius=14) for at in (y - 28, y)]
+        x, y = 64 + rng.uniform(-16, 16), rng.uniform(107, 110)
+        pens = [_Pen(draw, x + rng.uniform(-1, 1), at, radius=15.5) for at in (y - 31, y)]
     else:
         columns = (64,) if len(scene.objects) == 1 else (35, 93)
-        sizes = [0.6 if small else 1.0 for small in scene.small]
+        sizes = [0.68 if small else 1.0 for small in scene.small]
         pens = [pen(x, 93 + 12 * (1 - size), 5, size=size) for x, size in zip(columns, sizes, strict=False)]
     for at, (shape, colour) in zip(pens, scene.objects, strict=True):
         _object(at, shape, colour)

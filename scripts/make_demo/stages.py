@@ -40,10 +40,10 @@ class Steps:
     The defaults take about an hour and a half on two CPU cores."""
 
     vae: int = 2400
-    vae_full: int = 700
+    vae_full: int = 2000
     vae_decoder: int = 500
     text: int = 1500
-    unet: int = 5000
+    unet: int = 6000
     classifier: int = 1000
     hgr: int = 800
     pictures: int = 32_000
