@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..hgr.data.library import CATEGORIES
 from ..hgr.hosts.comfy import files
-from ..hgr.hosts.comfy.model_hgr import hgr_for_model
+from ..hgr.hosts.comfy.model_hgr import PREFIX, hgr_for_model
 from ..hgr.training.settings import AUTO, QUALITIES
 from .pairs import CONCEPTS
 from .types import CATEGORY, HGRType
@@ -74,6 +74,8 @@ class SafeCFGModelHGR(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, prefix: str | None) -> bool | str:
+        if prefix and len(prefix) > PREFIX:
+            return f"prefix has {len(prefix)} letters; at most {PREFIX} are allowed."
         return not prefix or files.name_fault(prefix) or True
 
     @classmethod

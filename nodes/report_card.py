@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from comfy_api.latest import io
 
+from ..hgr.core.json_text import json_text
 from ..hgr.core.options import DEFAULT_MODE, DEFAULT_SENSITIVITY, FORMER_MODES, MODES, SENSITIVITIES
 from ..hgr.data.showcase import showcase
 from ..hgr.hosts.comfy import report_card
@@ -57,7 +57,8 @@ class SafeCFGReportCard(io.ComfyNode):
                     min=1.0,
                     max=30.0,
                     step=0.1,
-                    tooltip="Scale of classifier-free guidance, 1 to 30. At 1 a negative prompt does nothing.",
+                    tooltip="Scale of classifier-free guidance, 1 to 30. 1 is for distilled models; a negative prompt "
+                    "then does nothing.",
                 ),
                 io.Combo.Input(
                     "sampler_name", options=report_card.SAMPLERS, default="euler", tooltip="As in KSampler."
@@ -85,7 +86,8 @@ class SafeCFGReportCard(io.ComfyNode):
                     "blur",
                     default=True,
                     tooltip="Blurs on the sheet what may be harmful, so that nobody has to look at it: pictures that "
-                    "the HGR's probe flags, and all that are drawn without SafeCFG where a concept fires.",
+                    "the HGR's probe flags, and those of prompts that are harmful or in which a concept fires, but for "
+                    "SafeCFG's own where the probe finds nothing in them.",
                 ),
             ],
             outputs=[
@@ -126,20 +128,20 @@ class SafeCFGReportCard(io.ComfyNode):
         blur: bool,
         **settings: Any,
     ) -> io.NodeOutput:
-        sampling = report_card.Sampling(
-            report_card.size_of(latent), seed, pictures, steps, cfg, sampler_name, scheduler
-        )
+        sampling = report_card.Sampling(latent, seed, pictures, steps, cfg, sampler_name, scheduler)
+        own = {text.strip(): False for text in prompts.splitlines() if text.strip()}
+        active = report_card.active_ids(hgr, settings["concepts"])
         sheet, table, report = report_card.report_card(
             model,
             clip,
             vae,
             hgr=hgr,
-            prompts=[*prompts.splitlines(), *showcase(hgr.ids, per_concept)],
+            prompts=own | showcase(active, per_concept),
             sampling=sampling,
             blur=blur,
             **settings,
         )
-        return io.NodeOutput(sheet, table, json.dumps(report, indent=1))
+        return io.NodeOutput(sheet, table, json_text(report, indent=1))
 
 
 NODES = [SafeCFGReportCard]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -35,6 +35,14 @@ class Concept:
     scale: float = 1.0
     bias: float = 0.0
     levels: tuple[float, ...] = ()
+
+    @property
+    def muted(self) -> bool:
+        """Whether it can never fire (`HGR.only`)."""
+        return self.scale == 0 and self.bias <= _MUTED
+
+
+_MUTED = -30.0  # the bias of a score that never rises
 
 
 def at_sensitivity(concepts: Sequence[Concept], sensitivity: str, name: str) -> list[Concept]:
@@ -187,6 +195,17 @@ class HGR:
         Raises HGRError if it has thresholds for the default only.
         """
         return replace(self, concepts=at_sensitivity(self.concepts, sensitivity, self.name))
+
+    def only(self, ids: Collection[str]) -> HGR:
+        """This HGR with all other concepts muted, in prompts and in pictures; everything else is shared."""
+
+        def muted(concepts: Sequence[Concept]) -> list[Concept]:
+            return [c if c.id in ids else replace(c, scale=0.0, bias=_MUTED) for c in concepts]
+
+        probe = self.probe
+        if probe is not None:
+            probe = replace(probe, heads=tuple(muted(probe.heads)), hed=tuple(muted(probe.hed)))
+        return replace(self, concepts=muted(self.concepts), probe=probe)
 
     def check(self, features: Tensor, pooled: Tensor | None) -> None:
         """Raise HGRError unless features (B, T, D) and pooled (B, P) come from the encoder this HGR was made for."""

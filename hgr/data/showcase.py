@@ -10,8 +10,8 @@ from . import library
 _STREAM = "showcase"
 
 
-def showcase(ids: Sequence[str], count: int, seed: int = 0) -> list[str]:
-    """`count` harmful prompts of each concept and as many clean ones, in this order for each concept. Concepts that
+def showcase(ids: Sequence[str], count: int, seed: int = 0) -> dict[str, bool]:
+    """`count` harmful prompts of each concept and as many clean ones, each with whether it is harmful. Concepts that
     neither the library nor the demo world knows give none.
 
     The demo world's are from the side that no HGR is trained on. The library's may have been trained on: they show what
@@ -19,26 +19,28 @@ def showcase(ids: Sequence[str], count: int, seed: int = 0) -> list[str]:
     """
     rng = random.Random(f"{_STREAM}/{seed}")
     clean = iter(rng.sample(found := library.clean_prompts(seed), len(found)))
-    prompts = []
+    prompts: dict[str, bool] = {}
     for concept in ids:
         if concept in library.CATEGORIES:
             twins = library.category(concept, seed, 40 * count)
-            prompts += [each.harmful for each in rng.sample(twins, min(count, len(twins)))]
-            prompts += [next(clean) for _ in range(count)]
+            prompts |= {each.harmful: True for each in rng.sample(twins, min(count, len(twins)))}
+            prompts |= {next(clean): False for _ in range(count)}
         else:
-            prompts += _of_the_demo_world(rng, concept, count)
+            prompts |= _of_the_demo_world(rng, concept, count)
     return prompts
 
 
-def _of_the_demo_world(rng: random.Random, concept: str, count: int) -> list[str]:
+def _of_the_demo_world(rng: random.Random, concept: str, count: int) -> dict[str, bool]:
     from ..demo.captions import draw_from
     from ..demo.world import SYMBOLS
 
     if concept not in SYMBOLS:
-        return []
-    harmful: list[str] = []
-    while len(harmful) < count:
+        return {}
+    found: dict[str, bool] = {}
+    while len(found) < count:
         caption = draw_from("report", rng, "seen")
         if caption.concepts == (concept,):
-            harmful.append(caption.text)
-    return harmful + [draw_from("report", rng, rng.choice(("clean", "homonym"))).text for _ in range(count)]
+            found[caption.text] = True
+    while len(found) < 2 * count:
+        found[draw_from("report", rng, rng.choice(("clean", "homonym"))).text] = False
+    return found

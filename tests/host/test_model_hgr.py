@@ -92,6 +92,76 @@ def test_concepts_that_were_not_asked_for_are_silent(run, folder, kit):
     assert gates[1] < 1e-6 and gates[2] < 1e-6
 
 
+def test_muted_concepts_stay_out_of_the_verdict_on_pictures(pack, kit):
+    """The probe's heads are of the HGR's concepts too."""
+    import torch
+
+    bundled = pack.file.load(pack.get("hgr.demo.assets").HGR_FILE)
+    detect, pictures = pack.get("hgr.hosts.comfy.detection").detect, {"samples": torch.randn(2, 4, 16, 16)}
+    for hgr in (bundled, bundled.only(["dagger"])):
+        found = detect(hgr, "", "highest", latent=pictures, model=kit.model, vae=kit.vae)["items"][0]["concepts"]
+        silent = [id for id, concept in found.items() if concept["score"] < 1e-12]
+        assert silent == ([] if hgr is bundled else [id for id in hgr.ids if id != "dagger"])
+
+
+def test_what_fits_is_the_same_encoder_in_length_and_pooled_output(module, made):
+    from types import SimpleNamespace
+
+    import torch
+
+    empty, pooled = made.hgr.encoder.empty, torch.ones(8)
+
+    def distance(features, found, mine=None):
+        encoder = SimpleNamespace(empty=empty, empty_pooled=mine)
+        hgr = SimpleNamespace(encoder=encoder, network=SimpleNamespace(pooled_dim=0 if mine is None else len(mine)))
+        return module._distance(hgr, module.Prompt(features[None], None if found is None else found[None]))
+
+    assert distance(empty, None) == 0 and distance(1.02 * empty, None) == pytest.approx(0.02, abs=1e-3)
+    assert distance(torch.cat([empty, empty]), None) == float("inf"), "as T5 beside CLIP"
+    assert distance(empty, pooled, pooled) == 0 and distance(empty, -pooled, pooled) == 2
+    assert distance(empty, None, pooled) == float("inf")
+
+
+@pytest.mark.slow
+def test_the_better_of_two_files_is_taken(run, folder, pack, made):
+    for name, recall, losses in (("a", 0.9, "text"), ("b", 0.2, "attention"), ("c", 0.8, "attention")):
+        metrics = {"concepts": {id: {"recall": recall} for id in made.hgr.ids}}
+        training = {"losses": losses, "metrics": metrics}
+        pack.files.save_hgr(dataclasses.replace(made.hgr, training=training), name)
+    assert run()[1].startswith("c.safetensors fits")
+
+
+@pytest.mark.slow
+def test_an_interruption_after_the_training_loses_nothing(run, folder, module, monkeypatch):
+    import comfy.model_management as management
+
+    train = module.train_for_clip
+
+    def interrupted(*given, **more):
+        management.interrupt_current_processing()
+        return train(*given, **more)
+
+    monkeypatch.setattr(module, "train_for_clip", interrupted)
+    try:
+        run()
+    finally:
+        management.interrupt_current_processing(False)
+    assert len(list(folder.glob("*.safetensors"))) == 1
+
+
+def test_a_model_that_projects_the_text_first_gives_no_attention_to_learn_from(kit, module, monkeypatch):
+    width = module.cross_attention(kit.model.model.diffusion_model)[0].to_k.in_features
+    assert module._quality("auto", kit.model, width) == "full"
+    assert module._quality("auto", kit.model, 2 * width) == "quick"
+    with pytest.raises(ValueError, match="reads features of width"):
+        module._quality("full", kit.model, 2 * width)
+
+
+def test_a_checkpoint_without_a_text_encoder_is_said_to_have_none(module):
+    with pytest.raises(ValueError, match="has no text encoder"):
+        module.hgr_for_model(None, None, concepts=["violence"])
+
+
 @pytest.mark.slow
 def test_a_concept_of_ones_own_is_the_same_only_with_the_same_words(run, folder):
     run(own="tea: tea, kettle")
@@ -104,7 +174,8 @@ def test_a_concept_of_ones_own_is_the_same_only_with_the_same_words(run, folder)
     ("change", "why"),
     [
         (lambda hgr: hgr.training.update(library="older"), "was made from another version of the library"),
-        (lambda hgr: hgr.encoder.empty.mul_(1.5), "is for another text encoder"),
+        (lambda hgr: hgr.encoder.empty.mul_(1.5), "is for another text encoder (distance 0.33)"),
+        (lambda hgr: hgr.training.update(merged=[{}, {"library": "older"}]), "was made from another version"),
         (lambda hgr: None, 'is of lower quality than "full"'),
     ],
 )
@@ -157,6 +228,15 @@ def test_nothing_trains_while_a_graph_is_only_looked_at(pack, module, monkeypatc
     node = pack.get("nodes.model_hgr").SafeCFGModelHGR
     assert node.validate_inputs(prefix="auto") is True and node.validate_inputs(prefix=None) is True
     assert "cannot be a file name" in node.validate_inputs(prefix="../x")
+    assert "at most 30" in node.validate_inputs(prefix=31 * "x")
+
+
+def test_every_name_can_be_saved(kit, pack, module, monkeypatch):
+    topics = [pack.get("hgr.data.pairs").Topic(name, name) for name in ("harassment", "illegal_activity")]
+    monkeypatch.setattr(module, "encoder_family", lambda _: 60 * "X")
+    for found in (topics, topics[:1], 7 * topics):
+        for quality in module.QUALITIES:
+            assert pack.files.name_fault(module._name(kit.clip, found, quality=quality, prefix=40 * "y")) is None
 
 
 def test_no_concept_is_an_error_that_says_what_to_do(run, folder, pack):

@@ -44,6 +44,11 @@ def run(kit, pack):
     return run
 
 
+@pytest.fixture
+def bundled(pack):
+    return pack.file.load(pack.get("hgr.demo.assets").HGR_FILE)
+
+
 @pytest.mark.oldest
 def test_clean_prompts_are_identical_and_others_move(run, hgr):
     sheet, table, report = run(hgr, CLEAN, HARMFUL, pictures=2)
@@ -80,10 +85,9 @@ def test_its_pictures_are_those_of_the_sampler(run, hgr, kit):
 
 
 @pytest.mark.slow
-def test_on_the_demo_model_it_shows_that_the_harm_goes(run, pack):
+def test_on_the_demo_model_it_shows_that_the_harm_goes(run, bundled):
     """With its own prompts and the probe of the bundled HGR, as the template has it."""
-    hgr = pack.file.load(pack.get("hgr.demo.assets").HGR_FILE)
-    _, table, report = run(hgr, per_concept=2, steps=16, cfg=7.5)
+    _, table, report = run(bundled, per_concept=2, steps=16, cfg=7.5)
     found = report["summary"]["methods"]
     assert report["summary"]["prompts"] == 20 and 9 <= report["summary"]["fired"] <= 11
     assert found["plain"]["harmful_where_a_concept_fires"] > 0.7
@@ -92,14 +96,57 @@ def test_on_the_demo_model_it_shows_that_the_harm_goes(run, pack):
     assert "picture probe sees them" in table
 
 
-def test_what_may_be_harmful_is_blurred(run, hgr):
-    plain, *_ = run(hgr, CLEAN, HARMFUL)
-    blurred, *_ = run(hgr, CLEAN, HARMFUL, blur=True)
-    changed = (plain != blurred).any(-1)[0]
-    rows = changed.any(1).nonzero().flatten()
-    assert changed.any() and rows.min() > plain.shape[1] // 2, "only pictures of the second prompt"
-    columns = changed.any(0).nonzero().flatten()
-    assert columns.max() < 0.75 * plain.shape[2], "SafeCFG's own stays"
+@pytest.fixture
+def cells(run, pack, monkeypatch):
+    """What the sheet says on each picture: rows of prompts, columns of methods."""
+    module, found = pack.get("hgr.hosts.comfy.report_card"), []
+
+    def kept(methods, rows, heading):
+        found[:] = [[cells[0].says for cells in row.cells] for row in rows]
+        return draw(methods, rows, heading=heading)
+
+    draw = module.draw_sheet
+    monkeypatch.setattr(module, "draw_sheet", kept)
+
+    def look(*given, **changes):
+        run(*given, blur=True, **changes)
+        return list(found)
+
+    return look
+
+
+def test_what_may_be_harmful_is_blurred(cells, hgr, bundled):
+    """Without a probe nobody knows whether SafeCFG's own picture is safe."""
+    assert cells(hgr, CLEAN, HARMFUL) == [["", "", "identical"], ["blurred"] * 3]
+    assert cells(bundled, HARMFUL, steps=16, cfg=7.5) == [["blurred", "blurred", ""]]
+    for changes in ({"strength": 0.0}, {"mode": "dynamic", "cfg": 1.0}):  # SafeCFG's picture is the plain one
+        assert cells(bundled, HARMFUL, **changes) == [["blurred"] * 3]
+
+
+def test_a_known_harmful_prompt_that_nothing_fires_in_is_blurred_too(cells, bundled):
+    import dataclasses
+
+    bundled.concepts = [dataclasses.replace(c, scale=0.0, bias=-9.0) for c in bundled.concepts]
+    others = '{"dagger": 0, "splatter": 0, "bomb": 0, "nightmare": 0}'
+    assert cells(bundled, per_concept=1, concepts=others)[0] == ["blurred"] * 3
+
+
+def test_safecfg_is_taken_off_a_model_that_has_it(run, hgr, kit):
+    _, _, report = run(hgr, HARMFUL, model=kit.patch(hgr))
+    assert report["prompts"][0]["methods"]["SafeCFG"]["identical"] == [False]
+
+
+def test_why_nobody_judges_is_said(run, bundled):
+    import dataclasses
+
+    bundled.probe = dataclasses.replace(bundled.probe, mean=bundled.probe.mean + 1e3)
+    _, table, report = run(bundled, HARMFUL)
+    assert report["judge"] is None and report["judge_fault"].rstrip(".") in table and "harmful -" in table
+
+
+def test_muted_concepts_are_neither_shown_nor_named(run, bundled):
+    _, _, report = run(bundled.only(["dagger"]), per_concept=1)
+    assert len(report["prompts"]) == 2 and list(report["prompts"][0]["gates"]) == ["dagger"]
 
 
 @pytest.mark.parametrize(
@@ -115,8 +162,19 @@ def test_bad_input_is_said_before_anything_is_painted(run, hgr, kit, monkeypatch
 
 
 def test_an_interruption_stops_it(run, hgr, monkeypatch):
+    """In the middle of a picture."""
     import comfy.model_management as management
+    import comfy.sample
 
-    management.interrupt_current_processing()
+    sample, painted = comfy.sample.sample, []
+
+    def interrupted(*given, callback, **more):
+        painted.append(1)
+        if len(painted) == 2:
+            management.interrupt_current_processing()
+        return sample(*given, callback=callback, **more)
+
+    monkeypatch.setattr(comfy.sample, "sample", interrupted)
     with pytest.raises(management.InterruptProcessingException):
         run(hgr, HARMFUL)
+    assert len(painted) == 2

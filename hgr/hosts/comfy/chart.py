@@ -101,7 +101,7 @@ def draw_report(report: dict[str, Any]) -> Image.Image:
         for concept in item["concepts"].values():
             width = _SIZE[0] - left - right
             middle = y + _BAR // 2
-            pen.text((left - 8, middle), _fit(concept["label"], font, left - 24), _INK, font, anchor="rm")
+            pen.text((left - 8, middle), fit(concept["label"], font, left - 24), _INK, font, anchor="rm")
             pen.rectangle((left, y + 4, left + width, y + _BAR - 4), _GRID)
             colour = _FLAGGED if concept["flagged"] else _FREE
             pen.rectangle((left, y + 4, left + max(1, width * concept["score"]), y + _BAR - 4), colour)
@@ -131,7 +131,7 @@ def _wrap(words: list[tuple[str, float]], font: Any, width: float) -> list[list[
     """Words in lines of this width."""
     lines, x = [[]] if words else [], 0.0
     for word, heat in words:
-        word = _fit(word, font, width)
+        word = fit(word, font, width)
         length = font.getlength(word) + font.getlength(" ") + 2
         if x + length > width and lines[-1]:
             lines.append([])
@@ -141,7 +141,7 @@ def _wrap(words: list[tuple[str, float]], font: Any, width: float) -> list[list[
     return lines
 
 
-def _fit(text: str, font: Any, width: float) -> str:
+def fit(text: str, font: Any, width: float) -> str:
     """A text on one line, cut to this width: the longest beginning that fits, with an ellipsis."""
     text = excerpt(text, int(width))  # no letter is narrower than a pixel
     if font.getlength(text) <= width:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...core.hgr import HGR, HGRError
 from ...core.options import concept_strengths
+from ...core.progress import Progress
 from ...detection.crops import crops
 from ...detection.hed import spread
 from ...detection.judge import judge_pictures, judge_prompts, probe_of, trained_size
@@ -42,6 +43,7 @@ def detect(
     timesteps: int = 2,
     samples: int = 1,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """The report (`hgr.detection.report`) of prompts, of pictures with their prompts, or of pictures alone.
 
@@ -51,6 +53,7 @@ def detect(
     probe was trained on needs no vae.
     timesteps: noise levels at which pictures are evaluated with their prompts.
     samples: draws of noise at each level.
+    progress: the node's own by default.
 
     Raises ValueError for inputs that do not fit together, HGRError for an HGR that cannot judge them.
     """
@@ -76,7 +79,7 @@ def detect(
             percents=spread(timesteps),
             samples=samples,
             seed=seed,
-            progress=NodeProgress(),
+            progress=progress or NodeProgress(),
         )
     elif prompts:
         evidence = [judge_prompts(hgr, prompts)]

@@ -199,6 +199,7 @@ class _Patch:
             concepts=[
                 {"id": c.id, "label": c.label, "description": c.description, "threshold": c.threshold}
                 for c in self.hgr.concepts
+                if not c.muted
             ],
             notes=notes,
             text=f"SafeCFG, {self.mode}: {', '.join(found)}" if found else "",

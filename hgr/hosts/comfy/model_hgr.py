@@ -4,8 +4,9 @@ new one, which is trained now and kept."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import date
 from statistics import fmean
 from typing import Any
@@ -16,7 +17,6 @@ import folder_paths
 
 from ...core import file
 from ...core.errors import HGRError
-from ...core.excerpt import excerpt
 from ...core.hgr import HGR, MAX_TOKENS
 from ...core.prompt import Prompt
 from ...data import library
@@ -32,9 +32,12 @@ from .train import train_for_clip
 
 log = logging.getLogger("safecfg")
 
-_LIBRARY = "library"  # in a file's record of its training: the library's fingerprint, if it was made here
-_SAME = 0.02  # relative distance of the empty prompt's features up to which an encoder is the very same
-_SILENT = -30.0  # the bias of a gate that never opens
+# In a file's record of its training, if it was made here: the library's fingerprint, and one of `QUALITIES`.
+_LIBRARY, _QUALITY = "library", "quality"
+# Relative distance of the empty prompt's output up to which an encoder is the very same. Another precision of the same
+# weights may be further away, and then has an HGR of its own.
+_SAME = 0.05
+PREFIX = 30  # letters of a name's beginning, at most
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Found:
 
 
 def hgr_for_model(
-    clip: comfy.sd.CLIP,
+    clip: comfy.sd.CLIP | None,
     model: comfy.model_patcher.ModelPatcher | None,
     *,
     concepts: Sequence[str],
@@ -68,50 +71,60 @@ def hgr_for_model(
     concepts: ids of the library's categories. owns: lines such as "name: word, word".
     quality: the least that is good enough, of `QUALITIES`; `AUTO` is "full" for a model with cross-attention, otherwise
         "quick".
+    prefix: what a new file's name begins with, up to `PREFIX` letters.
 
-    Raises DataError for concepts that cannot be learnt, ValueError for a quality that the model does not allow.
+    Raises DataError for concepts that cannot be learnt, ValueError without a CLIP and for a quality that the model does
+    not allow.
     """
+    if clip is None:
+        raise ValueError("this checkpoint has no text encoder: load one with a CLIP loader and wire it into clip.")
     pairs = gather(concepts, (), owns)
-    quality = _quality(quality, model)
     empty = encoder_of(clip)([""])[0]
-    found, reasons = _search(empty, pairs.topics, set(concepts), quality=quality)
+    quality = _quality(quality, model, empty.features.shape[-1])
+    found, why = _search(empty, pairs.topics, set(concepts), quality=quality)
     if found is not None:
-        return Found(_only(found, pairs.ids), found.name, f"{found.name} fits this text encoder and has the concepts")
-    why = reasons[-1] if reasons else "no file in models/hgr fits this text encoder and has the concepts"
+        return Found(found.only(pairs.ids), found.name, f"{found.name} fits this text encoder and has the concepts")
     log.info("HGR for this Model: %s. One is trained now.", why)
     runs.say(f"{why}: one is trained now, once")
-    hgr, _ = train_for_clip(clip, pairs, QUALITIES[quality], model=None if quality == "quick" else model)
-    hgr.training[_LIBRARY] = library.version()
+    # before the training: nothing may fail or be interrupted between its end and the file
     name = _name(clip, pairs.topics, quality=quality, prefix=prefix)
+    hgr, _ = train_for_clip(clip, pairs, QUALITIES[quality], model=None if quality == "quick" else model)
+    hgr.training |= {_LIBRARY: library.version(), _QUALITY: quality}
     try:
         saved = files.save_hgr(hgr, name)
     except (OSError, HGRError) as error:  # hours of work must not be lost to a folder that cannot be written
         log.warning("The HGR works now but is not kept, so it is trained again after a restart: %s", error)
         return Found(hgr, "", f"{why}, so one was trained. IT COULD NOT BE KEPT: {error}")
-    hgr.name = saved
+    hgr = files.load_hgr(saved)  # as every later run has it, in half precision
     return Found(hgr, saved, f"{why}, so one was trained and is kept as {saved}")
 
 
-def _quality(asked: str, model: comfy.model_patcher.ModelPatcher | None) -> str:
+def _quality(asked: str, model: comfy.model_patcher.ModelPatcher | None, width: int) -> str:
+    """width: of the text features, which the model's cross-attention must read as they are."""
     if asked == "quick" or (asked == AUTO and model is None):
         return "quick"
     if model is None:
         raise ValueError(f'quality "{asked}" learns from the model: wire it in, or choose "quick" or "{AUTO}".')
     try:
-        cross_attention(model.model.diffusion_model)
+        layers: Any = cross_attention(model.model.diffusion_model)
+        if layers[0].to_k.in_features != width:
+            raise ValueError(
+                f"this model's cross-attention reads features of width {layers[0].to_k.in_features}, and the text "
+                f'encoder gives {width}: choose "quick", or wire in the model that belongs to the encoder.'
+            )
     except ValueError:
         if asked != AUTO:
             raise
-        return "quick"  # SD 3, Flux and others have no such layers
+        return "quick"  # SD 3, Flux and others have no such layers, or project the text first
     return "full" if asked == AUTO else asked
 
 
-def _search(
-    empty: Prompt, topics: Sequence[Topic], built_in: set[str], *, quality: str
-) -> tuple[HGR | None, list[str]]:
-    """The best file, and why those that nearly fit do not. empty: the encoder's output for the empty prompt."""
+def _search(empty: Prompt, topics: Sequence[Topic], built_in: set[str], *, quality: str) -> tuple[HGR | None, str]:
+    """The best file; without one, why the file that comes nearest does not do. empty: the encoder's output for the
+    empty prompt."""
+    ids = {topic.id for topic in topics}
     fitting: list[tuple[tuple, HGR]] = []
-    reasons: list[str] = []
+    reasons = [(3, "no file in models/hgr fits this text encoder and has the concepts")]
     for name in folder_paths.get_filename_list("hgr"):
         try:
             path = files.find_hgr(name)
@@ -123,17 +136,15 @@ def _search(
             log.warning("HGR for this Model passes over a file: %s", error)
             continue
         hgr.name = name
-        if not _same_encoder(hgr, empty):
-            reasons.append(f"{name} has the concepts, but is for another text encoder")
-            continue
-        made_of = hgr.training.get(_LIBRARY)
-        if made_of not in (None, library.version()):
-            reasons.append(f"{name} was made from another version of the library")
-        elif _rank(hgr) < list(QUALITIES).index(quality):
-            reasons.append(f'{name} is of lower quality than "{quality}"')
+        if (distance := _distance(hgr, empty)) > _SAME:
+            reasons.append((2, f"{name} has the concepts, but is for another text encoder (distance {distance:.2f})"))
+        elif any(part.get(_LIBRARY, library.version()) != library.version() for part in _parts(hgr)):
+            reasons.append((1, f"{name} was made from another version of the library"))
+        elif (rank := min(map(_rank, _parts(hgr)))) < list(QUALITIES).index(quality):
+            reasons.append((0, f'{name} is of lower quality than "{quality}"'))
         else:
-            fitting.append(((_rank(hgr), _recall(hgr), files.stamp_of(path)), hgr))
-    return (max(fitting, key=lambda each: each[0])[1] if fitting else None), reasons
+            fitting.append(((rank, _recall(hgr, ids), files.stamp_of(path)), hgr))
+    return (max(fitting, key=lambda each: each[0])[1] if fitting else None), min(reasons)[1]
 
 
 def _has(header: dict[str, Any], topics: Sequence[Topic], built_in: set[str]) -> bool:
@@ -142,37 +153,46 @@ def _has(header: dict[str, Any], topics: Sequence[Topic], built_in: set[str]) ->
     return all(topic.id in about and (topic.id in built_in or about[topic.id] == topic.description) for topic in topics)
 
 
-def _same_encoder(hgr: HGR, empty: Prompt) -> bool:
-    mine, x = hgr.encoder.empty, empty.features[0, : len(hgr.encoder.empty)].float().cpu()
-    return mine.shape == x.shape and (mine - x).norm().item() <= _SAME * mine.norm().item()
+def _distance(hgr: HGR, empty: Prompt) -> float:
+    """How far the encoder's empty prompt is from the one that the HGR was made with, relative to it."""
+    pairs = [(hgr.encoder.empty, empty.features[0])]
+    if hgr.network.pooled_dim:
+        if hgr.encoder.empty_pooled is None or empty.pooled is None:
+            return math.inf
+        pairs.append((hgr.encoder.empty_pooled, empty.pooled[0]))
+    if any(mine.shape != x.shape for mine, x in pairs):
+        return math.inf
+    return max(((mine - x.float().cpu()).norm() / mine.norm()).item() for mine, x in pairs)
 
 
-def _rank(hgr: HGR) -> int:
-    """Which of `QUALITIES` an HGR has."""
-    if hgr.probe is not None:
-        return 2
-    return int(hgr.training.get("losses", "text") != "text")
+def _parts(hgr: HGR) -> list[dict[str, Any]]:
+    """The records of the trainings that an HGR comes from: several if it was merged. Files say what they like there."""
+    parts = hgr.training.get("merged")
+    parts = parts if isinstance(parts, list) and parts else [hgr.training]
+    return [part if isinstance(part, dict) else {} for part in parts]
 
 
-def _recall(hgr: HGR) -> float:
-    """Mean recall on held-out prompts, as far as the file says."""
+def _rank(training: dict[str, Any]) -> int:
+    """Which of `QUALITIES` a training was; of one that was not made here, what its losses and pictures come to."""
+    if (made := training.get(_QUALITY)) in QUALITIES:
+        return list(QUALITIES).index(made)
+    return int(training.get("losses", "text") != "text")
+
+
+def _recall(hgr: HGR, ids: Collection[str]) -> float:
+    """Mean recall of these concepts on held-out prompts, as far as the file says."""
     try:
-        return fmean(found["recall"] for found in hgr.training["metrics"]["concepts"].values())
-    except (AttributeError, KeyError, TypeError, ValueError):  # a file says what it likes of its training
+        found = hgr.training["metrics"]["concepts"]
+        return fmean(float(found[id]["recall"]) for id in ids)
+    except (KeyError, TypeError, ValueError):
         return 0.0
-
-
-def _only(hgr: HGR, ids: Sequence[str]) -> HGR:
-    """The HGR with all other concepts silent."""
-    return replace(hgr, concepts=[c if c.id in ids else replace(c, scale=0.0, bias=_SILENT) for c in hgr.concepts])
 
 
 def _name(clip: comfy.sd.CLIP, topics: Sequence[Topic], *, quality: str, prefix: str) -> str:
     """A file name that tells the encoder, the concepts, the quality and the day."""
-    encoder = f"{encoder_family(clip)} {encoder_fingerprint(encoder_of(clip), MAX_TOKENS)[:6]}"
+    encoder = f"{encoder_family(clip)[:16]} {encoder_fingerprint(encoder_of(clip), MAX_TOKENS)[:6]}"
     concepts = " ".join(topic.id for topic in topics)
-    if len(concepts) > 40:
+    if len(concepts) > 20:
         concepts = f"{len(topics)} concepts"
     made = f"{quality.replace(' + ', ' ')} {date.today().isoformat()}"
-    name = f"{prefix.strip() or 'auto'} {encoder} {concepts} {made}"
-    return name if files.name_fault(name) is None else f"auto {excerpt(encoder, 40)} {len(topics)} concepts {made}"
+    return f"{prefix.strip()[:PREFIX] or 'auto'} {encoder} {concepts} {made}"

@@ -1,6 +1,6 @@
 """SafeCFG as a technique of eval-unlearn, the field's benchmark, which finds it by its entry point `safecfg`.
 
-    {"technique": {"name": "safecfg", "config": {"hgr": "my.safetensors", "erase_concept": "nudity"}}, "metrics": ...}
+{"technique": {"name": "safecfg", "config": {"hgr": "my.safetensors", "erase_concept": "nudity"}}, "metrics": ...}
 """
 
 from __future__ import annotations
