@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
 from hgr.core import file
 from hgr.core.tensor_file import save_tensors
@@ -37,7 +37,7 @@ PAIRS = 1500  # per concept
 @dataclass(frozen=True)
 class Steps:
     """Training steps of each stage; `pictures` that the UNet is trained on, and those it makes for the HGR, `probe`.
-    The defaults take about an hour and a half on two CPU cores."""
+    The defaults take about two hours on two CPU cores."""
 
     vae: int = 2400
     vae_full: int = 2000
@@ -94,29 +94,41 @@ def train_all(
     log.info("classifier on rendered pictures: %s", classifier.accuracy(judge, seed, 600))
     log.info("classifier through the autoencoder: %s", classifier.accuracy(judge, seed, 600, vae=decoder.cpu()))
 
-    pipeline = StableDiffusionPipeline(
-        vae=decoder.half(),
+    pipeline = assembled(decoder, encoder, denoiser, tokenizer=tokenizer)
+    write_model(pipeline, output / assets.MODEL.name)
+    save_tensors(load_file(judge_file), output / assets.CLASSIFIER.name)
+    # The HGR is trained on the weights as shipped, rounded to half precision.
+    train_demo_hgr(pipeline.to("cpu", torch.float32), work, seed=seed, steps=steps, output=output)
+
+
+def assembled(
+    vae: AutoencoderKL, encoder: CLIPTextModel, unet: UNet2DConditionModel, *, tokenizer: PreTrainedTokenizerFast
+) -> StableDiffusionPipeline:
+    """The parts as a pipeline in half precision."""
+    return StableDiffusionPipeline(
+        vae=vae.half(),
         text_encoder=encoder.half(),
         tokenizer=tokenizer,
-        unet=denoiser.half(),
+        unet=unet.half(),
         scheduler=new_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.save_pretrained(output / assets.MODEL.name)
-    for config in (output / assets.MODEL.name).glob("*/config.json"):
+
+
+def write_model(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    """Save a pipeline without a trace of the machine that made it."""
+    pipeline.save_pretrained(folder)
+    for config in folder.glob("*/config.json"):
         described = json.loads(config.read_text())
-        described.pop("_name_or_path", None)  # a folder on the machine that made it
+        described.pop("_name_or_path", None)  # a folder on that machine
         config.write_text(json.dumps(described, indent=2) + "\n")
-    index = output / assets.MODEL.name / "model_index.json"
+    index = folder / "model_index.json"
     described = json.loads(index.read_text())
     # the class name that every transformers release knows
     described["tokenizer"] = ["transformers", "PreTrainedTokenizerFast"]
     index.write_text(json.dumps(described, indent=2) + "\n")
-    save_tensors(load_file(judge_file), output / assets.CLASSIFIER.name)
-    # The HGR is trained on the weights as shipped, rounded to half precision.
-    train_demo_hgr(pipeline.to("cpu", torch.float32), work, seed=seed, steps=steps, output=output)
 
 
 def train_demo_hgr(
