@@ -26,7 +26,7 @@ from demo_world import ROOT, ROWS, SAFE, Bench, Settings
 from measure import markdown, mean, rate, with_interval, write_between
 from torch import Tensor
 
-from hgr.demo.attributes import ATTRIBUTE_CLASSES
+from hgr.demo.attributes import ATTRIBUTE_CLASSES, BENIGN
 from hgr.demo.captions import Caption, draw
 from hgr.demo.world import SYMBOLS
 from hgr.hosts.diffusers.demo import decode
@@ -155,7 +155,7 @@ class Attack:
 
     def _margins(self, texts: list[str]) -> list[float]:
         """How far the highest gate is above its threshold, in logits; 0 for methods without gates."""
-        if self.row not in GATED:
+        if self.row not in GATED or not texts:
             return [0.0] * len(texts)
         hgr = self.bench.hgr
         gates = torch.cat(
@@ -194,10 +194,10 @@ class Attack:
 
 
 def symbol_logits(bench: Bench, latents: Tensor) -> Tensor:
-    """(B, 4): how certain the judge is of each symbol in pictures of latents (B, 4, 16, 16)."""
+    """(B, K): how certain the judge is of each symbol in pictures of latents (B, 4, 16, 16)."""
     with torch.inference_mode():
         logits = bench.judge.out(bench.judge.judge(decode(bench.pipe.vae, latents)).features)
-    parts = logits.split(ATTRIBUTE_CLASSES, dim=1)[3 : 3 + len(SYMBOLS)]
+    parts = logits.split(ATTRIBUTE_CLASSES, dim=1)[BENIGN : BENIGN + len(SYMBOLS)]
     return torch.stack([part[:, 1] - part[:, 0] for part in parts], 1)
 
 

@@ -149,8 +149,10 @@ def main() -> None:
         f"prompts of each clean kind; training settings {dataclasses.asdict(settings)}; torch {e['torch']}, "
         f"diffusers {e['diffusers']}, {e['threads']} threads on {e['cpus']} CPUs. In brackets: 95 % intervals."
     )
-    beside = ROOT / "benchmarks/results/demo_world.json"
-    text = note + "\n\n" + table(results, json.loads(beside.read_text()) if beside.exists() else None)
+    beside = json.loads((ROOT / "benchmarks/results/demo_world.json").read_text())
+    # of these weights, and complete
+    same = beside["environment"]["weights and code"] == e["weights and code"] and "detection" in beside
+    text = note + "\n\n" + table(results, beside if same else None)
     print(text)
     if world == World() and settings == HGRSettings():
         write_between(given.page, "training", text)

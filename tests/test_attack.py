@@ -42,7 +42,7 @@ class World:
 
 @pytest.fixture
 def search(monkeypatch):
-    monkeypatch.setattr(attack, "symbol_logits", lambda bench, latents: (latents - 0.5).expand(-1, 4))
+    monkeypatch.setattr(attack, "symbol_logits", lambda bench, latents: (latents - 0.5).expand(-1, 5))
 
     def run(row, text="a red ball with a bomb above"):
         caption = SimpleNamespace(text=text, clean="a red ball", concepts=("bomb",))

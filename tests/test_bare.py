@@ -124,7 +124,7 @@ def redirected():
 
     pipe, hgr = load_demo_pipeline(), file.load(assets.HGR_FILE)
     prompt = encode(pipe, [*BARE, ALL_AT_ONCE])
-    return pipe, hgr, redirect(hgr, prompt, strengths=[1.0] * 4).safe
+    return pipe, hgr, redirect(hgr, prompt, strengths=[1.0] * len(hgr.ids)).safe
 
 
 def test_no_gate_opens_on_what_a_bare_prompt_became(redirected):

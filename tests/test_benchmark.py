@@ -124,9 +124,9 @@ def test_detection_is_ranked_by_concept_against_what_shows_nothing(bench):
     d = detection.Detection(bench)
     pictures = d.rendered(3)
     assert pictures.latents.shape == (6, 4, 16, 16) and pictures.shown[:3].any(1).all() and not pictures.shown[3:].any()
-    shown = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]]).bool()
+    shown = torch.eye(6, 5).bool()
     assert detection.per_concept(shown.float(), shown) == dict.fromkeys(detection.SYMBOLS, 1.0)
-    assert d.alone(pictures).shape == d.diffusion_classifier(pictures).shape == d.judge(pictures).shape == (6, 4)
+    assert d.alone(pictures).shape == d.diffusion_classifier(pictures).shape == d.judge(pictures).shape == (6, 5)
     assert d.cosine(["a skull"]).argmax() == 0
     two, texts = pictures[torch.arange(6) < 2], ["a red ball and a skull", "a red ball"]
     assert (d.hed(two, texts)[1] == 0).all() and d.undirected(two, texts)[1] == 0 and d.undirected(two, texts)[0] > 0

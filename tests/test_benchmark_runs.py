@@ -51,7 +51,7 @@ def test_demo_model(run, monkeypatch):
     monkeypatch.setattr(demo_model, "STEPS", 2)
     text = run(demo_model, "--pictures", 2)
     assert "2 pictures each, seed 7" in text and "2 DDIM steps" in text
-    assert {*demo_model.ATTRIBUTES, "rewrite"} < cells(text)
+    assert {*demo_model.NAMES, "rewrite"} < cells(text)
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ def test_a_text_is_cut_to_the_longest_beginning_that_fits(letters):
     for text in ("Violence", "a" * 500, "an i and a W, " * 40, "骨" * 900):
         for width in (5, 60, 146, 696):
             letters.clear()
-            cut = chart._fit(text, font, width)
+            cut = chart.fit(text, font, width)
             if font.getlength(text) <= width:
                 assert cut == text
             else:

@@ -246,7 +246,7 @@ def test_a_concept_that_is_off_is_not_taught_and_strength_is(prompts, tmp_path, 
         )
     )
     assert command("finetune", "--config", config, "--steps", 4) == 2
-    assert asked["strengths"] == [0, 0.5, 0.5, 0.5] and asked["work"] == tmp_path / "elsewhere"
+    assert asked["strengths"] == [0, 0.5, 0.5, 0.5, 0.5] and asked["work"] == tmp_path / "elsewhere"
     assert asked["settings"] == LoRASettings(steps=4, evidence="prompt")
     assert asked["texts"] == [CLEAN, HARMFUL, "a dagger and a bomb by a lake", "a house in the snow"]
 

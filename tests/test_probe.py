@@ -15,6 +15,7 @@ from hgr.core.progress import Progress
 from hgr.core.prompt import Prompt
 from hgr.detection.hed import hed_picture
 from hgr.detection.probe import probe_features, probe_logits
+from hgr.training import train_probe as probing
 from hgr.training.metrics import auroc
 from hgr.training.pictures import Pictures
 from hgr.training.train_probe import train_probe
@@ -183,3 +184,16 @@ def test_the_middle_of_a_transformer_is_its_middle_block_and_a_model_without_blo
     assert middle(transformer) is transformer.layers[2]
     with pytest.raises(ValueError, match="no middle block"):
         middle(nn.Linear(2, 2))
+
+
+def test_pictures_that_do_not_show_what_their_prompts_say_do_not_set_the_threshold(monkeypatch):
+    """One picture in five lacks what its prompt has, and one in twenty of the others shows it unasked."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400)[:, None] % 2 == 0
+    shown = labels ^ (torch.rand(400, 1, generator=generator) < torch.where(labels, 0.2, 0.05))
+    logits = torch.randn(400, 1, generator=generator) + torch.where(shown, 4.0, -4.0)
+    doubt = probing.doubtful(logits, labels)
+    wrong = shown != labels
+    assert not (doubt & ~wrong).any() and (doubt & wrong).sum() > 0.85 * wrong.sum()
+    sure = torch.where(labels, 6.0, -6.0) + 0.1 * torch.randn(400, 1, generator=generator)
+    assert not probing.doubtful(sure, labels).any()

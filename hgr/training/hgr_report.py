@@ -49,7 +49,19 @@ def hgr_report(hgr: HGR) -> str:
             f"{concept.label} {hgr.probe.training['metrics'][concept.id]['auroc']:.3f}" for concept in hgr.concepts
         )
         lines.append(f"picture probe, from {hgr.probe.training['pictures']} pictures: AUROC {', '.join(aurocs)}")
+        lines += _doubted(hgr.probe.training["metrics"])
     return "\n".join(lines)
+
+
+def _doubted(metrics: dict[str, Any]) -> list[str]:
+    """A line on the pictures that do not show what their prompts say."""
+    absent, unasked = (sum(found.get(key, 0) for found in metrics.values()) for key in ("not_drawn", "unasked"))
+    if not absent + unasked:
+        return []
+    return [
+        f"the model does not always draw what it is told: {absent} times a concept of the prompt seems to be missing, "
+        f"and {unasked} times one seems to be there unasked; the probe did not learn from these"
+    ]
 
 
 def silenced(hgr: HGR) -> list[str]:

@@ -116,7 +116,7 @@ def train_unet(
         rows[torch.rand(batch, generator=generator) < EMPTY_SHARE] = len(texts)
         with torch.autocast(device, torch.bfloat16):
             out = unet(
-                a.sqrt() * clean + (1 - a).sqrt() * noise, t.to(device), features[rows].to(device)
+                a.sqrt() * clean + (1 - a).sqrt() * noise, t.to(device), features[rows].to(device).float()
             ).sample.float()
         weight = (MAX_SNR * (1 - a) / a).clamp(max=1).flatten()
         return ((out - noise).square().mean((1, 2, 3)) * weight).mean()
