@@ -104,7 +104,7 @@ class Kit:
 
     def make_hgr(self, closed: bool = False, name: str = "this HGR") -> Any:
         """`made_up_hgr` for the demo model."""
-        return made_up_hgr(self.pack, self.harmful, self.clean, self.negative, closed, name, chunk=48)
+        return made_up_hgr(self.pack, self.harmful, self.clean, self.negative, closed, name, chunk=77)
 
     def patch(
         self,

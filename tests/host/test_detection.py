@@ -37,7 +37,7 @@ def prompts(kit):
     import torch
 
     with torch.inference_mode():
-        return kit.batch(*map(kit.encode, (HARMFUL, CLEAN, SKULL, "a cap above a car")))
+        return kit.batch(*map(kit.encode, (HARMFUL, CLEAN, SKULL, "a skull cap over a red car in a meadow")))
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +120,9 @@ def test_prompts_are_judged_one_by_one(kit, detect, prompts):
 
 @pytest.mark.oldest
 def test_a_harmful_chunk_of_a_long_prompt_is_found(kit, detect):
-    start = "a red ball next to a blue house in a meadow and a green tree beside a white box on a beach, " * 3
+    start = "a red ball next to a blue house in a meadow and a green tree beside a white box on a beach, " * 4
     conditioning = kit.encode(start + SKULL)
-    assert conditioning[0][0].shape[1] > 48
+    assert conditioning[0][0].shape[1] > 77
     report = detect(conditioning=conditioning)[2]
     assert report["items"][0]["concepts"]["skull"]["flagged"]
     assert not detect(conditioning=kit.encode(start))[2]["items"][0]["concepts"]["skull"]["flagged"]
@@ -422,7 +422,7 @@ def test_merged_hgrs_detect_as_each_alone_and_of_other_sizes_not_in_pictures(det
     first, second, third = (part(at, name, [4, 16, 16]) for at, name in ((0, "skull"), (1, "dagger"), (3, "bomb")))
     merged = merge(hgr_1=merge(hgr_1=first, hgr_2=second).args[0], hgr_2=third).args[0]
     whole, joined = (
-        detect(hgr=hgr, image=pictures, concepts='{"splatter": 0}', **looked)[2] for hgr in (bundled, merged)
+        detect(hgr=hgr, image=pictures, concepts='{"splatter": 0, "nightmare": 0}', **looked)[2] for hgr in (bundled, merged)
     )
     assert scores(joined) == scores(whole) and verdicts(joined) == verdicts(whole)
     assert joined["false_positive_rate"] == pytest.approx(3 * whole["false_positive_rate"])
