@@ -478,7 +478,9 @@ def test_a_training_that_ends_with_what_is_not_finite_says_so(fault, tmp_path, m
     if fault == "thresholds":
         monkeypatch.setattr(training, "calibrate", lambda known, *_, **__: [replace(c, bias=1e39) for c in known])
     if fault == "probe":
-        monkeypatch.setattr(probing, "fit_heads", lambda x, *_: (torch.full((x.shape[1], 2), torch.nan), torch.zeros(2)))
+        monkeypatch.setattr(
+            probing, "fit_heads", lambda x, *_: (torch.full((x.shape[1], 2), torch.nan), torch.zeros(2))
+        )
     what = {"weights": "the gates of held-out prompts", "probe": "the picture probe's weights"}.get(fault, "the thresh")
     with pytest.raises(FloatingPointError, match=f"{what}.* are not finite, so nothing is written"):
         train_toy(tmp_path, replace(TOY, steps=2, pictures=16), denoiser=toy_denoiser)

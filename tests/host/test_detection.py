@@ -422,7 +422,8 @@ def test_merged_hgrs_detect_as_each_alone_and_of_other_sizes_not_in_pictures(det
     first, second, third = (part(at, name, [4, 16, 16]) for at, name in ((0, "skull"), (1, "dagger"), (3, "bomb")))
     merged = merge(hgr_1=merge(hgr_1=first, hgr_2=second).args[0], hgr_2=third).args[0]
     whole, joined = (
-        detect(hgr=hgr, image=pictures, concepts='{"splatter": 0, "nightmare": 0}', **looked)[2] for hgr in (bundled, merged)
+        detect(hgr=hgr, image=pictures, concepts='{"splatter": 0, "nightmare": 0}', **looked)[2]
+        for hgr in (bundled, merged)
     )
     assert scores(joined) == scores(whole) and verdicts(joined) == verdicts(whole)
     assert joined["false_positive_rate"] == pytest.approx(3 * whole["false_positive_rate"])
