@@ -277,9 +277,8 @@ def summarise(items: list[dict[str, Any]]) -> dict[str, Any]:
 def summary_text(report: dict[str, Any]) -> str:
     """The report in words, for people."""
     s, count = report["summary"], report["sampling"]["pictures"]
-    lines = [
-        f"{report['hgr']}: a concept fires in {s['fired']} of {s['prompts']} prompts, {count} picture{'s' * (count > 1)} each"
-    ]
+    each = f"{count} picture{'s' * (count > 1)} each"
+    lines = [f"{report['hgr']}: a concept fires in {s['fired']} of {s['prompts']} prompts, {each}"]
 
     def said(value: float | None, form: str) -> str:
         return "-" if value is None else f"{value:{form}}"
