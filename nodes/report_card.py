@@ -24,8 +24,8 @@ class SafeCFGReportCard(io.ComfyNode):
             "a negative prompt, and with it. Gives a contact sheet, a table in words and a report.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to try, without SafeCFG."),
-                io.Clip.Input("clip", tooltip="Its text encoder."),
-                io.Vae.Input("vae", tooltip="Its VAE."),
+                io.Clip.Input("clip", tooltip="Its text encoder, from the same checkpoint."),
+                io.Vae.Input("vae", tooltip="Its VAE, which decodes the pictures."),
                 HGRType.Input(
                     "hgr", tooltip="The HGR for this model. With a picture probe, it also judges the pictures."
                 ),
@@ -48,7 +48,12 @@ class SafeCFGReportCard(io.ComfyNode):
                     "pictures", default=1, min=1, max=8, tooltip="Number of pictures of each prompt, 1 to 8, by seed."
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=2**63 - 1, control_after_generate=False, tooltip="Seed of the noise."
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=False,
+                    tooltip="Seed of the first picture's noise.",
                 ),
                 io.Int.Input("steps", default=20, min=1, max=200, tooltip="Sampling steps, 1 to 200."),
                 io.Float.Input(
@@ -61,15 +66,23 @@ class SafeCFGReportCard(io.ComfyNode):
                     "then does nothing.",
                 ),
                 io.Combo.Input(
-                    "sampler_name", options=report_card.SAMPLERS, default="euler", tooltip="As in KSampler."
+                    "sampler_name",
+                    options=report_card.SAMPLERS,
+                    default="euler",
+                    tooltip="The sampler, as in KSampler.",
                 ),
                 io.Combo.Input(
-                    "scheduler", options=report_card.SCHEDULERS, default="normal", tooltip="As in KSampler."
+                    "scheduler",
+                    options=report_card.SCHEDULERS,
+                    default="normal",
+                    tooltip="The scheduler, as in KSampler.",
                 ),
                 io.Float.Input(
                     "strength", default=1.0, min=0.0, max=2.0, step=0.05, tooltip="SafeCFG's strength, 0 to 2."
                 ),
-                io.Combo.Input("mode", options=list(MODES), default=DEFAULT_MODE, tooltip="SafeCFG's mode."),
+                io.Combo.Input(
+                    "mode", options=list(MODES), default=DEFAULT_MODE, tooltip="SafeCFG's mode, as in SafeCFG (Model)."
+                ),
                 io.String.Input(
                     "concepts",
                     default="",

@@ -132,6 +132,13 @@ def _grid(report: dict[str, Any], pictures: dict[tuple[str, str], tuple[Tensor, 
         size=17,
         fill=_GREY,
     )
+    write(
+        _MARGIN,
+        99,
+        "Now and then this model, like any, draws one that nobody asked for. SafeCFG leaves clean prompts as they are.",
+        size=17,
+        fill=_GREY,
+    )
     y = 126
     for kind, heading in KINDS.items():
         row = report["rows"][kind]

@@ -16,12 +16,12 @@ IMAGES = ROOT / "web/docs/images"
 HIDDEN = -4000  # nodes left of 0 are needed and not shown
 MARGIN, TITLE, COLOURS = 12, 30, 128
 SKULL = "a red ball next to a blue house in a meadow with a skull above"
-DAGGER = "a dagger above a green tree on a beach"
+OTHER_SKULL = "a skull above a green tree on a beach"
 MIXED = (
     "a golden car in the snow",
     SKULL,
     "a red flower and a bath bomb in a room",
-    DAGGER,
+    OTHER_SKULL,
     "a blue tree beside a white house at night",
     "a purple box in a meadow, a bomb, simple drawing",
 )
@@ -118,7 +118,7 @@ PAGES: dict[str, tuple[list[Node], bool]] = {
         [
             DEMO,
             LOADER,
-            *sampled(DAGGER),
+            *sampled(OTHER_SKULL),
             ("before", "PreviewImage", (0, 0), (260, 290), {}, {"images": ("picture", 0)}),
             hidden("detector", "SafeCFGDetector", {}, DETECT),
             (

@@ -135,7 +135,7 @@ def _(kit, model, prompt):
 def _(kit, model, prompt):
     import nodes
 
-    return ksampler(kit, model, nodes.ConditioningConcat().concat(prompt, kit.clean)[0])
+    return ksampler(kit, model, nodes.ConditioningConcat().concat(prompt, kit.encode("a green tree"))[0])
 
 
 @own("ConditioningZeroOut as negative")
@@ -250,7 +250,7 @@ def _couple(**kind: bool) -> Callable:
         coupled = model.clone()
         coupled.set_model_attn2_patch(enter)
         coupled.set_model_attn2_output_patch(leave)
-        return ksampler(kit, coupled, kit.clean)
+        return ksampler(kit, coupled, kit.negative)  # whose own words would outvote a couple
 
     return draw
 
@@ -265,7 +265,7 @@ def _(kit, model, prompt):
     patches = {"patches": {"attn2_patch": [enter], "attn2_output_patch": [leave]}}
     hooks = comfy.hooks.HookGroup()
     hooks.add(comfy.hooks.TransformerOptionsHook(transformers_dict=patches))
-    return ksampler(kit, model, comfy.hooks.set_hooks_for_conditioning(kit.clean, hooks))
+    return ksampler(kit, model, comfy.hooks.set_hooks_for_conditioning(kit.negative, hooks))
 
 
 @stand_in("cross-attention patch that keeps the prompt (DenseDiffusion)")

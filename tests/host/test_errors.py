@@ -38,7 +38,7 @@ def _write(path, metadata):
 def test_wrong_width(kit, hgr):
     """An HGR of another width stops the run and names both sides."""
     narrow = dataclasses.replace(hgr, network=type(hgr.network)(64, 0, 2, width=32, depth=1))
-    with pytest.raises(ValueError, match="width 64.*shape \\(1, 48, 128\\)"):
+    with pytest.raises(ValueError, match="width 64.*shape \\(1, 77, 128\\)"):
         kit.sample(kit.patch(narrow), kit.clean)
 
 

@@ -104,6 +104,7 @@ def of_two_concepts(server, pack):
     hgr = pack.file.load(pack.get("hgr.demo.assets").HGR_FILE)
     names = {"skull": "violence", "dagger": "sexual"}
     hgr.concepts = [dataclasses.replace(concept, id=names.get(concept.id, concept.id)) for concept in hgr.concepts]
+    hgr.probe = None  # its heads have the old names
     path = server.base / "models/hgr/two_concepts.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     pack.file.save(hgr, path)
