@@ -23,7 +23,7 @@ PICTURES = """
     const add = (type) => {
         const node = LiteGraph.createNode(type); node.pos = [0, 900]; app.graph.add(node); return node; };
     const [noise, image] = [add('EmptyImage'), add('RepeatImageBatch')];
-    set(noise, 'width', 128); set(noise, 'height', 128); set(image, 'amount', 3);
+    set(noise, 'width', 128); set(noise, 'height', 128); set(noise, 'color', 0xffffff); set(image, 'amount', 3);
     noise.connect(0, image, 0); wire(image, 0, detector, 'image');
     wire(demo, 0, detector, 'model'); wire(demo, 2, detector, 'vae');
 """
@@ -63,14 +63,14 @@ def test_rows_are_switches_that_leave_a_concept_out(rendered, build):
     editor.page.get_by_role("switch", name="Skull", exact=True).click()
     assert editor.value(3) == {"skull": 0}
     editor.run()
-    assert verdict(editor) == "clean" and list(bars(editor)) == ["Dagger", "Splatter", "Bomb"]
+    assert verdict(editor) == "clean" and list(bars(editor)) == ["Dagger", "Splatter", "Bomb", "Nightmare"]
 
 
 def test_verdict_bars_and_words(rendered, build):
     editor = build(SKULL)
     output = editor.run()["3"]
     shown = bars(editor)
-    assert verdict(editor) == "flagged" and list(shown) == ["Skull", "Dagger", "Splatter", "Bomb"]
+    assert verdict(editor) == "flagged" and list(shown) == ["Skull", "Dagger", "Splatter", "Bomb", "Nightmare"]
     assert shown.pop("Skull") == "0.99" and all(float(number) < 0.2 for number in shown.values())
     skull = editor.page.get_by_role("meter", name="Skull")
     assert (
@@ -98,7 +98,7 @@ def test_each_picture_of_a_batch_can_be_opened(rendered, build):
     assert not editor.page.get_by_role("meter").count(), "clean ones are closed"
     items.nth(0).locator("summary").focus()
     editor.page.keyboard.press("Space")
-    assert editor.page.get_by_role("meter").count() == 4
+    assert editor.page.get_by_role("meter").count() == 5
     box = editor.page.locator(".safecfg-report").bounding_box()
     assert box["height"] < 250, "more is scrolled to"
 
@@ -128,7 +128,7 @@ def test_the_verdict_outlives_undo_renderers_themes_and_a_subgraph(build):
         editor.set(name, value)
         editor.settle()
         editor.look_at(3)
-        assert verdict(editor) == "flagged" and bars(editor) == before and editor.rows().count() == 4
+        assert verdict(editor) == "flagged" and bars(editor) == before and editor.rows().count() == 5
     editor.js(
         "const { subgraph } = app.graph.convertToSubgraph(new Set([app.graph.getNodeById(3)])); window.inner = subgraph"
     )
@@ -141,7 +141,7 @@ def test_the_verdict_outlives_undo_renderers_themes_and_a_subgraph(build):
         "app.canvas.setDirty(true, true)"
     )
     editor.settle()
-    assert bars(editor) == before and editor.rows().count() == 4
+    assert bars(editor) == before and editor.rows().count() == 5
 
 
 def test_an_old_verdict_does_not_stay_beside_an_error(build):

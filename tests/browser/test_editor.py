@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 pytestmark = pytest.mark.slow
 
-LABELS = ["Skull", "Dagger", "Splatter", "Bomb"]
+LABELS = ["Skull", "Dagger", "Splatter", "Bomb", "Nightmare"]
 MISSING = "gone.safetensors"
 
 
@@ -183,12 +184,12 @@ def test_a_run_shows_what_fired(rendered):
     )
     fired = rendered.page.locator(".safecfg-fired")
     for text, found in (
-        ("a skull above a red ball in a meadow", "Skull 100 %"),
+        ("a skull above a red ball in a meadow", r"Skull (99|100) %"),
         ("a red ball", "clean prompt: guidance untouched"),
     ):
         rendered.js("app.graph.getNodeById(4).widgets[0].value = a", text)
         rendered.run()
-        assert fired.inner_text() == found
+        assert re.fullmatch(found, fired.inner_text())
 
 
 def test_wheel_zooms_the_canvas_where_nothing_scrolls(editor):

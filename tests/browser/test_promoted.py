@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-LABELS = ["Skull", "Dagger", "Splatter", "Bomb"]
+LABELS = ["Skull", "Dagger", "Splatter", "Bomb", "Nightmare"]
 # SafeCFG (Model), node 7, in a subgraph of its own, with `concepts` as an input of the subgraph, wired inside.
 PROMOTE = """
     const { node, subgraph } = app.graph.convertToSubgraph(new Set([app.graph.getNodeById(7)]));

@@ -110,7 +110,7 @@ def test_the_guider_has_rows_and_shows_what_fired(editor, kit, server):
     steps[1] = 2
     editor.load(workflow)
     editor.look_at(ids["SafeCFGGuider"])
-    assert editor.rows().count() == 4
+    assert editor.rows().count() == 5
     before = pixels(server, editor.run())
     assert len(set(before.values())) == 2 and fired(editor) == ["Skull 99 %"]
     switch(editor).click()

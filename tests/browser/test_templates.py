@@ -33,7 +33,8 @@ BOXES = """const boxes = (items) => items.map((item) => [item.title, ...item.pos
                  .filter((type) => !(type in LiteGraph.registered_node_types)) };"""
 SHORTEN = """const short = {
         SafeCFGTrainHGR: { losses: 'text', steps: 20, batch_size: 4, pictures: 0, false_positive_rate: 5 },
-        SafeCFGConceptPairs: { limit: 100 }, SafeCFGFineTune: { steps: 2, pictures: 8, batch_size: 2 } };
+        SafeCFGConceptPairs: { limit: 100 }, SafeCFGFineTune: { steps: 2, pictures: 8, batch_size: 2 },
+        SafeCFGReportCard: { steps: 2, per_concept: 1 } };
     for (const node of app.graph.nodes) for (const widget of node.widgets ?? [])
         widget.value = (short[node.type] ?? { steps: 3 })[widget.name] ?? widget.value;"""
 RUN = """const { api } = await import('/scripts/api.js');
@@ -70,7 +71,10 @@ def open_template(browser, console):
         browser.set("Comfy.VueNodes.Enabled", vue)
         browser.js(LOAD, path.stem)
         guided = [
-            sum(kind in ("SafeCFGModel", "SafeCFGGuider", "SafeCFGDetector", "SafeCFGFineTune") for kind in nodes)
+            sum(
+                kind in ("SafeCFGModel", "SafeCFGGuider", "SafeCFGDetector", "SafeCFGReportCard", "SafeCFGFineTune")
+                for kind in nodes
+            )
         ]
         browser.page.wait_for_function(FILLED, arg=[nodes.count("SafeCFGHGRLoader"), *guided])
         browser.js(DRAWN)

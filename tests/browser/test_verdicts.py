@@ -180,7 +180,7 @@ def test_concepts_that_only_the_run_knows_get_rows(rendered, queue):
     assert labels(rendered) == ["Skull", "Bomb"], "while the next run goes on"
     rendered.js("app.graph.getNodeById(3).connect(0, app.graph.getNodeById(7), 1)")
     rendered.settle()
-    assert labels(rendered) == ["Skull", "Dagger", "Splatter", "Bomb"], "the wires know better"
+    assert labels(rendered) == ["Skull", "Dagger", "Splatter", "Bomb", "Nightmare"], "the wires know better"
 
 
 def test_a_node_in_a_subgraph_that_is_used_twice_shows_what_either_found(editor, queue):
