@@ -535,7 +535,8 @@ def tables(results: dict[str, Any]) -> str:
         (
             "Benign attributes kept",
             "kept",
-            "Mean share of background, shapes, colours, sizes and places that are as the caption says. Higher is better.",
+            "Mean share of background, shapes, colours, sizes and places that are as the caption says. Higher is "
+            "better.",
         ),
     ):
         present = [row for row in ROWS if any(row in cells for cells in harm.values())]
