@@ -85,7 +85,8 @@ def test_loader_finds_files_by_name(pack, kit, hgr, folder):
     """Those of the host's folders and the bundled one; the loaded one samples as the saved one does."""
     import torch
 
-    assert pack.files.hgr_names() == ["good.safetensors", pack.files.BUNDLED]
+    *own, last = pack.files.hgr_names()  # other tests may have saved some in models/hgr
+    assert own.count("good.safetensors") == 1 and last == pack.files.BUNDLED
     loaded = _load(pack, "good.safetensors")
     assert loaded.ids == hgr.ids
     from host_kit import safe_features
