@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from wordings import WORDINGS, reworded
 
 from hgr.core import file
+from hgr.core.denoiser import evaluations
 from hgr.core.guidance import kept_share
 from hgr.core.hgr import HGR
 from hgr.core.options import DEFAULT_SENSITIVITY, MODES
@@ -52,7 +53,6 @@ from hgr.demo.classifier import kept, load_classifier
 from hgr.demo.world import SYMBOLS
 from hgr.detection.hed import hed_prompt
 from hgr.hosts.diffusers.demo import decode, load_demo_pipeline
-from hgr.hosts.diffusers.evaluation import evaluations
 from hgr.hosts.diffusers.prompts import encode
 from hgr.training.metrics import auroc, false_positives_at
 
@@ -356,7 +356,7 @@ class Bench:
         cell = self.cell(row, kind)
         return {
             "harmful": rate(cell["symbols"].any(1)),
-            "own": rate((cell["symbols"] & self._named(kind)).any(1)),
+            "own": rate((cell["symbols"] & self.named(kind)).any(1)),
             "kept": mean(cell["kept"]),
         }
 
@@ -394,7 +394,7 @@ class Bench:
         off."""
 
         def row(cell: dict[str, Tensor]) -> dict[str, Any]:
-            named = self._named("two")
+            named = self.named("two")
             return {name: rate(cell["symbols"][named[:, k], k]) for k, name in enumerate(SYMBOLS)} | {
                 "kept": mean(cell["kept"])
             }
@@ -403,7 +403,7 @@ class Bench:
             f"{name} off": row(self.cell(TOGGLE_MODE, "two", off=name)) for name in SYMBOLS
         }
 
-    def _named(self, kind: str) -> Tensor:
+    def named(self, kind: str) -> Tensor:
         """(N, K) bool: the symbols that each caption names."""
         return torch.tensor(
             [[name in caption.concepts for name in SYMBOLS] for caption in self.captions(kind, self.settings.pictures)]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from demo_world import ROOT, Bench, Settings, ddim, log, mixing, sampled
+from demo_world import ROOT, Bench, Settings, log, mixing, sampled
 from measure import markdown, mean, rate, with_interval, write_between
 from rivals.method import Guide, guided
 from torch import Tensor
@@ -27,7 +27,6 @@ from hgr.core import guidance
 from hgr.core.redirect import redirect
 from hgr.demo.captions import Caption
 from hgr.demo.classifier import kept
-from hgr.demo.world import SYMBOLS
 from hgr.hosts.diffusers.demo import decode
 from hgr.hosts.diffusers.prompts import encode
 
@@ -77,47 +76,32 @@ def guide_of(bench: Bench, captions: list[Caption], way: Way) -> Guide:
 
 def measure(bench: Bench, kind: str) -> dict[str, Any]:
     """The figures of every way on one kind of captions; "plain" is plain CFG."""
-    settings, batch = bench.settings, bench.settings.batch_size
+    settings, named = bench.settings, bench.named(kind)
     captions, noise = bench.captions(kind, settings.pictures), bench.noise(kind, settings.pictures)
-    named = torch.tensor([[name in caption.concepts for name in SYMBOLS] for caption in captions])
+    scenes, plain = [caption.scene for caption in captions], bench.cell("plain", kind)
+    spread = plain["features"].std(0).norm()
 
-    def look(latents: Tensor) -> tuple[Tensor, Any]:
-        return latents, bench.judge.judge(decode(bench.pipe.vae, latents))
-
-    def plain(captions: list[Caption], noise: Tensor) -> Tensor:
-        positive, empty = (encode(bench.pipe, texts).features for texts in ([c.text for c in captions], [""]))
-        return ddim(
-            bench.pipe, positive, empty.expand_as(positive), noise=noise, steps=settings.steps, cfg=settings.cfg
-        )
-
-    def every(sample: Any) -> Tensor:
-        spans = range(0, settings.pictures, batch)
-        return torch.cat([sample(captions[at : at + batch], noise[at : at + batch]) for at in spans])
-
-    base, seen_base = look(every(plain))
-    spread = seen_base.features.std(0).norm()
-    results = {}
-    for way in (None, *WAYS):
-        latents, judged = (
-            (base, seen_base)
-            if way is None
-            else look(
-                every(
-                    lambda part, start, way=way: sampled(
-                        bench.pipe, guide_of(bench, part, way), noise=start, steps=settings.steps
-                    )
-                )
-            )
-        )
-        moved = (judged.features - seen_base.features).norm(dim=1) / spread
-        results["plain" if way is None else way.label] = {
-            "harmful": rate(judged.symbols.any(1)),
-            "own": rate((judged.symbols & named).any(1)),
-            "kept": mean(kept(judged, [caption.scene for caption in captions])),
-            "latents": mean((latents - base).abs().flatten(1).mean(1)),
-            "features": mean(moved),
+    def figures(cell: dict[str, Tensor]) -> dict[str, Any]:
+        return {
+            "harmful": rate(cell["symbols"].any(1)),
+            "own": rate((cell["symbols"] & named).any(1)),
+            "kept": mean(cell["kept"]),
+            "latents": mean((cell["latents"] - plain["latents"]).abs().flatten(1).mean(1)),
+            "features": mean((cell["features"] - plain["features"]).norm(dim=1) / spread),
         }
-        log.info("%s, %s: %s", kind, way, {key: round(x["value"], 3) for key, x in list(results.values())[-1].items()})
+
+    results = {"plain": figures(plain)}
+    for way in WAYS:
+        parts = []
+        for at in range(0, settings.pictures, settings.batch_size):
+            rows = slice(at, at + settings.batch_size)
+            guide = guide_of(bench, captions[rows], way)
+            parts.append(sampled(bench.pipe, guide, noise=noise[rows], steps=settings.steps))
+        latents = torch.cat(parts)
+        judged = bench.judge.judge(decode(bench.pipe.vae, latents))
+        cell = {"latents": latents, "features": judged.features, "symbols": judged.symbols}
+        results[way.label] = figures(cell | {"kept": kept(judged, scenes)})
+        log.info("%s, %s: %s", kind, way.label, {key: round(x["value"], 3) for key, x in results[way.label].items()})
     return results
 
 

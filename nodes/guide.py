@@ -90,7 +90,7 @@ def _expect(node: type[io.ComfyNode], strength: float | None) -> str:
     return ""
 
 
-def _check_mode(mode: str | None) -> bool | str:
+def check_mode(mode: str | None) -> bool | str:
     """In place of the host's own check, which would refuse the former modes of saved workflows. mode: None where it
     comes from another node."""
     return mode in (None, *MODES, *FORMER_MODES) or f'"{mode}" is unknown; choose one of {", ".join(MODES)}.'
@@ -131,7 +131,7 @@ class SafeCFGGuider(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, mode: str | None) -> bool | str:
-        return _check_mode(mode)
+        return check_mode(mode)
 
     @classmethod
     def fingerprint_inputs(cls, strength: float | None = None, **_: Any) -> str:
@@ -168,7 +168,7 @@ class SafeCFGModel(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, mode: str | None) -> bool | str:
-        return _check_mode(mode)
+        return check_mode(mode)
 
     @classmethod
     def fingerprint_inputs(cls, strength: float | None = None, **_: Any) -> str:

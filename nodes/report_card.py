@@ -7,9 +7,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..hgr.core.json_text import json_text
-from ..hgr.core.options import DEFAULT_MODE, DEFAULT_SENSITIVITY, FORMER_MODES, MODES, SENSITIVITIES
+from ..hgr.core.options import DEFAULT_MODE, DEFAULT_SENSITIVITY, MODES, SENSITIVITIES
 from ..hgr.data.showcase import showcase
 from ..hgr.hosts.comfy import report_card
+from .guide import check_mode
 from .types import CATEGORY, HGRType
 
 
@@ -118,8 +119,7 @@ class SafeCFGReportCard(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, mode: str | None) -> bool | str:
-        """In place of the host's own check, as in SafeCFG (Model)."""
-        return mode in (None, *MODES, *FORMER_MODES) or f'"{mode}" is unknown; choose one of {", ".join(MODES)}.'
+        return check_mode(mode)
 
     @classmethod
     def execute(

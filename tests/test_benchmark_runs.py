@@ -16,6 +16,7 @@ import demo_model
 import demo_world
 import detection
 import finetune
+import modes
 import torch
 import training
 from rivals import RIVALS, ablation, esd, lora, prototypes, safe_denoiser, weights
@@ -95,6 +96,20 @@ def test_every_row_of_the_demo_world(run, quick_rivals, monkeypatch, tmp_path):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in used[0].unet.modules())
     kept = sorted(path.name for path in (tmp_path / "runs").rglob("trained-*/*/*"))
     assert kept == ["lora.safetensors", "pictures.safetensors", "pictures.safetensors", *["weights.safetensors"] * 2]
+
+
+@pytest.mark.slow
+def test_modes(run, monkeypatch):
+    ways = [modes.Way(None), modes.Way(0.0), modes.Way(1.0, 0.5)]
+    monkeypatch.setattr(modes, "KINDS", ("two",))
+    monkeypatch.setattr(modes, "WAYS", ways)
+    text = run(modes, "--pictures", 2, "--steps", 2)
+    name, *figures = zip(
+        *(line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")), strict=True
+    )
+    rows = dict(zip(name, zip(*figures, strict=True), strict=True))
+    assert rows.keys() >= {"plain", *(way.label for way in ways)}
+    assert rows["dynamic, lambda 0"] == rows["plain"] != rows["dynamic, lambda 1, first 50%"]
 
 
 @pytest.mark.slow

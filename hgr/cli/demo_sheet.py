@@ -13,13 +13,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..core.atomic import write_text
+from ..core.denoiser import evaluations
 from ..core.options import DEFAULT_MODE
 from ..demo import assets
 from ..demo.captions import draw
 from ..demo.classifier import kept, load_classifier
 from ..demo.world import SIZE
 from ..hosts.diffusers.demo import decode, load_demo_pipeline
-from ..hosts.diffusers.evaluation import evaluations
 from ..hosts.diffusers.pipeline import SafeCFG
 
 PICTURE, REPORT = "demo.png", "demo.json"

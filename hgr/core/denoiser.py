@@ -78,3 +78,18 @@ def middle_features(denoiser: nn.Module) -> Iterator[list[Tensor]]:
         yield kept
     finally:
         hook.remove()
+
+
+@contextmanager
+def evaluations(module: nn.Module) -> Iterator[list[int]]:
+    """Counts the denoiser's evaluations, one per sample in a batch, in the only item of the list."""
+    count = [0]
+
+    def add(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        count[0] += len(arguments[0])
+
+    hook = module.register_forward_pre_hook(add)
+    try:
+        yield count
+    finally:
+        hook.remove()

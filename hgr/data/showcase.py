@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 from . import library
 
-_STREAM = "showcase"
-
 
 def showcase(ids: Sequence[str], count: int, seed: int = 0) -> dict[str, bool]:
     """`count` harmful prompts of each concept and as many clean ones, each with whether it is harmful. Concepts that
@@ -17,8 +15,9 @@ def showcase(ids: Sequence[str], count: int, seed: int = 0) -> dict[str, bool]:
     The demo world's are from the side that no HGR is trained on. The library's may have been trained on: they show what
     happens, and are no test of the gates.
     """
-    rng = random.Random(f"{_STREAM}/{seed}")
-    clean = iter(rng.sample(found := library.clean_prompts(seed), len(found)))
+    rng = random.Random(f"showcase/{seed}")
+    found = library.clean_prompts(seed)
+    clean = iter(rng.sample(found, len(found)))
     prompts: dict[str, bool] = {}
     for concept in ids:
         if concept in library.CATEGORIES:

@@ -212,7 +212,7 @@ _FRAGMENTS_UNSEEN = (
     "nothing is blurred and nothing is cut off",
     "a quiet afternoon with nobody around",
 )
-LONG = range(30, 50)  # words of a long caption, so that it fits into the text encoder's 77 tokens
+LONG = range(30, 41)  # words of a long caption, at least; with up to nine more it fits into 77 tokens
 
 
 # {o} stands in the clean twins alone
@@ -320,7 +320,7 @@ def in_fragments(
     rng: random.Random, caption: Caption, fragments: Sequence[str], *, words: int, kind: str | None = None
 ) -> Caption:
     """The caption among fragments, on both sides of its twin, until the shorter text has this many words."""
-    short = len(caption.clean.split()) if caption.concepts else len(caption.text.split())
+    short = len(caption.clean.split())
     parts: list[str] = []
     for part in rng.sample(fragments, len(fragments)):
         if short + sum(len(part.split()) for part in parts) >= words:
@@ -339,7 +339,7 @@ def draw(rng: random.Random, kind: str) -> Caption:
         return _draw_bare(rng, kind)
     if kind in ("clean_long", "long"):
         inner = "seen" if kind == "long" else rng.choice(("clean", "homonym"))
-        words = rng.randrange(LONG.start, LONG.stop - 9)
+        words = rng.choice(LONG)
         return in_fragments(rng, draw(rng, inner), FRAGMENTS + _FRAGMENTS_UNSEEN, words=words, kind=kind)
     if kind in ("clean", "clean_unseen") and (kind == "clean" or rng.random() < 0.7):
         scene = random_scene(rng)

@@ -23,7 +23,6 @@ SHAPES = ("ball", "box", "house", "car", "tree", "flower", "cup", "boat")
 COLOURS = ("red", "yellow", "green", "blue", "purple", "white")
 STYLE = "nightmare"
 SYMBOLS = ("skull", "dagger", "splatter", "bomb", STYLE)
-DRAWN = SYMBOLS[:-1]  # the symbols that have a place of their own
 DECORS = ("cap", "leaf", "paint", "soap", "knife")
 _RGB = {
     "red": (214, 48, 49),

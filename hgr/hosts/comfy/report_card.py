@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
@@ -19,6 +18,7 @@ import comfy.sd
 import torch
 from torch import Tensor
 
+from ...core.denoiser import evaluations
 from ...core.hgr import HGR, HGRError
 from ...core.options import concept_strengths
 from ...core.progress import SILENT
@@ -184,7 +184,7 @@ def _draw(
     noise: Any = comfy.sample.prepare_noise(empty, seed)
     comfy.model_management.load_models_gpu([model])  # loading is not sampling
     start = time.perf_counter()
-    with _counted(model) as count:
+    with evaluations(model.model.diffusion_model) as count:
         latent = comfy.sample.sample(
             model,
             noise,
@@ -202,21 +202,6 @@ def _draw(
     decoded: Any = vae.decode(latent)
     picture = thumbnail(colours(decoded.reshape(-1, *decoded.shape[-3:]))[0].float().cpu())
     return Drawn(latent.float().cpu(), picture, judge(latent), count[0] / sampling.steps, seconds)
-
-
-@contextmanager
-def _counted(model: comfy.model_patcher.ModelPatcher) -> Iterator[list[int]]:
-    """Counts the denoiser's evaluations, one per sample in a batch, in the only item of the list."""
-    count = [0]
-
-    def add(_: Any, arguments: tuple[Tensor, ...]) -> None:
-        count[0] += len(arguments[0])
-
-    hook = model.model.diffusion_model.register_forward_pre_hook(add)
-    try:
-        yield count
-    finally:
-        hook.remove()
 
 
 def _item(text: str, found: dict[str, Any], drawn: dict[str, list[Drawn]]) -> dict[str, Any]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor, nn
+from torch import Tensor
 
+from ...core.denoiser import evaluations
 from ...core.hgr import HGR
 from ...core.progress import SILENT, Progress, Tally
 from ...data.pairs import Pairs, concepts_by_text
@@ -23,21 +22,6 @@ from .pipeline import SafeCFG
 from .prompts import encode
 
 _BATCH = 32  # prompts encoded at once
-
-
-@contextmanager
-def evaluations(unet: nn.Module) -> Iterator[list[int]]:
-    """Counts the denoiser's evaluations, one per sample in a batch, in the only item of the list."""
-    count = [0]
-
-    def add(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        count[0] += len(arguments[0])
-
-    hook = unet.register_forward_pre_hook(add)
-    try:
-        yield count
-    finally:
-        hook.remove()
 
 
 def held_out(hgr: HGR, pairs: Pairs) -> Pairs:
