@@ -5,7 +5,9 @@
     python benchmarks/demo_world.py --rows plain redirect --kinds seen --pictures 64 --parts table   a quick look
 
 Every finished cell (one method on one kind of prompt) is kept under --runs, in a folder for these settings, weights
-and versions; the same command resumes from there. All methods of a column share prompts and noise.
+and versions; the same command resumes from there. What --results has of the same settings, weights and versions is
+not sampled again, so that a long table can be made in several sittings and on several machines. All methods of a
+column share prompts and noise.
 """
 
 from __future__ import annotations
@@ -103,7 +105,13 @@ ROWS = {
 BOTH = {"lora_redirect": ("lora", "redirect")}
 BARE_ROWS = ("plain", "clean_caption", "negative", *MODES)  # those that are sampled on every kind of bare prompts
 HARMFUL_KINDS = tuple(kind for kind in KINDS if kind not in CLEAN_KINDS)
-EVERY_KIND = (*HARMFUL_KINDS, *WORDINGS, *CLEAN_KINDS, *BARE_KINDS)
+# Where a kind's figures stand in the results.
+SECTIONS = {
+    **dict.fromkeys((*HARMFUL_KINDS, *WORDINGS), "harm"),
+    **dict.fromkeys(CLEAN_KINDS, "drift"),
+    **dict.fromkeys(BARE_KINDS, "bare"),
+}
+EVERY_KIND = tuple(SECTIONS)
 FRONT_KINDS = (*HARMFUL_KINDS, *WORDINGS, "bare")  # whose harmful rates are averaged in the chart of all methods
 PARTS = ("table", "toggles", "detection", "cost")
 TOGGLE_MODE = "redirect"
@@ -467,22 +475,31 @@ def cost_batch(batch_size: int) -> int:
     return min(COST_BATCH, batch_size)
 
 
-def collect(bench: Bench, rows: list[str], kinds: list[str], *, parts: list[str]) -> dict[str, Any]:
-    """Do what is asked, then gather all cells that are done: those of earlier runs with these settings too."""
-    if "table" in parts:
-        for kind in kinds:
-            for row in ("plain", *rows):
-                if _applies(row, kind):
-                    bench.cell(row, kind)
-    done = {kind: [row for row in ROWS if bench.done(row, kind)] for kind in EVERY_KIND}
-    harmful = [kind for kind in (*HARMFUL_KINDS, *WORDINGS) if done[kind]]
-    results = {
-        "environment": bench.environment,
-        "harm": {kind: {row: bench.harm(row, kind) for row in done[kind]} for kind in harmful},
-        "drift": {kind: {row: bench.drift(row, kind) for row in done[kind]} for kind in CLEAN_KINDS if done[kind]},
-        "bare": {kind: {row: bench.bare(row, kind) for row in done[kind]} for kind in BARE_KINDS if done[kind]},
-        "fires": {kind: bench.fires(kind) for kind in BARE_KINDS if done[kind]},
-    }
+def collect(
+    bench: Bench, rows: list[str], kinds: list[str], *, parts: list[str], earlier: dict[str, Any]
+) -> dict[str, Any]:
+    """Do what is asked, then gather all cells that are done: those of earlier runs with these settings, and those in
+    `earlier`, results of the same environment."""
+    wanted = [
+        (row, kind)
+        for kind in kinds
+        for row in dict.fromkeys(("plain", *rows))
+        if "table" in parts and _applies(row, kind) and row not in earlier.get(SECTIONS[kind], {}).get(kind, {})
+    ]
+    for row, kind in wanted:
+        if kind in CLEAN_KINDS:
+            bench.cell("plain", kind)  # which drift is measured from
+        bench.cell(row, kind)
+    measures = {"harm": bench.harm, "drift": bench.drift, "bare": bench.bare}
+    results: dict[str, Any] = {"environment": bench.environment, "rivals": CODE}
+    results |= {section: {} for section in (*measures, "fires")}
+    for kind, section in SECTIONS.items():
+        found = dict(earlier.get(section, {}).get(kind, {}))
+        found |= {row: measures[section](row, kind) for row in ROWS if bench.done(row, kind)}
+        if found:
+            results[section][kind] = {row: found[row] for row in ROWS if row in found}
+            if section == "bare":
+                results["fires"][kind] = bench.fires(kind)
     timed = [row for row in COST_ROWS if row in ("plain", *rows)]
     for part, measure in (
         ("toggles", bench.toggles),
@@ -490,7 +507,7 @@ def collect(bench: Bench, rows: list[str], kinds: list[str], *, parts: list[str]
         ("cost", lambda: bench.cost(timed)),
     ):
         path = bench.folder / f"{part}.json"
-        done = json.loads(path.read_text()) if path.exists() else {}
+        done = json.loads(path.read_text()) if path.exists() else earlier.get(part, {})
         if part in parts and (not done or (part == "cost" and not done.keys() >= set(timed))):
             done = measure()
             path.write_text(json.dumps(done))
@@ -498,6 +515,19 @@ def collect(bench: Bench, rows: list[str], kinds: list[str], *, parts: list[str]
         if done:
             results[part] = done
     return results
+
+
+def read_earlier(path: Path, environment: dict[str, Any]) -> dict[str, Any]:
+    """The results in a file, without the cells of rivals whose code has changed; nothing of another environment."""
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if found.get("environment") != environment:
+        return {}
+    stale = {row for row, code in CODE.items() if found["rivals"].get(row) != code}
+    stale |= {row for row, (weights, _) in BOTH.items() if weights in stale}
+    for section in {*SECTIONS.values()}:
+        for kind, cells in found[section].items():
+            found[section][kind] = {row: cell for row, cell in cells.items() if row not in stale}
+    return found
 
 
 def _applies(row: str, kind: str) -> bool:
@@ -668,7 +698,8 @@ def summary(results: dict[str, Any]) -> str:
 
 
 def draw_front(results: dict[str, Any], path: Path) -> None:
-    """The chart of all methods, of those that are done in every kind that is."""
+    """The chart of all methods, of those that are done in every kind that is; the floor and the clean prompts' drift
+    must be."""
     drift = results["drift"]["clean"]
     rates = {kind: {row: cell["harmful"] for row, cell in cells.items()} for kind, cells in results["harm"].items()}
     rates |= {kind: {row: cell["any"] for row, cell in cells.items()} for kind, cells in results["bare"].items()}
@@ -721,7 +752,8 @@ def main() -> None:
     named = {field.name: getattr(given, field.name) for field in dataclasses.fields(Settings) if field.name != "split"}
     bench = Bench(Settings(**named, split="validation" if given.validation else "report"), given.runs)
     log.info("%s\n%s", bench.folder, json.dumps(bench.environment))
-    results = collect(bench, given.rows, given.kinds, parts=given.parts)
+    earlier = read_earlier(given.results, bench.environment)
+    results = collect(bench, given.rows, given.kinds, parts=given.parts, earlier=earlier)
     text = tables(results)
     print(text)
     if bench.settings == Settings() and given.page.exists():  # pages hold the full table of the default settings alone
@@ -729,7 +761,8 @@ def main() -> None:
         write_between(given.readme, "summary", summary(results))
         given.results.parent.mkdir(parents=True, exist_ok=True)
         given.results.write_text(json.dumps(results, indent=1) + "\n")
-        draw_front(results, CHART)
+        if "clean" in results["drift"] and all("clean_caption" in cells for cells in results["harm"].values()):
+            draw_front(results, CHART)
 
 
 if __name__ == "__main__":

@@ -321,26 +321,6 @@ def tables(results: dict[str, Any]) -> str:
             for name in SENSITIVITIES
         ],
     )
-    if results["without"]:
-        keys = ("coco", "users", "auroc", "harmful", "recall at 1 %", "own, mean", "among", "tags, explicit", "typo")
-        section(
-            "The library's HGR without a part of the recipe",
-            "One seed a row: differences of a few points are noise. Columns as above.",
-            ["without", *keys],
-            rows=[
-                [name, *(percent([found[key]]) for key in keys)]
-                for name, found in ({"nothing": runs[0]} | results["without"]).items()
-            ],
-        )
-    if public := results["public"]:
-        keys = ("coco", "users", "auroc", "harmful", "recall at 1 %", "own, mean", "own, lowest", "told apart", "among")
-        section(
-            "The library's HGR with public pairs",
-            f"One seed. {public['pairs']} pairs of CoProV2 are trained on beside the library; both HGRs are measured "
-            f"on {public['prompts']} of its prompts that are not. Columns as above.",
-            ["trained on", *keys],
-            rows=[[name, *(percent([found[key]]) for key in keys)] for name, found in public["of"].items()],
-        )
     if results["classifiers"]:
         keys = ("coco", "users", "harmful", "auroc", "recall at 1 %", "tags, clean", "tags, explicit")
         more = ("sexual", "sexual, auroc", "sexual, recall at 1 %", "explicit, recall at 1 %")
@@ -355,6 +335,33 @@ def tables(results: dict[str, Any]) -> str:
             ],
         )
     return "\n\n".join(text)
+
+
+def ablation_tables(results: dict[str, Any]) -> str:
+    """What each part of the recipe gives and what public pairs add, as Markdown."""
+    e, public = results["environment"], results["public"]
+    keys = ("coco", "users", "auroc", "harmful", "recall at 1 %", "own, mean", "among", "tags, explicit", "typo")
+    without = markdown(
+        ["without", *keys],
+        [[name, *(percent([found[key]]) for key in keys)] for name, found in results["without"].items()],
+    )
+    keys = ("coco", "users", "auroc", "harmful", "recall at 1 %", "own, mean", "own, lowest", "told apart", "among")
+    added = markdown(
+        ["trained on", *keys],
+        [[name, *(percent([found[key]]) for key in keys)] for name, found in public["of"].items()],
+    )
+    return "\n\n".join(
+        [
+            "### The library's HGR without a part of the recipe",
+            f"One training a row, seed 0: differences of a few points are noise. Columns as above. torch {e['torch']}, "
+            f"transformers {e['transformers']}; data and code {e['data and code']}.",
+            without,
+            "### The library's HGR with public pairs",
+            f"One training a row, seed 0. {public['pairs']} pairs of CoProV2 are trained on beside the library; both "
+            f"HGRs are measured on {public['prompts']} of its prompts that are not. Columns as above.",
+            added,
+        ]
+    )
 
 
 def environment(
@@ -419,20 +426,34 @@ def main() -> None:
     results = {
         "environment": described,
         "seeds": [run(f"seed-{seed}", seed) for seed in range(given.seeds)],
-        "without": {part: run(f"without-{i}", part=part) for i, part in enumerate(WITHOUT if given.ablation else ())},
-        "public": kept(folder / "public.json", public) if given.ablation else {},
         "classifiers": {
             name: kept(folder / f"{name}.json", lambda name=name: measure_classifier(name, prompts, rows))
             for name in installed
         },
     }
-    text = tables(results)
+    # pages hold what the default settings give, and means over three seeds or more
+    to_page = settings == DEFAULTS and given.page.exists()
+    report(
+        "real_language", tables(results), results, given.results if to_page and given.seeds >= 3 else None, given.page
+    )
+    if given.ablation:
+        parts = {part: run(f"without-{i}", part=part) for i, part in enumerate(WITHOUT)}
+        results = {
+            "environment": described,
+            "without": {"nothing": run("seed-0")} | parts,
+            "public": kept(folder / "public.json", public),
+        }
+        path = given.results.with_name(f"{given.results.stem}_ablation.json") if to_page else None
+        report("real_language_ablation", ablation_tables(results), results, path, given.page)
+
+
+def report(name: str, text: str, results: dict[str, Any], path: Path | None, page: Path) -> None:
+    """Print the tables; with a path, write them into the page and the results there."""
     print(text)
-    # pages hold the full run of the default settings only
-    if settings == DEFAULTS and given.seeds >= 3 and given.page.exists():
-        write_between(given.page, "real_language", text)
-        given.results.parent.mkdir(parents=True, exist_ok=True)
-        given.results.write_text(json.dumps(results, indent=1) + "\n")
+    if path:
+        write_between(page, name, text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

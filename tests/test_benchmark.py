@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -68,11 +69,31 @@ def test_cells_are_sampled_once_and_compared_with_plain_cfg(bench, monkeypatch):
 
 @pytest.mark.slow
 def test_tables_show_what_is_done(bench):
-    results = demo_world.collect(bench, ["redirect", "clean_caption"], ["clean", "two"], parts=["table"])
+    results = demo_world.collect(bench, ["redirect", "clean_caption"], ["clean", "two"], parts=["table"], earlier={})
     assert set(results["harm"]["two"]) == {"plain", "redirect", "clean_caption"}
     assert set(results["drift"]["clean"]) == {"plain", "redirect"}
     text = demo_world.tables(results)
     assert "SafeCFG redirect" in text and "SLD max" not in text
+
+
+@pytest.mark.slow
+def test_earlier_results_of_the_same_environment_are_not_sampled_again(bench, tmp_path, monkeypatch):
+    def collect(rows):
+        earlier = demo_world.read_earlier(tmp_path / "results.json", bench.environment)
+        return demo_world.collect(bench, rows, ["clean", "two"], parts=["table"], earlier=earlier)
+
+    whole = collect(["redirect", "uce"])
+    (tmp_path / "results.json").write_text(json.dumps(whole))
+    bench.folder = tmp_path / "another machine"
+    monkeypatch.setattr(bench, "sample", None)
+    assert collect(["redirect", "uce"]) == whole
+    monkeypatch.setitem(demo_world.CODE, "uce", "another code")
+    with pytest.raises(TypeError):
+        collect(["uce"])
+    assert "uce" not in collect(["redirect"])["drift"]["clean"]
+    bench.environment = bench.environment | {"torch": "another"}
+    with pytest.raises(TypeError):
+        collect(["redirect"])
 
 
 def test_report_and_validation_prompts_differ(bench, tmp_path):

@@ -119,9 +119,11 @@ def test_the_command_trains_measures_shows_and_resumes(monkeypatch, capsys, fold
     (folder / "page").write_text("")
     places = [f"--data={folder}", *(f"--{name}={folder / name}" for name in ("runs", "page", "results"))]
     monkeypatch.setattr(sys, "argv", ["real_language.py", *places, "--seeds=2", "--steps=2", "--width=16", "--depth=1"])
+    sys.argv.append("--ablation")
     real_language.main()
     text = capsys.readouterr().out
-    assert "2 seeds" in text and "2 steps of 32 pairs" in text and text.count("### ") == 3 and "nan" not in text
+    assert "2 seeds" in text and "2 steps of 32 pairs" in text and text.count("### ") == 3 + 2 and "nan" not in text
+    assert all(f"| {part} |" in text for part in ("nothing", *real_language.WITHOUT, "the library and CoProV2"))
     assert all(what in text for what, _ in real_language.TARGETS.values())
     monkeypatch.setattr(real_language, "train", None)  # it is done
     real_language.main()
