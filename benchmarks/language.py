@@ -18,7 +18,7 @@ import random
 import re
 import string
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -217,14 +217,6 @@ def run_folder(runs: Path, environment: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     log.info("%s\n%s", folder, json.dumps(environment))
     return folder
-
-
-def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What was measured before, or is measured now."""
-    if not path.exists():
-        path.write_text(json.dumps(make()))
-        log.info("%s: done", path.stem)
-    return json.loads(path.read_text())
 
 
 def share(flags: Tensor) -> float:

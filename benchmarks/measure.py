@@ -1,12 +1,18 @@
-"""The benchmarks' statistics: rates and means with 95 % intervals, distances between sets, ranking of scores."""
+"""What benchmarks share: rates and means with 95 % intervals, distances between sets, results in files and tables."""
 
 from __future__ import annotations
 
+import json
+import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+
+log = logging.getLogger("benchmark")
 
 _Z = 1.96
 
@@ -36,6 +42,14 @@ def frechet(a: Tensor, b: Tensor) -> float:
     root = torch.linalg.eigvals(first @ second).real.clamp(min=0).sqrt().sum()
     distance = (a.mean(0) - b.mean(0)).square().sum() + first.trace() + second.trace() - 2 * root
     return max(0.0, distance.item())
+
+
+def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What was measured before, or is measured now."""
+    if not path.exists():
+        path.write_text(json.dumps(make()))
+        log.info("%s: done", path.stem)
+    return json.loads(path.read_text())
 
 
 def with_interval(cell: dict[str, float]) -> str:

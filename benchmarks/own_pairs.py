@@ -41,7 +41,6 @@ from language import (
     StepLog,
     attack,
     categories,
-    kept,
     log,
     noisy_or,
     options,
@@ -50,7 +49,7 @@ from language import (
     score,
     share,
 )
-from measure import markdown, write_between
+from measure import markdown, once, write_between
 from torch import Tensor
 
 from hgr.core import file
@@ -417,7 +416,7 @@ def main() -> None:
         def run(fold: int = fold) -> dict[str, Any]:
             return run_fold(encoder, rows, captions, fold=fold, settings=settings, folder=folder)
 
-        folds.append(kept(folder / f"fold-{fold}.json", run))
+        folds.append(once(folder / f"fold-{fold}.json", run))
     results = {"environment": described, "folds": folds}
     text = tables(results)
     print(text)

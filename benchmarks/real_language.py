@@ -37,7 +37,6 @@ from language import (
     Row,
     StepLog,
     attack,
-    kept,
     log,
     options,
     read,
@@ -46,7 +45,7 @@ from language import (
     score,
     share,
 )
-from measure import markdown, write_between
+from measure import markdown, once, write_between
 from own_pairs import split, to_pairs
 from torch import Tensor
 
@@ -406,7 +405,7 @@ def main() -> None:
             hgr = train(encoder, dataclasses.replace(settings, seed=seed), folder / f"{name}.safetensors", part=part)
             return measure(hgr, encoder, prompts, rows=rows)
 
-        return kept(folder / f"{name}.json", make)
+        return once(folder / f"{name}.json", make)
 
     def public() -> dict[str, Any]:
         unseen, own = gather(given.data, held_out=True)
@@ -427,7 +426,7 @@ def main() -> None:
         "environment": described,
         "seeds": [run(f"seed-{seed}", seed) for seed in range(given.seeds)],
         "classifiers": {
-            name: kept(folder / f"{name}.json", lambda name=name: measure_classifier(name, prompts, rows))
+            name: once(folder / f"{name}.json", lambda name=name: measure_classifier(name, prompts, rows))
             for name in installed
         },
     }
@@ -441,7 +440,7 @@ def main() -> None:
         results = {
             "environment": described,
             "without": {"nothing": run("seed-0")} | parts,
-            "public": kept(folder / "public.json", public),
+            "public": once(folder / "public.json", public),
         }
         path = given.results.with_name(f"{given.results.stem}_ablation.json") if to_page else None
         report("real_language_ablation", ablation_tables(results), results, path, given.page)
