@@ -14,13 +14,14 @@ from ...core.prompt import Encode, Prompt
 # What `encode_prompt` returns, by the beginning of the pipeline's class name. A pipeline with a UNet returns the first.
 _BOTH = ("features", "negative", "pooled", "negative_pooled")
 _MASKED = ("features", "mask", "negative", "negative_mask")
+_CYCLED = ("features", "cycled_mask", "negative", "negative_mask")  # copies of a prompt are not side by side in the mask
 _RETURNED = {
     "StableDiffusion": _BOTH,
     "Wan": _BOTH,
     "Flux(?!2)": ("features", "pooled", "text_ids"),
     "QwenImage(?!2)": ("features", "mask"),
     "PixArt": _MASKED,
-    "Sana": _MASKED,
+    "Sana": _CYCLED,
 }
 SERVED = "Stable Diffusion 1.x to 3.x and XL, Flux.1, Qwen-Image, PixArt, Sana, Wan"
 
@@ -39,10 +40,13 @@ def check_pipeline(pipe: object) -> None:
         raise TypeError(f"{kind}: its text encoder also reads a picture. SafeCFG serves encoders that read only text.")
 
 
-def read(pipe: object, encoded: tuple[Any, ...]) -> tuple[Prompt, bool]:
-    """The positive prompt in the output of `encode_prompt`, and whether there is a negative one too."""
+def read(pipe: object, encoded: tuple[Any, ...], copies: int = 1) -> tuple[Prompt, bool]:
+    """The positive prompt in the output of `encode_prompt`, and whether there is a negative one too. copies: how many
+    rows each prompt has."""
     parts = dict(zip(_returned(pipe) or (), encoded, strict=False))
     features, mask = parts["features"], parts.get("mask")
+    if "cycled_mask" in parts:
+        mask = parts["cycled_mask"].unflatten(0, (copies, -1)).transpose(0, 1).flatten(0, 1)
     if mask is None:  # where there is none, zeros are padding (Wan; SD 3 without T5)
         given = features.any(-1)
         mask = given if given.any(1).all() and not given.all() else None

@@ -93,7 +93,7 @@ class SafeSampling:
         if self.prompt is not None:  # Flux and Qwen-Image encode the negative prompt after the positive one
             self.guided = True
             return encoded
-        written, self.guided = read(self.pipe, encoded)
+        written, self.guided = read(self.pipe, encoded, kwargs.get("num_images_per_prompt", 1))
         found = self.redirect(written)
         (self.moved,) = (found.harm > 0).nonzero(as_tuple=True)
         self.harm = found.harm[self.moved]
