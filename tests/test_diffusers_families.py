@@ -15,7 +15,7 @@ from hgr.core.hgr import HGR, Concept, Encoder
 from hgr.core.network import HGRNetwork
 from hgr.core.options import MODES
 from hgr.hosts.diffusers.pipeline import SafeCFG
-from hgr.hosts.diffusers.prompts import encode
+from hgr.hosts.diffusers.prompts import encode, room
 
 CLEAN, HARMFUL = "a red ball in a meadow", "a red ball and a skull in a meadow"
 STEPS = 4
@@ -101,7 +101,7 @@ def rows(pipe, call, prompts, name="", **options) -> int:
 def test_in_a_batch_clean_prompts_are_bit_identical_and_harmful_ones_move(family, mode, window):
     name, pipe, hgr = family
     prompts = [CLEAN, HARMFUL]
-    copies = {"num_videos_per_prompt" if name == "wan" else "num_images_per_prompt": 1 if name == "qwen" else 2}
+    copies = {"num_videos_per_prompt" if name == "wan" else "num_images_per_prompt": 2}
     plain = sample(pipe, prompts, name, **copies)
     options = dict(mode=mode, start_percent=window[0], end_percent=window[1])
     guided = sample(SafeCFG(pipe, hgr), prompts, name, **copies, **options)
@@ -214,11 +214,18 @@ def test_features_that_a_callback_changes_are_an_error_and_not_silence(families)
         sample(SafeCFG(pipe, hgr), HARMFUL, "sd3", mode="dynamic", **options)
 
 
-def test_an_encoder_that_reads_pictures_too_is_an_error(families):
+def test_a_long_prompt_is_judged_in_parts_that_the_pipeline_reads(families, monkeypatch):
+    pipe, _ = families("pixart")
+    assert room(pipe) == 75
+    monkeypatch.setattr(pipe.tokenizer, "model_max_length", 10**30)  # T5's names no limit of its own
+    assert room(pipe) == 298
+
+
+def test_a_pipeline_whose_encoder_reads_pictures_too_is_an_error(families):
     from diffusers import QwenImageEditPipeline
 
     pipe, hgr = families("qwen")
-    with pytest.raises(TypeError, match="QwenImageEditPipeline: its text encoder also reads a picture"):
+    with pytest.raises(TypeError, match="QwenImageEditPipeline: SafeCFG serves"):
         SafeCFG(QwenImageEditPipeline(**pipe.components, processor=None), hgr)
 
 

@@ -322,12 +322,7 @@ def test_an_hgr_for_each_family_guides_its_model(models, few, family, losses, tm
     # three steps teach the gates nothing: they are opened by hand
     safe.hgr.concepts[:] = [dataclasses.replace(concept, scale=0.0, bias=5.0) for concept in safe.hgr.concepts]
     plain, guided = (
-        call(
-            "a skull",
-            num_inference_steps=2,
-            output_type="latent",
-            generator=torch.Generator().manual_seed(0),
-        ).images
+        call("a skull", num_inference_steps=2, output_type="latent", generator=torch.Generator().manual_seed(0)).images
         for call in (pipe, safe)
     )
     assert guided.isfinite().all() and not torch.equal(plain, guided)

@@ -96,9 +96,9 @@ def _transformer(kind: str, demo: StableDiffusionPipeline, **parts) -> diffusers
     return made
 
 
-def _autoencoder() -> diffusers.AutoencoderKL:
+def _autoencoder(channels: int = 4) -> diffusers.AutoencoderKL:
     return diffusers.AutoencoderKL(
-        latent_channels=4,
+        latent_channels=channels,
         block_out_channels=(8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -121,20 +121,20 @@ def sd3(demo: StableDiffusionPipeline) -> diffusers.StableDiffusion3Pipeline:
     transformer = diffusers.SD3Transformer2DModel(
         sample_size=8,
         patch_size=1,
-        in_channels=4,
+        in_channels=16,
         num_layers=2,
         attention_head_dim=16,
         num_attention_heads=2,
         joint_attention_dim=32,
         caption_projection_dim=32,
         pooled_projection_dim=32,
-        out_channels=4,
+        out_channels=16,
     )
     return _transformer(
         "StableDiffusion3Pipeline",
         demo,
         transformer=transformer,
-        vae=_autoencoder(),
+        vae=_autoencoder(16),
         text_encoder=CLIPTextModelWithProjection(config),
         text_encoder_2=CLIPTextModelWithProjection(config),
         text_encoder_3=_t5(demo),
@@ -279,13 +279,13 @@ def wan(demo: StableDiffusionPipeline) -> diffusers.WanPipeline:
         demo,
         transformer=transformer(),
         transformer_2=transformer(),
-        vae=None,
+        vae=diffusers.AutoencoderKLWan(base_dim=4, z_dim=16, num_res_blocks=1),
         text_encoder=_t5(demo, "UMT5"),
         boundary_ratio=0.6,
     )
 
 
-def save(pipe: StableDiffusionPipeline, folder: Path, name: str) -> None:
+def save(pipe: diffusers.DiffusionPipeline, folder: Path, name: str) -> None:
     """Write a model as the folder `name`, and beside it an untrained HGR with one concept that is in every prompt but
     the empty one, and one that is in none."""
     pipe.save_pretrained(folder / name)

@@ -77,7 +77,9 @@ def _sample(given: argparse.Namespace) -> None:
 
 
 def _check(given: argparse.Namespace) -> None:
-    check_ranges(given, strength=STRENGTH, steps=STEPS, seed=SEEDS, **({} if given.cfg is None else {"cfg": CFG}))
+    check_ranges(given, strength=STRENGTH, steps=STEPS, seed=SEEDS)
+    if given.cfg is not None:
+        check_ranges(given, cfg=CFG)
     if given.output.suffix.lower() not in FORMATS:
         raise ValueError(f"--output {excerpt(given.output)}: the name of a picture must end in {', '.join(FORMATS)}.")
     for name in ("prompt", "negative"):

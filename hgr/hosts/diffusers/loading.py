@@ -60,9 +60,7 @@ def load_pipeline(
         warnings.simplefilter("ignore", FutureWarning)  # new releases call it dtype; old ones only know torch_dtype
         # a UNet's folder may name the pipeline of another task, e.g. inpainting
         loader = AutoPipelineForText2Image if unet else DiffusionPipeline
-        pipe = loader.from_pretrained(
-            model, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **options
-        )
+        pipe = loader.from_pretrained(model, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **options)
     return pipe.to(device)
 
 

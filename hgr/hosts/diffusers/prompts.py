@@ -12,16 +12,16 @@ from diffusers import DiffusionPipeline
 from ...core.prompt import Encode, Prompt
 
 # What `encode_prompt` returns, by the beginning of the pipeline's class name. A pipeline with a UNet returns the first.
+# A cycled mask has its rows in another order than the features: all prompts in turn, as often as each has copies.
 _BOTH = ("features", "negative", "pooled", "negative_pooled")
 _MASKED = ("features", "mask", "negative", "negative_mask")
-_CYCLED = ("features", "cycled_mask", "negative", "negative_mask")  # copies of a prompt are not side by side in the mask
 _RETURNED = {
     "StableDiffusion": _BOTH,
     "Wan": _BOTH,
     "Flux(?!2)": ("features", "pooled", "text_ids"),
-    "QwenImage(?!2)": ("features", "mask"),
+    "QwenImage(?!2|Edit)": ("features", "cycled_mask"),
     "PixArt": _MASKED,
-    "Sana": _CYCLED,
+    "Sana": ("features", "cycled_mask", "negative", "negative_mask"),
 }
 SERVED = "Stable Diffusion 1.x to 3.x and XL, Flux.1, Qwen-Image, PixArt, Sana, Wan"
 
@@ -33,11 +33,9 @@ def returned(kind: str, *, unet: bool) -> tuple[str, ...] | None:
 
 def check_pipeline(pipe: object) -> None:
     """Raise TypeError for a pipeline whose prompts SafeCFG cannot read."""
-    kind, takes = type(pipe).__name__, _parameters(getattr(pipe, "encode_prompt", None))
-    if not takes or not (hasattr(pipe, "unet") or hasattr(pipe, "transformer")) or _returned(pipe) is None:
-        raise TypeError(f"{kind}: SafeCFG serves pipelines of {SERVED}. For other models, use ComfyUI.")
-    if "image" in takes:
-        raise TypeError(f"{kind}: its text encoder also reads a picture. SafeCFG serves encoders that read only text.")
+    samples = hasattr(pipe, "unet") or hasattr(pipe, "transformer")
+    if not (samples and hasattr(pipe, "encode_prompt") and _returned(pipe)):
+        raise TypeError(f"{type(pipe).__name__}: SafeCFG serves pipelines of {SERVED}. For other models, use ComfyUI.")
 
 
 def read(pipe: object, encoded: tuple[Any, ...], copies: int = 1) -> tuple[Prompt, bool]:
@@ -45,8 +43,8 @@ def read(pipe: object, encoded: tuple[Any, ...], copies: int = 1) -> tuple[Promp
     rows each prompt has."""
     parts = dict(zip(_returned(pipe) or (), encoded, strict=False))
     features, mask = parts["features"], parts.get("mask")
-    if "cycled_mask" in parts:
-        mask = parts["cycled_mask"].unflatten(0, (copies, -1)).transpose(0, 1).flatten(0, 1)
+    if (cycled := parts.get("cycled_mask")) is not None:
+        mask = cycled.unflatten(0, (copies, -1)).transpose(0, 1).flatten(0, 1)
     if mask is None:  # where there is none, zeros are padding (Wan; SD 3 without T5)
         given = features.any(-1)
         mask = given if given.any(1).all() and not given.all() else None
@@ -93,4 +91,4 @@ def _returned(pipe: object) -> tuple[str, ...] | None:
 
 
 def _parameters(function: Any) -> dict[str, inspect.Parameter]:
-    return dict(inspect.signature(function).parameters) if function else {}
+    return dict(inspect.signature(function).parameters)

@@ -44,7 +44,7 @@ class SafeSampling:
 
     prompt: Prompt | None = None
     other: Prompt
-    moved: Tensor
+    moved = torch.empty(0, dtype=torch.long)
     harm: Tensor
     guided = False
     step = 0
@@ -74,6 +74,8 @@ class SafeSampling:
                 for handle in self._hooks():
                     stack.callback(handle.remove)
             yield
+        if self.prompt is None:
+            raise ValueError(f"{type(self.pipe).__name__} does not use its encode_prompt: SafeCFG read no prompt.")
 
     def _hooks(self) -> Iterator[Any]:
         if self.mode != "dynamic":  # ControlNets read the prompt too
