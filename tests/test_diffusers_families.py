@@ -118,7 +118,7 @@ def test_a_clean_prompt_alone_and_a_strength_of_0_are_plain(family):
         assert torch.equal(sample(pipe, HARMFUL, name), sample(off, HARMFUL, name, mode=mode))
 
 
-def test_the_denoiser_is_evaluated_once_more_only_for_what_dynamic_mixes(family):
+def test_the_denoiser_is_evaluated_once_more_only_for_what_dynamic_mixes(family, caplog):
     name, pipe, hgr = family
     safe = SafeCFG(pipe, hgr)
     assert rows(pipe, pipe, [HARMFUL, CLEAN], name) == rows(pipe, safe, [HARMFUL, CLEAN], name) == 4 * STEPS
@@ -126,6 +126,7 @@ def test_the_denoiser_is_evaluated_once_more_only_for_what_dynamic_mixes(family)
     assert rows(pipe, safe, CLEAN, name, mode="dynamic") == 2 * STEPS
     half = {"mode": "dynamic", "start_percent": 0.25, "end_percent": 0.75}
     assert rows(pipe, safe, HARMFUL, name, **half) == 2 * STEPS + STEPS // 2
+    assert "no effect" not in caplog.text
 
 
 def prediction(pipe, call, name, **options):

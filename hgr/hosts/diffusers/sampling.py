@@ -100,10 +100,6 @@ class SafeSampling:
         (self.moved,) = (found.harm > 0).nonzero(as_tuple=True)
         self.harm = found.harm[self.moved]
         if self.mode == "dynamic":
-            if not self.guided:
-                log.warning(
-                    'mode "dynamic" acts on the negative side, so it has no effect without one: use "redirect".'
-                )
             self.prompt, self.other = written, found.safe
             return encoded
         self.prompt, self.other = found.safe, written
@@ -116,6 +112,8 @@ class SafeSampling:
                 f"{type(self.pipe).__name__} does not give its denoiser the text features that it encoded, or a "
                 'callback changes them: use mode "redirect" without start_percent and end_percent.'
             )
+        if self.mode == "dynamic" and not self.guided and not self.step:
+            log.warning('mode "dynamic" acts on the negative side, so it has no effect without one: use "redirect".')
         self.found = False
         self.step += 1
         return self.next(*args, **kwargs)
