@@ -29,11 +29,11 @@ def loaded_once(demo_pipe, monkeypatch):
 
 @pytest.fixture(scope="session")
 def models(demo_pipe, tmp_path_factory):
-    """Folders in diffusers' layout by family, each with its HGR: `sdxl` and `sdxl.safetensors`, `sd2` and
-    `sd2.safetensors`. The HGR's second concept is in every prompt but the empty one, its first in none."""
+    """Folders in diffusers' layout by family, each with its HGR: `sdxl` and `sdxl.safetensors`, also `sd2`
+    and `sd3`. The HGR's second concept is in every prompt but the empty one, its first in none."""
     import tiny
 
     folder = tmp_path_factory.mktemp("models")
-    for name in ("sdxl", "sd2"):
+    for name in ("sdxl", "sd2", "sd3"):
         tiny.save(getattr(tiny, name)(demo_pipe), folder, name)
     return folder

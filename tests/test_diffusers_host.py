@@ -90,8 +90,8 @@ def test_prompt_embeds_are_redirected_too(pipe, safe):
 
 def test_off_is_plain_cfg(pipe, safe):
     plain = sample(pipe, HARMFUL)
-    for off in ({"strength": 0.0}, {"concepts": {"skull": 0, "bomb": 0}}):
-        assert torch.equal(plain, sample(safe, HARMFUL, **off)), off
+    assert torch.equal(plain, sample(SafeCFG(pipe, safe.hgr, strength=0.0), HARMFUL))
+    assert torch.equal(plain, sample(safe, HARMFUL, concepts={"skull": 0, "bomb": 0}))
 
 
 def test_concepts_as_mapping_and_as_json_are_the_same(safe):
@@ -154,7 +154,7 @@ def features_by_step(pipe, call, prompt, **options) -> list[torch.Tensor]:
 @pytest.mark.parametrize("scale", [7.5, 1.0])
 def test_the_window_bounds_the_steps(pipe, safe, start, end, expected, scale):
     options = {"guidance_scale": scale, "num_images_per_prompt": 2}
-    plain = features_by_step(pipe, safe, [HARMFUL, CLEAN], **options, strength=0.0, num_inference_steps=1)[0]
+    plain = features_by_step(pipe, pipe, [HARMFUL, CLEAN], **options, num_inference_steps=1)[0]
     guided = features_by_step(pipe, safe, [HARMFUL, CLEAN], **options, start_percent=start, end_percent=end)
     assert [not torch.equal(plain, features) for features in guided] == expected
     assert all(features.shape == plain.shape for features in guided)
@@ -221,13 +221,14 @@ def test_dynamic_is_cfg_with_the_unconditional_prediction_adjusted(request, mode
     """eps_u' = eps_u + h (eps(c) - eps(c_safe)), from runs of the pipeline's own; h is the strength here, in the first
     of the prompts."""
     pipe = request.getfixturevalue(model)
-    safe = SafeCFG(pipe, make_hgr(encode(pipe, [HARMFUL, CLEAN]), encode(pipe, [""])))
+    hgr = make_hgr(encode(pipe, [HARMFUL, CLEAN]), encode(pipe, [""]))
+    safe = SafeCFG(pipe, hgr, strength=strength)
 
     def first(call, **more):
         return guided_prediction(pipe, call, [HARMFUL, CLEAN], guidance_scale=scale, **more)
 
-    plain, redirected = first(pipe), first(safe, strength=strength)
-    dynamic = first(safe, mode="dynamic", strength=strength)
+    plain, redirected = first(pipe), first(safe)
+    dynamic = first(safe, mode="dynamic")
     # plain is u + w (c - u), redirected u + w (c_safe - u): their difference is w (c - c_safe)
     harm = torch.tensor([strength, 0.0]).reshape(2, 1, 1, 1)
     assert torch.allclose(dynamic, plain - (scale - 1) * harm * (plain - redirected) / scale, atol=1e-4)
@@ -295,13 +296,10 @@ def test_a_pipeline_with_rows_of_another_kind_is_an_error(pipe):
     "wrong",
     [
         {"mode": "other"},
-        {"strength": -1.0},
-        {"strength": float("nan")},
         {"concepts": "{"},
         {"start_percent": 0.5, "end_percent": 0.5},
         {"end_percent": 1.5},
         {"sensitivity": "any"},
-        {"start_percent": 0.2, "callback_on_step_end": lambda *a: {}},
     ],
 )
 def test_bad_arguments_are_errors(safe, wrong):
@@ -309,16 +307,27 @@ def test_bad_arguments_are_errors(safe, wrong):
         safe(CLEAN, **wrong)
 
 
+@pytest.mark.parametrize("wrong", [-1.0, float("nan")])
+def test_a_strength_out_of_range_is_an_error(pipe, safe, wrong):
+    with pytest.raises(ValueError, match="strength"):
+        SafeCFG(pipe, safe.hgr, strength=wrong)
+
+
+def test_a_strength_in_a_call_is_the_pipelines_and_this_one_has_none(safe):
+    with pytest.raises(TypeError, match=r"takes no strength; SafeCFG's is given to SafeCFG\(pipe, hgr\)"):
+        safe(CLEAN, strength=0.5)
+
+
 def test_another_encoder_and_another_pipeline_are_errors(pipe, safe):
     encoder = dataclasses.replace(safe.hgr.encoder, empty=-safe.hgr.encoder.empty)
     with pytest.raises(HGRError, match="another text encoder"):
         SafeCFG(pipe, HGR(safe.hgr.network, safe.hgr.concepts, encoder))(CLEAN)
-    from diffusers import StableDiffusionImg2ImgPipeline
+    from diffusers import DDPMPipeline
 
-    with pytest.raises(TypeError, match="object"):
+    with pytest.raises(TypeError, match="object: SafeCFG serves"):
         SafeCFG(object(), safe.hgr)
-    with pytest.raises(TypeError, match="Img2Img"):
-        SafeCFG(StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False), safe.hgr)
+    with pytest.raises(TypeError, match="DDPMPipeline: SafeCFG serves"):
+        SafeCFG(DDPMPipeline(pipe.unet, pipe.scheduler), safe.hgr)
 
 
 @pytest.fixture(scope="module")

@@ -53,8 +53,7 @@ EVERY_HOST_HAS = {"torch", "safetensors", "numpy", "einops", *sys.stdlib_module_
 GIVEN_ORDER = {
     ("hosts/comfy/demo.py", "__init__"),  # ComfyUI
     ("hosts/comfy/inside.py", "patch"),
-    ("hosts/diffusers/mixing.py", "__call__"),  # torch's forward hooks
-    ("hosts/diffusers/pipeline.py", "exchange"),  # diffusers' callback_on_step_end
+    ("hosts/diffusers/sampling.py", "_mix"),  # torch's forward hooks
     ("benchmarks/rivals/nag.py", "push"),  # torch's hooks
     ("demo/world.py", "ellipse"),  # coordinates
     ("demo/world.py", "box"),

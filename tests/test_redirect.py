@@ -96,6 +96,17 @@ def test_a_part_that_is_padding_alone_counts_as_clean():
         hgr.read(features, mask=torch.zeros_like(mask))
 
 
+def test_padding_says_nothing_about_the_encoder():
+    """Zeros behind a prompt may be far from an encoder's features."""
+    hgr = replace(small_hgr((20.0,)), encoder=replace(small_hgr().encoder, chunk=0, fixed_start=False))
+    hgr.network.mean.fill_(8.0)
+    features = 8 + torch.randn(1, 20, WIDTH, generator=torch.Generator().manual_seed(0))
+    features[:, 5:] = 0
+    assert hgr.read(features, mask=torch.arange(20)[None] < 5).gates.item() > 0.9
+    with pytest.raises(HGRError, match="another text encoder"):
+        hgr.read(features)
+
+
 def test_in_a_long_prompt_only_the_harmful_chunk_moves():
     c = prompt(chunks=2)
     hgr = split_hgr(c.reshape(2, CHUNK, WIDTH))

@@ -316,19 +316,14 @@ def test_an_hgr_for_each_family_guides_its_model(models, few, family, losses, tm
         tmp_path, "--model", models / family, "--file", few, *QUICK, "--steps", "3", "--losses", losses
     )
     assert code == 0
-    safe = SafeCFG(load_pipeline(models / family, torch.device("cpu")), output)
+    pipe = load_pipeline(models / family, torch.device("cpu"))
+    safe = SafeCFG(pipe, output)
     assert safe.hgr.network.pooled_dim == (32 if family == "sdxl" else 0) and safe.hgr.training["losses"] == losses
     # three steps teach the gates nothing: they are opened by hand
     safe.hgr.concepts[:] = [dataclasses.replace(concept, scale=0.0, bias=5.0) for concept in safe.hgr.concepts]
     plain, guided = (
-        safe(
-            "a skull",
-            strength=strength,
-            num_inference_steps=2,
-            output_type="latent",
-            generator=torch.Generator().manual_seed(0),
-        ).images
-        for strength in (0.0, 1.0)
+        call("a skull", num_inference_steps=2, output_type="latent", generator=torch.Generator().manual_seed(0)).images
+        for call in (pipe, safe)
     )
     assert guided.isfinite().all() and not torch.equal(plain, guided)
 
@@ -385,9 +380,12 @@ def test_half_precision_files_alone_are_found(models, tmp_path):
     assert pipe.unet.dtype == torch.float32 and pipe.components["safety_checker"] is None
     index = tmp_path / "half" / "model_index.json"
     index.write_text(
-        json.dumps({"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]})
+        json.dumps({"_class_name": "Flux2Pipeline", "transformer": ["diffusers", "Flux2Transformer2DModel"]})
     )
-    with pytest.raises(ValueError, match="FluxPipeline; only Stable Diffusion"):
+    with pytest.raises(ValueError, match="a Flux2Pipeline; SafeCFG serves Stable Diffusion"):
+        load_pipeline(tmp_path / "half", torch.device("cpu"))
+    index.write_text(index.read_text().replace("Flux2", "Flux"))
+    with pytest.raises(ValueError, match="a FluxPipeline without text_encoder and vae"):
         load_pipeline(tmp_path / "half", torch.device("cpu"))
 
 

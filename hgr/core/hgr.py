@@ -207,8 +207,9 @@ class HGR:
             probe = replace(probe, heads=tuple(muted(probe.heads)), hed=tuple(muted(probe.hed)))
         return replace(self, concepts=muted(self.concepts), probe=probe)
 
-    def check(self, features: Tensor, pooled: Tensor | None) -> None:
-        """Raise HGRError unless features (B, T, D) and pooled (B, P) come from the encoder this HGR was made for."""
+    def check(self, features: Tensor, pooled: Tensor | None, mask: Tensor | None = None) -> None:
+        """Raise HGRError unless features (B, T, D) and pooled (B, P) come from the encoder this HGR was made for. mask
+        (B, T): as for `read`; padding says nothing about the encoder."""
         net, name, family = self.network, self.name, self.encoder.family
         if features.dim() != 3 or features.shape[-1] != net.text_dim:
             raise HGRError(
@@ -224,15 +225,16 @@ class HGR:
         x = features.float()
         if not torch.isfinite(x).all():
             raise HGRError("the prompt's text features hold NaN or infinity: the text encoder is broken, not the HGR.")
-        x = x[is_given(x)]
-        if not len(x):
+        given = is_given(x)
+        tokens = x[given[:, None] & (torch.ones_like(x[..., 0]) if mask is None else mask.to(x.device)).bool()]
+        if not len(tokens):
             return
         if self.encoder.fixed_start:
             first = self.encoder.first.to(x)
-            distance = (x[:, 0] - first).norm(dim=-1).amax().item() / first.norm().item()
+            distance = (x[given, 0] - first).norm(dim=-1).amax().item() / first.norm().item()
             other = not distance <= FINGERPRINT_TOLERANCE  # NaN is another encoder's
         else:
-            distance = ((x - net.mean.to(x)) / net.std.to(x)).square().mean().item()
+            distance = ((tokens - net.mean.to(x)) / net.std.to(x)).square().mean().item()
             other = not distance <= SCORE_TOLERANCE
         if other:
             raise HGRError(
@@ -243,7 +245,7 @@ class HGR:
 
     def read(self, features: Tensor, pooled: Tensor | None = None, mask: Tensor | None = None) -> Reading:
         """Read prompts on the network's device: features (B, T, D), pooled (B, P) or None, mask (B, T) bool or None."""
-        self.check(features, pooled)
+        self.check(features, pooled, mask)
         weight = self.network.mean
         length = features.shape[1]
         chunk = self.part_length(length)

@@ -30,7 +30,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--concepts", default="", metavar="JSON", help="strength by concept id, e.g. '{\"skull\": 0}'")
     add_sensitivity(parser)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cfg", type=float, default=7.5, help="default: %(default)s")
+    parser.add_argument("--cfg", type=float, metavar="X", help="default: the pipeline's own, 7.5 for the bundled model")
     parser.add_argument("--steps", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--output", type=Path, default=Path("safecfg.png"), metavar="FILE", help="default: %(default)s")
     parser.add_argument("--plain", action="store_true", help="the model's own guidance, without SafeCFG")
@@ -44,26 +44,30 @@ def _sample(given: argparse.Namespace) -> None:
 
     from ...hosts.diffusers.loading import load_pipeline, quiet
     from ...hosts.diffusers.pipeline import SafeCFG
+    from ...hosts.diffusers.sampling import cfg_option
     from ..processes import device
 
     quiet()
     pipe = load_pipeline(given.model, device(given.device), for_people=True)
+    if hasattr(pipe, "video_processor"):
+        raise ValueError(f"{given.model}: makes videos; use SafeCFG in Python, as the README shows for pictures.")
     options = dict(
         negative_prompt=given.negative,
-        guidance_scale=given.cfg,
         num_inference_steps=given.steps,
         generator=torch.Generator().manual_seed(given.seed),
     )
+    if given.cfg is not None:
+        options[cfg_option(pipe)] = given.cfg
     rows: list[tuple[str, ...]] = []
     if source is None:
         images = pipe(given.prompt, **options).images
     else:
-        safe = SafeCFG(pipe, source)
+        safe = SafeCFG(pipe, source, strength=given.strength)
         limits = safe.hgr.at(given.sensitivity).thresholds.tolist()
         gates = safe.gates([given.prompt])[0].tolist()
         read = zip(safe.hgr.ids, gates, limits, strict=True)
         rows = [(excerpt(id), f"{gate:.3f}", "present" if gate >= limit else "") for id, gate, limit in read]
-        chosen = {name: getattr(given, name) for name in ("mode", "strength", "concepts", "sensitivity")}
+        chosen = {name: getattr(given, name) for name in ("mode", "concepts", "sensitivity")}
         images = safe(given.prompt, **chosen, **options).images
     with replacing(given.output) as part:
         images[0].save(part, format=FORMATS[given.output.suffix.lower()])
@@ -73,7 +77,9 @@ def _sample(given: argparse.Namespace) -> None:
 
 
 def _check(given: argparse.Namespace) -> None:
-    check_ranges(given, strength=STRENGTH, cfg=CFG, steps=STEPS, seed=SEEDS)
+    check_ranges(given, strength=STRENGTH, steps=STEPS, seed=SEEDS)
+    if given.cfg is not None:
+        check_ranges(given, cfg=CFG)
     if given.output.suffix.lower() not in FORMATS:
         raise ValueError(f"--output {excerpt(given.output)}: the name of a picture must end in {', '.join(FORMATS)}.")
     for name in ("prompt", "negative"):

@@ -32,10 +32,10 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="train an HGR for a model in diffusers' layout",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
-        description="Train an HGR for a model of Stable Diffusion 1.x, 2.x or XL in diffusers' layout. Ctrl-C keeps "
-        "the work so far: run the same command again to resume. Several GPUs: accelerate launch --num_processes N -m "
-        "hgr train ...; several processes on a CPU: accelerate launch --multi_gpu --num_processes N -m hgr train "
-        "--device cpu ...",
+        description="Train an HGR for a model in diffusers' layout: of Stable Diffusion 1.x, 2.x or XL; with --losses "
+        "text also of Stable Diffusion 3, Flux.1, Qwen-Image, PixArt, Sana or Wan. Ctrl-C keeps the work so far: run "
+        "the same command again to resume. Several GPUs: accelerate launch --num_processes N -m hgr train ...; several "
+        "processes on a CPU: accelerate launch --multi_gpu --num_processes N -m hgr train --device cpu ...",
     )
     parser.add_argument(
         "--config",

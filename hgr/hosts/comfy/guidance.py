@@ -209,7 +209,7 @@ class _Patch:
 def _unfit(hgr: HGR, prompt: Prompt) -> str:
     """Why this HGR cannot read the prompt; empty if it can."""
     try:
-        hgr.check(prompt.features, prompt.pooled)
+        hgr.check(*prompt)
     except HGRError as error:
         return str(error)
     return ""

@@ -1,4 +1,4 @@
-"""diffusers as host: guidance, detection and training on its pipelines of Stable Diffusion 1.x, 2.x and XL."""
+"""diffusers as host: guidance, detection and training on its pipelines."""
 
 from .demo import load_demo_pipeline
 from .detection import Detector

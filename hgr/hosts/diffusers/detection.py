@@ -16,7 +16,7 @@ from ...detection.hed import spread
 from ...detection.judge import judge_pictures, judge_prompts, trained_size
 from ...detection.report import Evidence, build
 from .denoiser import denoiser_of
-from .prompts import encode
+from .prompts import encode, room
 
 _OVERLAP = 8  # tokens shared by neighbouring parts of a long prompt: a word cut in one part is whole in the other
 
@@ -49,7 +49,7 @@ class Detector:
         self.pipe, self.hgr, self.sensitivity = pipe, hgr, sensitivity
         self.percents, self.samples, self.seed = spread(timesteps), samples, seed
         self.on = [strength > 0 for strength in concept_strengths(concepts, hgr.ids)]
-        if pipe.unet is not None:
+        if getattr(pipe, "unet", None) is not None:
             self.denoiser = denoiser_of(pipe)
             pipe.vae.float()
         self("")  # reports an HGR that does not fit now, and not once for every item
@@ -79,11 +79,10 @@ class Detector:
         """A prompt in parts that fit the text encoders, because what they would cut off may be harmful."""
         tokenizer = self.pipe.tokenizer
         tokens = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        room = tokenizer.model_max_length - 2
-        parts = [text]
-        if len(tokens) > room:
-            starts = range(0, len(tokens) - _OVERLAP, room - _OVERLAP)
-            parts = [tokenizer.decode(tokens[at : at + room]) for at in starts]
+        size, parts = room(self.pipe), [text]
+        if len(tokens) > size:
+            starts = range(0, len(tokens) - _OVERLAP, size - _OVERLAP)
+            parts = [tokenizer.decode(tokens[at : at + size]) for at in starts]
         return [encode(self.pipe, [part]) for part in parts]
 
     def _crops(self, pixels: Tensor) -> Tensor:

@@ -8,37 +8,46 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoPipelineForText2Image
+from diffusers import AutoPipelineForText2Image, DiffusionPipeline
 from diffusers.utils import logging
 
 from .demo import load_demo_pipeline
+from .prompts import SERVED, returned
 
 # Parts that neither training nor evaluation needs: no picture is decoded there.
 _UNUSED = {"safety_checker", "feature_extractor", "image_encoder"}
-_PICTURES = {"unet", "vae"}
+_PICTURES = {"unet", "transformer", "transformer_2", "vae"}
 
 
 def load_pipeline(
     model: Path | None, device: torch.device, *, text_only: bool = False, for_people: bool = False
 ) -> Any:
-    """The pipeline in the folder `model`, or the bundled demo model, in float16 on a GPU.
+    """The pipeline in the folder `model`, or the bundled demo model. On a GPU in float16; one with a transformer in
+    bfloat16, because T5 exceeds the range of float16.
 
     text_only: without denoiser and autoencoder, to save memory.
     for_people: with every part of the folder, its safety checker included. Otherwise pictures stay latents, and the
     parts in `_UNUSED` are left out.
 
-    Raises ValueError if the folder has no Stable Diffusion 1.x, 2.x or XL in diffusers' layout, OSError if it cannot be
-    read.
+    Raises ValueError if the folder has no model in diffusers' layout that SafeCFG serves, or one without a UNet where
+    its denoiser is needed (neither text_only nor for_people), OSError if it cannot be read.
     """
     dtype = torch.float32 if device.type == "cpu" else torch.float16
     if model is None:
         return load_demo_pipeline(dtype).to(device)
     parts = _index(model)
-    if not parts.keys() >= _PICTURES | {"text_encoder"}:
+    unet, kind = "unet" in parts, str(parts.get("_class_name", "model without a name"))
+    if returned(kind, unet=unet) is None:
+        raise ValueError(f"{model}: a {kind}; SafeCFG serves {SERVED}. For other models, use ComfyUI.")
+    if missing := {"unet" if unet else "transformer", "vae", "text_encoder"} - parts.keys():
+        raise ValueError(f"{model}: a {kind} without {' and '.join(sorted(missing))}; get the whole model.")
+    if not (unet or text_only or for_people):
         raise ValueError(
-            f"{model}: a {parts.get('_class_name', 'model without a name')}; only Stable Diffusion 1.x, 2.x and XL can "
-            "be used here. For other models, train in ComfyUI."
+            f"{model}: a {kind}, whose denoiser is no UNet, so only its text encoders can be used here: train with "
+            "--losses text, detect in prompts, evaluate without --pictures. ComfyUI can do the rest."
         )
+    if not unet and device.type != "cpu":
+        dtype = torch.bfloat16
     unused = (set() if for_people else _UNUSED) | (_PICTURES if text_only else set())
     options: dict[str, Any] = dict.fromkeys(unused & parts.keys())
     if "requires_safety_checker" in parts and not for_people:
@@ -49,9 +58,9 @@ def load_pipeline(
         options["variant"] = "fp16"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # new releases call it dtype; old ones only know torch_dtype
-        pipe = AutoPipelineForText2Image.from_pretrained(
-            model, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **options
-        )
+        # a UNet's folder may name the pipeline of another task, e.g. inpainting
+        loader = AutoPipelineForText2Image if unet else DiffusionPipeline
+        pipe = loader.from_pretrained(model, torch_dtype=dtype, use_safetensors=True, local_files_only=True, **options)
     return pipe.to(device)
 
 

@@ -88,12 +88,12 @@ class SafeCFGTechnique:
         """One picture of each prompt. seed: of the noise, which goes on from prompt to prompt. options: of
         `SafeCFG.__call__` and the pipeline, in place of the configuration's."""
         c = self.config
+        self.safe.strength = options.pop("strength", c.strength)
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
         given = {
             "num_inference_steps": c.num_inference_steps,
             "guidance_scale": c.guidance_scale,
             "mode": c.mode,
-            "strength": c.strength,
             "sensitivity": c.sensitivity,
         } | options
         return [self.safe([prompt], generator=generator, **given).images[0] for prompt in prompts]
