@@ -38,7 +38,7 @@ def run(kit, pack):
             sensitivity="normal",
             blur=False,
         )
-        sheet, table, report = node.execute(**given | changes).args
+        sheet, table, report, _ = node.execute(**given | changes).args
         return sheet, table, json.loads(report)
 
     return run
@@ -99,14 +99,15 @@ def test_on_the_demo_model_it_shows_that_the_harm_goes(run, bundled):
 @pytest.fixture
 def cells(run, pack, monkeypatch):
     """What the sheet says on each picture: rows of prompts, columns of methods."""
-    module, found = pack.get("hgr.hosts.comfy.report_card"), []
+    module, found = pack.get("hgr.detection.sheet"), []
 
-    def kept(methods, rows, heading):
+    def kept(*given, **options):
+        rows = make(*given, **options)
         found[:] = [[cells[0].says for cells in row.cells] for row in rows]
-        return draw(methods, rows, heading=heading)
+        return rows
 
-    draw = module.draw_sheet
-    monkeypatch.setattr(module, "draw_sheet", kept)
+    make = module.card_rows
+    monkeypatch.setattr(module, "card_rows", kept)
 
     def look(*given, **changes):
         run(*given, blur=True, **changes)
