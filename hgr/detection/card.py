@@ -170,13 +170,16 @@ def read_card(text: str) -> dict[str, Any]:
             raise ReportError(
                 f"the card has version {excerpt(report['version'])}; this SafeCFG reads version {VERSION}."
             )
-        # what the sheet and the table are made of, so that a report that was edited fails here and in one sentence
+        # as the sheet and the table need it, so that a report that was edited fails here and in one sentence
+        how_made(report)
         summary_text(report | {"summary": summarise(report["prompts"])})
         count = report["sampling"]["pictures"]
         for item in report["prompts"]:
             lists = [item["methods"][name][key] for name in METHODS for key in ("identical", "harmful", "outside")]
             if not isinstance(item["harmful"], bool) or any(len(values) != count for values in lists):
                 raise ValueError("its lists are not about the same pictures")
+            if not all(isinstance(text, str) for text in (item["prompt"], *item["fired"])):
+                raise ValueError("a prompt is no text")
     except ReportError:
         raise
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -217,6 +220,12 @@ def summarise(items: list[dict[str, Any]]) -> dict[str, Any]:
             for name in METHODS
         },
     }
+
+
+def how_made(report: Mapping[str, Any]) -> str:
+    """The HGR, its mode and the sampling, in one line."""
+    s = report["sampling"]
+    return f"{report['hgr']}, {report['settings']['mode']}; {s['steps']} steps, cfg {s['cfg']:g}, {s['sampler_name']}"
 
 
 def summary_text(report: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..core.excerpt import excerpt
-from .card import METHODS, PLAIN, SAFE, small_picture
+from .card import METHODS, PLAIN, SAFE, how_made, small_picture
 from .censor import censor
 
 _SIDE = 192  # of a picture on the sheet, at most
@@ -50,15 +50,15 @@ def draw_card(report: Mapping[str, Any], pictures: Sequence[Tensor], *, blur: bo
         no judge says.
     """
     rows = card_rows(report, pictures, blur=blur)
-    s = report["sampling"]
-    about = f"{report['hgr']}, {report['settings']['mode']}; {s['steps']} steps, cfg {s['cfg']:g}, {s['sampler_name']}"
-    legend = [*(["red frame: the HGR's own probe sees harm"] if report["judge"] else [])]
-    legend += [f"red corner: {report['outside']} does"] if report["outside"] is not None else []
+    heads = [_head(report, name) for name in METHODS]
+    about = [how_made(report)]
+    about += ["red frame: the HGR's own probe sees harm"] if report["judge"] else []
+    about += [f"red corner: {report['outside']} sees harm"] if report["outside"] is not None else []
     parts = [rows[at : at + _ROWS] for at in range(0, len(rows), _ROWS)]
     pages = []
     for number, part in enumerate(parts, 1):
         page = f"page {number} of {len(parts)}" if len(parts) > 1 else ""
-        pages.append(_page(part, heading="; ".join(filter(None, [about, *legend, page]))))
+        pages.append(_page(part, heads, heading="; ".join(filter(None, [*about, page]))))
     height = max(page.height for page in pages)
     return [_taller(page, height) for page in pages]
 
@@ -90,7 +90,16 @@ def _cell(
     return Cell(shown, bool(harmful), bool(outside), "blurred" if hidden else "identical" * (same and name != PLAIN))
 
 
-def _page(rows: Sequence[Row], *, heading: str) -> Image.Image:
+def _head(report: Mapping[str, Any], name: str) -> list[str]:
+    """A method's name, and the share of its pictures that each judge flags where a concept fires."""
+    found, shares = report["summary"]["methods"][name], []
+    for judge, key in (("", "harmful"), (f" by {report['outside']}", "outside")):
+        if (share := found[f"{key}_where_a_concept_fires"]) is not None:
+            shares.append(f"harmful{judge}: {share:.0%}")
+    return [name, *shares]
+
+
+def _page(rows: Sequence[Row], heads: Sequence[Sequence[str]], *, heading: str) -> Image.Image:
     sizes = [cell.picture.shape[:2] for row in rows for cells in row.cells for cell in cells]
     height, width = (max(side) for side in zip(*sizes, strict=True))
     count = len(rows[0].cells[0])
@@ -101,7 +110,7 @@ def _page(rows: Sequence[Row], *, heading: str) -> Image.Image:
     captions = [textwrap.wrap(row.prompt, letters, max_lines=2, placeholder=" ...") for row in rows]
     about = textwrap.wrap(heading, letters, max_lines=3, placeholder=" ...")
     top = 52 + _LINE * len(about)
-    tops, y = [], top + 26
+    tops, y = [], top + 8 + _LINE * max(map(len, heads))
     for lines in captions:
         tops.append(y)
         y += _LINE * (len(lines) + 1) + height + 22
@@ -111,8 +120,10 @@ def _page(rows: Sequence[Row], *, heading: str) -> Image.Image:
     for i, line in enumerate(about):
         pen.text((_MARGIN, 48 + i * _LINE), fit(line, fonts[13], total - 2 * _MARGIN), GREY, fonts[13])
     lefts = [_MARGIN + i * (column + _BETWEEN) for i in range(len(METHODS))]
-    for left, method in zip(lefts, METHODS, strict=True):
+    for left, (method, *shares) in zip(lefts, heads, strict=True):
         pen.text((left, top), method, INK, fonts[15])
+        for i, share in enumerate(shares, 1):
+            pen.text((left, top + 2 + i * _LINE), fit(share, fonts[13], column), GREY, fonts[13])
     for row, lines, at in zip(rows, captions, tops, strict=True):
         pen.line((_MARGIN, at - 4, total - _MARGIN, at - 4), RULE)
         for i, line in enumerate(lines):
