@@ -4,14 +4,41 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 
 from ..hgr.core.json_text import json_text
 from ..hgr.core.options import DEFAULT_MODE, DEFAULT_SENSITIVITY, MODES, SENSITIVITIES
 from ..hgr.data.showcase import showcase
+from ..hgr.detection.card import active_ids, read_card, small_picture, summary_text, with_judge
+from ..hgr.detection.pictures import colours
+from ..hgr.detection.sheet import draw_card
 from ..hgr.hosts.comfy import report_card
+from ..hgr.hosts.comfy.chart import image
+from ..hgr.hosts.comfy.verdicts import verdicts
 from .guide import check_mode
 from .types import CATEGORY, HGRType
+
+
+def _results() -> list[io.Output]:
+    """What both nodes give."""
+    return [
+        io.Image.Output(
+            display_name="sheet",
+            tooltip="The contact sheet; of many prompts, several pages. Red frame: the HGR's probe sees harm. For "
+            "Preview Image or Save Image.",
+        ),
+        io.String.Output(
+            display_name="table",
+            tooltip="In words: what fires, what is identical, how far the rest moves, and what it costs.",
+        ),
+        io.String.Output(display_name="report", tooltip="The same as JSON, with every prompt's gates."),
+    ]
+
+
+def _shown(report: dict[str, Any], pictures: list[Any], blur: bool) -> tuple[Any, str, str]:
+    sheet = torch.cat([image(page) for page in draw_card(report, pictures, blur=blur)])
+    return sheet, summary_text(report), json_text(report, indent=1)
 
 
 class SafeCFGReportCard(io.ComfyNode):
@@ -105,15 +132,13 @@ class SafeCFGReportCard(io.ComfyNode):
                 ),
             ],
             outputs=[
+                *_results(),
                 io.Image.Output(
-                    display_name="sheet",
-                    tooltip="The contact sheet. Red frame: the HGR's probe sees harm. For Preview Image or Save Image.",
+                    display_name="pictures",
+                    is_output_list=True,
+                    tooltip="Every picture by itself, never blurred, for a node that judges pictures. Wire both into "
+                    "Report Card: Outside Judge.",
                 ),
-                io.String.Output(
-                    display_name="table",
-                    tooltip="In words: what fires, what is identical, how far the rest moves, and what it costs.",
-                ),
-                io.String.Output(display_name="report", tooltip="The same as JSON, with every prompt's gates."),
             ],
         )
 
@@ -143,18 +168,68 @@ class SafeCFGReportCard(io.ComfyNode):
     ) -> io.NodeOutput:
         sampling = report_card.Sampling(latent, seed, pictures, steps, cfg, sampler_name, scheduler)
         own = {text.strip(): False for text in prompts.splitlines() if text.strip()}
-        active = report_card.active_ids(hgr, settings["concepts"])
-        sheet, table, report = report_card.report_card(
+        report, found = report_card.report_card(
             model,
             clip,
             vae,
             hgr=hgr,
-            prompts=own | showcase(active, per_concept),
+            prompts=own | showcase(active_ids(hgr, settings["concepts"]), per_concept),
             sampling=sampling,
-            blur=blur,
             **settings,
         )
-        return io.NodeOutput(sheet, table, json_text(report, indent=1))
+        return io.NodeOutput(*_shown(report, found, blur), [picture[None].float() / 255 for picture in found])
 
 
-NODES = [SafeCFGReportCard]
+class SafeCFGReportCardJudge(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SafeCFGReportCardJudge",
+            display_name="Report Card: Outside Judge",
+            category=CATEGORY,
+            description="Adds to a SafeCFG Report Card what another pack's detector says of its pictures, since the "
+            "HGR's own probe is the model's own eye. Wire pictures into the detector, and what it finds in here.",
+            is_input_list=True,  # the host runs the detector once for each picture, and here all answers come together
+            inputs=[
+                io.Image.Input("pictures", tooltip="From SafeCFG Report Card."),
+                io.String.Input("report", force_input=True, tooltip="From the same SafeCFG Report Card."),
+                io.AnyType.Input(
+                    "judge",
+                    tooltip="What a detector says of each picture: a BOOLEAN, a number, a STRING with one of these, a "
+                    "MASK, or the IMAGE of a node that replaces harmful pictures.",
+                ),
+                io.String.Input("name", default="judge", tooltip="The detector's name, for sheet and table."),
+                io.Float.Input(
+                    "threshold",
+                    default=0.5,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.01,
+                    tooltip="For numbers and masks: harmful from this value on, 0 to 1000. Most detectors give "
+                    "probabilities; 0.5 suits them.",
+                ),
+                io.Boolean.Input(
+                    "blur", default=True, tooltip="As in SafeCFG Report Card; what this judge flags is blurred too."
+                ),
+            ],
+            outputs=_results(),
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        *,
+        pictures: list[Any],
+        report: list[str],
+        judge: list[Any],
+        name: list[str],
+        threshold: list[float],
+        blur: list[bool],
+    ) -> io.NodeOutput:
+        found = [small_picture(one.float().cpu()) for batch in pictures for one in colours(batch, "pictures")]
+        flags = verdicts(judge, found, threshold[0])
+        judged = with_judge(read_card(report[0]), name[0].strip() or "judge", flags)
+        return io.NodeOutput(*_shown(judged, found, blur[0]))
+
+
+NODES = [SafeCFGReportCard, SafeCFGReportCardJudge]

@@ -18,7 +18,7 @@ from hgr.core.network import HGRNetwork
 from hgr.core.options import DEFAULT_MODE, DEFAULT_SENSITIVITY, MODES, SENSITIVITIES
 from hgr.demo import assets
 
-COMMANDS = ("demo", "info", "sample", "detect", "pairs", "train", "probe", "finetune", "eval")
+COMMANDS = ("demo", "info", "sample", "detect", "report", "pairs", "train", "probe", "finetune", "eval")
 HEAVY = {"torch", "numpy", "PIL", "safetensors", "diffusers", "transformers", "tqdm", "accelerate"}
 
 
@@ -78,6 +78,7 @@ def test_a_device_that_is_not_there_is_one_sentence(name, hgr_file, tmp_path, mo
         "probe": ["--demo", "--limit", "60", "--hgr", str(assets.HGR_FILE), "--output", "x.safetensors"],
         "finetune": ["--prompts", "p.txt", "--output", "x.safetensors"],
         "eval": ["--demo", "--limit", "60"],
+        "report": ["--output", "."],
         "demo": [],
     }[name]
     assert cli.main([name, *options, "--device", "abacus"]) == 2
@@ -91,6 +92,7 @@ def test_a_device_that_is_not_there_is_one_sentence(name, hgr_file, tmp_path, mo
     [
         ("sample", {"--mode": MODES}, [DEFAULT_MODE]),
         ("eval", {"--mode": MODES}, [DEFAULT_MODE]),
+        ("report", {"--mode": MODES, "--sensitivity": tuple(SENSITIVITIES)}, [DEFAULT_MODE, DEFAULT_SENSITIVITY]),
         ("detect", {"--sensitivity": tuple(SENSITIVITIES)}, [DEFAULT_SENSITIVITY]),
     ],
 )

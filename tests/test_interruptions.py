@@ -183,7 +183,7 @@ def test_what_nobody_can_resume_is_removed_and_what_is_the_users_stays(train, tm
         "hgr.checkpoint.safetensors.safecfg-0123456789abcdef.part",
         "features-0.bin",
     }, "a LoRA's checkpoint of today can be resumed"
-    assert f"removed 2.0 MB that interrupted trainings left in {work}" in caplog.text
+    assert f"removed 2.0 MB that interrupted runs left in {work}" in caplog.text
 
 
 def test_an_old_checkpoint_is_resumed_by_its_own_training_and_no_hindrance_to_another(

@@ -12,12 +12,13 @@ from typing import NoReturn
 
 from .. import __version__
 from ..core.excerpt import excerpt
-from .commands import demo, detect, eval, finetune, info, pairs, probe, sample, train
+from .commands import demo, detect, eval, finetune, info, pairs, probe, report, sample, train
 
 # for each module, the extra of this package that installs it
 _EXTRAS = {
     **{name: "diffusers" for name in ("diffusers", "transformers", "tokenizers", "PIL", "accelerate")},
     **{name: "train" for name in ("tqdm", "peft")},
+    **{name: "judge" for name in ("nudenet", "onnxruntime", "cv2")},
 }
 
 
@@ -76,6 +77,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (demo, info, sample, detect, pairs, train, probe, finetune, eval):
+    for command in (demo, info, sample, detect, report, pairs, train, probe, finetune, eval):
         command.add(commands)
     return parser

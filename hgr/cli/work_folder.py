@@ -167,16 +167,11 @@ class Logs:
 
 
 @dataclass(frozen=True)
-class Watch(Progress):
-    """Shows a training's progress, and raises KeyboardInterrupt if the user has asked it to stop. losses: one for each
-    step of this run."""
+class Watched(Progress):
+    """Shows the progress of a job, and raises KeyboardInterrupt if the user has asked it to stop."""
 
-    group: Group
     stop: Interruption
     bars: Bars
-    logs: Logs
-    steps: int
-    losses: list[float] = field(default_factory=list)
 
     def text(self, done: int, total: int) -> None:
         self.bars.text(done, total)
@@ -186,13 +181,23 @@ class Watch(Progress):
         self.bars.picture(done, total)
         self._check()
 
+    def _check(self) -> None:
+        if self.stop.asked:
+            raise KeyboardInterrupt
+
+
+@dataclass(frozen=True)
+class Watch(Watched):
+    """The same for a training. losses: one for each step of this run."""
+
+    group: Group
+    logs: Logs
+    steps: int
+    losses: list[float] = field(default_factory=list)
+
     def step(self, done: int, loss: float) -> None:
         self.losses.append(loss)
         self.bars.show("steps", done, self.steps, note=f"loss {loss:.4f}")
         self.logs.step(done, loss)
         if self.group.any(self.stop.asked):
-            raise KeyboardInterrupt
-
-    def _check(self) -> None:
-        if self.stop.asked:
             raise KeyboardInterrupt

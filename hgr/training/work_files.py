@@ -1,5 +1,5 @@
-"""The files of a training, in its folder: their names, the lock that keeps another training out, and the removal of
-what interrupted trainings left."""
+"""The files of a training or a report card, in its folder: their names, the lock that keeps another one out, and the
+removal of what interrupted ones left."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import IO
 from safetensors import SafetensorError, safe_open
 
 from ..core.atomic import WriteError, stale_parts
+from ..detection.card import KEPT_NAME
 from .prompt_store import is_store
 from .settings import HGR_STAGE, LORA_STAGE
 
@@ -32,7 +33,7 @@ _FEATURES_DAYS = 2  # and how long it has its encoded prompts, which are made ag
 # Exact names: a folder that the user chose may hold files of the user's own.
 _PICTURES = r"pictures-\d+\.safetensors"
 _FEATURES = r"features-\d+\.bin"
-_NAMES = rf"(?:{HGR_STAGE}|{LORA_STAGE})\.checkpoint\.safetensors|{_PICTURES}|{_FEATURES}"
+_NAMES = rf"(?:{HGR_STAGE}|{LORA_STAGE})\.checkpoint\.safetensors|{_PICTURES}|{_FEATURES}|{KEPT_NAME}"
 _DAY = 86_400.0  # seconds
 
 
@@ -61,8 +62,8 @@ def painted(work: Path) -> list[Path]:
 
 
 def resumable(work: Path, stage: str) -> list[Path]:
-    """What a training is resumed from, as far as it is there."""
-    kept = (checkpoint_file(work, stage), *painted(work), *_named(work, _FEATURES))
+    """What a training or a report card is resumed from, as far as it is there."""
+    kept = (checkpoint_file(work, stage), *painted(work), *_named(work, _FEATURES), *_named(work, KEPT_NAME))
     return [path for path in kept if path.exists()]
 
 
@@ -72,7 +73,7 @@ def discard(work: Path, stage: str) -> None:
         path.unlink(missing_ok=True)  # another of its processes may have been faster
 
 
-# --- what interrupted trainings left ----------------------------------------------------------------------------------
+# --- what interrupted runs left ---------------------------------------------------------------------------------------
 
 
 def sweep(work: Path, *, resumed: Collection[Path] = (), names: str = _NAMES) -> int:
@@ -84,7 +85,7 @@ def sweep(work: Path, *, resumed: Collection[Path] = (), names: str = _NAMES) ->
     """
     freed, now = 0, time.time()
     for path in {*_named(work, rf"(?:{names})(?:\..+\.part)?"), *stale_parts(work)}:
-        with suppress(OSError):  # what cannot be removed is no reason not to train
+        with suppress(OSError):  # what cannot be removed is no reason not to run
             found = path.stat()
             days = _FEATURES_DAYS if re.fullmatch(_FEATURES, path.name) else KEPT_DAYS
             oldest = now - days * _DAY
@@ -98,7 +99,41 @@ def sweep(work: Path, *, resumed: Collection[Path] = (), names: str = _NAMES) ->
 def log_freed(freed: int, where: Path) -> None:
     """Tell the user in one line, if anything was removed."""
     if freed:
-        log.info("removed %.1f MB that interrupted trainings left in %s", freed / 1e6, where)
+        log.info("removed %.1f MB that interrupted runs left in %s", freed / 1e6, where)
+
+
+@contextmanager
+def unfinished(work: Path, *, home: Path, stage: str = "") -> Iterator[Path]:
+    """The folder of one training or card, which no other process uses until the block ends. What it holds is kept if
+    the block ends with an error, and removed otherwise. What others left in the folders two levels below `home` is
+    removed first, if no run can resume it or none has for days.
+
+    stage: the name of a training's checkpoint.
+
+    Raises AlreadyRunning if another process holds the folder, WriteError if it cannot be written.
+    """
+    try:
+        with hold(lock_file(work), f"the same is already running in {work}: wait until it has ended."):
+            others = [path for path in home.glob("*/*") if path.is_dir() and path != work]
+            log_freed(sweep(work, resumed=resumable(work, stage)) + sum(map(_swept, others)), home)
+            yield work
+            discard(work, stage)
+    finally:
+        _remove_empty(work)
+
+
+def _swept(folder: Path) -> int:
+    """Sweep the folder of another run; the number of bytes freed, 0 if that one is running."""
+    freed = 0
+    with suppress(AlreadyRunning, OSError), hold(lock_file(folder), ""):
+        freed = sweep(folder)
+    _remove_empty(folder)
+    return freed
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _named(work: Path, pattern: str) -> list[Path]:

@@ -229,6 +229,36 @@ PAGES: dict[str, tuple[list[Node], bool]] = {
         ],
         True,
     ),
+    "SafeCFGReportCardJudge": (
+        [
+            DEMO,
+            LOADER,
+            hidden("latent", "EmptyLatentImage", {"width": 128, "height": 128}),
+            hidden(
+                "card",
+                "SafeCFGReportCard",
+                {"prompts": f"{SKULL}\n{MIXED[0]}", "per_concept": 0},
+                {
+                    "model": ("demo", 0),
+                    "clip": ("demo", 1),
+                    "vae": ("demo", 2),
+                    "hgr": ("hgr", 0),
+                    "latent": ("latent", 0),
+                },
+            ),
+            hidden("detector", "SafeCFGDetector", {}, DETECT | {"image": ("card", 3)}),
+            (
+                "node",
+                "SafeCFGReportCardJudge",
+                (0, 0),
+                (300, 220),
+                {"name": "Harmfulness Detector"},
+                {"pictures": ("card", 3), "report": ("card", 2), "judge": ("detector", 0)},
+            ),
+            ("sheet", "PreviewImage", (340, 0), (420, 420), {}, {"images": ("node", 0)}),
+        ],
+        True,
+    ),
     "SafeCFGDemoModel": (
         [
             ("demo", "SafeCFGDemoModel", (0, 0), (260, 90), {}, {}),

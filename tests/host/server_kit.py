@@ -65,6 +65,11 @@ NODES = {
             "sensitivity",
             "blur",
         ],
+        ["IMAGE", "STRING", "STRING", "IMAGE"],
+    ),
+    "SafeCFGReportCardJudge": (
+        "Report Card: Outside Judge",
+        ["pictures", "report", "judge", "name", "threshold", "blur"],
         ["IMAGE", "STRING", "STRING"],
     ),
     "SafeCFGDemoModel": ("SafeCFG Demo Model", [], ["MODEL", "CLIP", "VAE"]),

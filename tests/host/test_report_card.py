@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +40,7 @@ def run(kit, pack):
             sensitivity="normal",
             blur=False,
         )
-        sheet, table, report = node.execute(**given | changes).args
+        sheet, table, report, _ = node.execute(**given | changes).args
         return sheet, table, json.loads(report)
 
     return run
@@ -99,14 +101,15 @@ def test_on_the_demo_model_it_shows_that_the_harm_goes(run, bundled):
 @pytest.fixture
 def cells(run, pack, monkeypatch):
     """What the sheet says on each picture: rows of prompts, columns of methods."""
-    module, found = pack.get("hgr.hosts.comfy.report_card"), []
+    module, found = pack.get("hgr.detection.sheet"), []
 
-    def kept(methods, rows, heading):
+    def kept(*given, **options):
+        rows = make(*given, **options)
         found[:] = [[cells[0].says for cells in row.cells] for row in rows]
-        return draw(methods, rows, heading=heading)
+        return rows
 
-    draw = module.draw_sheet
-    monkeypatch.setattr(module, "draw_sheet", kept)
+    make = module.card_rows
+    monkeypatch.setattr(module, "card_rows", kept)
 
     def look(*given, **changes):
         run(*given, blur=True, **changes)
@@ -178,3 +181,150 @@ def test_an_interruption_stops_it(run, hgr, monkeypatch):
     with pytest.raises(management.InterruptProcessingException):
         run(hgr, HARMFUL)
     assert len(painted) == 2
+
+
+def test_an_interrupted_card_resumes(run, hgr, pack, monkeypatch, caplog):
+    """With its finished pictures; it leaves nothing, and another card does not take them."""
+    import comfy.model_management as management
+    import comfy.sample
+    import folder_paths
+
+    home = Path(folder_paths.get_system_user_directory("safecfg"))
+    sample, painted, stop = comfy.sample.sample, [], []
+
+    def counted(*given, **more):
+        if len(painted) in stop:
+            management.interrupt_current_processing()
+        painted.append(1)
+        return sample(*given, **more)
+
+    _, _, alone = run(hgr, CLEAN, HARMFUL)
+    monkeypatch.setattr(comfy.sample, "sample", counted)
+    stop.append(4)
+    with pytest.raises(management.InterruptProcessingException):
+        run(hgr, CLEAN, HARMFUL)
+    stop.clear()
+    (folder,) = home.glob("report card/*")
+    assert len(list(folder.iterdir())) == 4
+    for changes, drawn in (({"seed": 1}, 6), ({"blur": True}, 2)):
+        painted.clear()
+        _, _, report = run(hgr, CLEAN, HARMFUL, **changes)
+        assert len(painted) == drawn, changes
+    assert not list(home.glob("report card/*"))
+    moved = [[item["methods"]["SafeCFG"]["moved"] for item in each["prompts"]] for each in (alone, report)]
+    assert moved[0] == moved[1]
+
+
+def test_a_card_of_a_model_with_other_patches_is_another(run, hgr, kit, monkeypatch):
+    """Else one sheet would show pictures of two models."""
+    import comfy.model_management as management
+    import comfy.sample
+
+    sample, painted = comfy.sample.sample, []
+
+    def counted(*given, **more):
+        painted.append(1)
+        if len(painted) == 3:
+            management.interrupt_current_processing()
+        return sample(*given, **more)
+
+    monkeypatch.setattr(comfy.sample, "sample", counted)
+    with pytest.raises(management.InterruptProcessingException):
+        run(hgr, CLEAN)
+    patched = kit.model.clone()
+    patched.set_model_sampler_post_cfg_function(lambda args: 0.9 * args["denoised"])
+    run(hgr, CLEAN, model=patched)
+    assert len(painted) == 3 + 3
+    run(hgr, CLEAN)
+    assert len(painted) == 3 + 3 + 1
+
+
+@pytest.fixture
+def verdict(pack):
+    return pack.get("hgr.hosts.comfy.verdicts").verdict
+
+
+def test_what_detectors_say_in_their_ways(verdict):
+    import torch
+
+    picture = torch.randint(0, 256, (20, 30, 3), dtype=torch.uint8)
+    same = picture[None].float() / 255
+    harmful = [True, 0.5, 1, "true", " True ", "0.7", '{"flagged": true}', torch.ones(1, 8, 8), torch.zeros_like(same)]
+    harmful += [same[:, :10], 1 - same]
+    clean = [False, 0.49, 0, "false", "0.1", '{"flagged": false, "Flagged": 1}', torch.zeros(1, 8, 8), same]
+    clean += [(same * 255).round() / 255 + 0.002, torch.cat([same, same[..., :1]], -1)]
+    assert all(verdict(answer, picture, 0.5) is True for answer in harmful)
+    assert all(verdict(answer, picture, 0.5) is False for answer in clean)
+    for answer in ("looks fine", "", None, {"x": 1}, torch.zeros(2, 8, 8, 3), torch.zeros(0)):
+        with pytest.raises(ValueError, match="^judge: "):
+            verdict(answer, picture, 0.5)
+
+
+def _with_a_judge(judge: tuple[str, int], **detector: Any) -> dict[str, Any]:
+    """A prompt: the card of two prompts on the demo model, and the output of `judge` as another judge of it."""
+    return {
+        "demo": {"class_type": "SafeCFGDemoModel", "inputs": {}},
+        "hgr": {"class_type": "SafeCFGHGRLoader", "inputs": {"hgr_name": "safecfg_demo (bundled)"}},
+        "latent": {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}},
+        "card": {
+            "class_type": "SafeCFGReportCard",
+            "inputs": {
+                "model": ["demo", 0],
+                "clip": ["demo", 1],
+                "vae": ["demo", 2],
+                "hgr": ["hgr", 0],
+                "latent": ["latent", 0],
+                "prompts": f"{CLEAN}\n{HARMFUL}",
+                "per_concept": 0,
+                "pictures": 1,
+                "seed": 0,
+                "steps": 12,
+                "cfg": 7.5,
+                "sampler_name": "euler",
+                "scheduler": "normal",
+                "strength": 1.0,
+                "mode": "redirect",
+                "concepts": "",
+                "sensitivity": "normal",
+                "blur": True,
+            },
+        },
+        "detector": detector,
+        "judge": {
+            "class_type": "SafeCFGReportCardJudge",
+            "inputs": {
+                "pictures": ["card", 3],
+                "report": ["card", 2],
+                "judge": list(judge),
+                "name": "Stranger",
+                "threshold": 0.5,
+                "blur": True,
+            },
+        },
+        "sheet": {"class_type": "PreviewImage", "inputs": {"images": ["judge", 0]}},
+        "table": {"class_type": "PreviewAny", "inputs": {"source": ["judge", 1]}},
+    }
+
+
+@pytest.mark.oldest
+def test_any_detector_judges_the_cards_pictures(server):
+    """The host runs it once for each picture, though it would give one answer for a batch."""
+    asked = {"hgr": ["hgr", 0], "concepts": "", "sensitivity": "normal", "image": ["card", 3], "model": ["demo", 0]}
+    prompt = _with_a_judge(
+        ("detector", 0), class_type="SafeCFGDetector", inputs=asked | {"vae": ["demo", 2], "text": ""}
+    )
+    history = server.run(prompt)
+    assert history["status"]["status_str"] == "success", history["status"]
+    (table,) = history["outputs"]["table"]["text"]
+    lines = {line.partition(":")[0]: line for line in table.splitlines()}
+    assert "by Stranger 100%" in lines["plain"] and "by Stranger 0%" in lines["SafeCFG"]
+    assert len(history["outputs"]["sheet"]["images"]) == 1
+
+
+@pytest.mark.oldest
+def test_a_node_that_changes_pictures_is_a_judge_too(server):
+    prompt = _with_a_judge(("detector", 0), class_type="ImageInvert", inputs={"image": ["card", 3]})
+    history = server.run(prompt)
+    assert history["status"]["status_str"] == "success", history["status"]
+    (table,) = history["outputs"]["table"]["text"]
+    assert table.count("by Stranger 100%") == 3

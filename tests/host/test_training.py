@@ -249,7 +249,7 @@ def test_the_same_training_twice_at_once_is_refused_and_the_first_ends_as_alone(
     def twice(self, done, loss):
         step(self, done, loss)
         if done == 7 and not said:
-            with pytest.raises(ValueError, match="this training is already running in .*: wait until it has") as caught:
+            with pytest.raises(ValueError, match="the same is already running in .*: wait until it has") as caught:
                 run(seed=6)
             said.append(str(caught.value))
             handlers.extend([signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)])
@@ -294,7 +294,7 @@ def test_what_interrupted_trainings_left_goes_when_nobody_can_or_will_resume_it(
     with caplog.at_level(logging.INFO), files.hold(files.lock_file(home / "training/running"), ""):
         run(seed=7)
     assert not any(path.parent.exists() for path in gone) and all(path.exists() for path in kept)
-    assert f"removed 4.0 MB that interrupted trainings left in {home}" in caplog.text
+    assert f"removed 4.0 MB that interrupted runs left in {home}" in caplog.text
     for path in kept:
         path.unlink()
         path.parent.rmdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ...core.excerpt import excerpt
+from ...detection.sheet import fit
 
 _SIZE = (720, 420)
 _LEFT, _TOP, _RIGHT, _BOTTOM = 64, 40, 20, 48
@@ -139,12 +138,3 @@ def _wrap(words: list[tuple[str, float]], font: Any, width: float) -> list[list[
         lines[-1].append((word, heat))
         x += length
     return lines
-
-
-def fit(text: str, font: Any, width: float) -> str:
-    """A text on one line, cut to this width: the longest beginning that fits, with an ellipsis."""
-    text = excerpt(text, int(width))  # no letter is narrower than a pixel
-    if font.getlength(text) <= width:
-        return text
-    kept = bisect_right(range(len(text)), width, key=lambda count: font.getlength(text[:count] + "…"))
-    return text[: max(0, kept - 1)] + "…"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-import time
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from ...core.denoiser import evaluations
 from ...core.hgr import HGR
 from ...core.progress import SILENT, Progress, Tally
 from ...data.pairs import Pairs, concepts_by_text
@@ -20,6 +18,7 @@ from ...training.metrics import auroc, expected_calibration_error, false_positiv
 from ...training.settings import HELD_OUT
 from .pipeline import SafeCFG
 from .prompts import encode
+from .counted import sample_counted
 
 _BATCH = 32  # prompts encoded at once
 
@@ -133,22 +132,9 @@ def evaluate_pictures(
 
     def sample(text: str, i: int, **guided: Any) -> tuple[Tensor, float, int]:
         """A picture's latent (1, C, H, W), and the seconds and the evaluations of the denoiser that it took."""
-        start = time.perf_counter()
-        with evaluations(pipe.unet) as counted:
-            z = (
-                (safe if guided else pipe)(
-                    [text],
-                    guidance_scale=cfg,
-                    num_inference_steps=steps,
-                    output_type="latent",
-                    generator=torch.Generator().manual_seed(seed + i),
-                    **guided,
-                )
-                .images.float()
-                .cpu()
-            )
+        found = sample_counted(safe if guided else pipe, pipe.unet, text, steps=steps, cfg=cfg, seed=seed + i, **guided)
         tally.add(1)
-        return z, time.perf_counter() - start, counted[0]
+        return found
 
     sample("", 0)  # the first run is slower, so it is not timed
     both = []  # (plain, safe) of clean prompts, then of harmful ones
