@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from server_kit import ROOT
+from server_kit import ROOT, with_library_concepts
 from workflow import outputs_of, to_prompt
 
 TEMPLATES = sorted((ROOT / "example_workflows").glob("*.json"))
@@ -112,13 +112,8 @@ def test_concept_by_concept(server, object_info, seen):
 
 @pytest.fixture
 def of_two_concepts(server, pack):
-    """In models/hgr, what HGR for this Model looks for: the bundled HGR, under the names of concepts of the library."""
-    import dataclasses
-
-    hgr = pack.file.load(pack.get("hgr.demo.assets").HGR_FILE)
-    names = {"skull": "violence", "dagger": "sexual"}
-    hgr.concepts = [dataclasses.replace(concept, id=names.get(concept.id, concept.id)) for concept in hgr.concepts]
-    hgr.probe = None  # its heads have the old names
+    """In models/hgr, what HGR for this Model looks for."""
+    hgr = with_library_concepts(pack.file.load(pack.get("hgr.demo.assets").HGR_FILE))
     path = server.base / "models/hgr/two_concepts.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     pack.file.save(hgr, path)
@@ -212,15 +207,15 @@ def test_blueprint_is_served(server):
 
 @pytest.mark.oldest
 def test_blueprint_is_a_ksampler_with_safe_guidance(object_info):
-    """One node, which has what KSampler has, an HGR, and how safe; its inside is consistent and fits the nodes."""
+    """One node, which has what KSampler has, the text encoder and concepts of HGR for this Model, and how safe; its
+    inside is consistent and fits the nodes."""
     workflow = json.loads(BLUEPRINT.read_text())
     (outer,), (inner,) = workflow["nodes"], workflow["definitions"]["subgraphs"]
     assert outer["type"] == inner["id"]
     sampler = object_info["KSampler"]["input"]["required"]
-    names = [slot["name"] for slot in inner["inputs"]]
-    assert set(names) == {*sampler, "hgr", "strength", "mode", "concepts"} and [
-        slot["type"] for slot in inner["outputs"]
-    ] == ["LATENT"]
+    found = set(object_info["SafeCFGModelHGR"]["input"]["required"]) - {"quality", "prefix"}
+    assert {slot["name"] for slot in inner["inputs"]} == {*sampler, *found, "strength", "mode", "concepts"}
+    assert [slot["type"] for slot in inner["outputs"]] == ["LATENT"]
     assert [(slot["name"], slot["type"]) for slot in outer["inputs"]] == [
         (slot["name"], slot["type"]) for slot in inner["inputs"]
     ]
@@ -242,4 +237,6 @@ def test_blueprint_is_a_ksampler_with_safe_guidance(object_info):
         to_prompt({"nodes": [node | {"inputs": []} for node in inner["nodes"]], "links": []}, object_info), object_info
     )
     for node in nodes.values():
-        assert {slot["name"] for slot in node["inputs"]} == set(object_info[node["type"]]["input"]["required"])
+        inputs = object_info[node["type"]]["input"]
+        required = set(inputs["required"])
+        assert required <= {slot["name"] for slot in node["inputs"]} <= required | set(inputs.get("optional", {}))
