@@ -133,11 +133,10 @@ def _search(empty: Prompt, topics: Sequence[Topic], built_in: set[str], *, quali
             header = file.describe(path)
             if header["text_dim"] != empty.features.shape[-1] or not _has(header, topics, built_in):
                 continue
-            hgr = file.load(path)
+            hgr = files.load_hgr(name)
         except (HGRError, FileNotFoundError) as error:
             log.warning("HGR for this Model passes over a file: %s", error)
             continue
-        hgr.name = name
         if (distance := _distance(hgr, empty)) > _SAME:
             reasons.append((2, f"{name} has the concepts, but is for another text encoder (distance {distance:.2f})"))
         elif any(part.get(_LIBRARY, library.version()) != library.version() for part in _parts(hgr)):
