@@ -24,7 +24,8 @@ SCALE, LEFT, TOP, MARGIN, HEAD = 0.6, 90, 130, 16, 64
 NAMED = """const [left, top, width, height] = b, name = document.createElement("div");
     name.id = "safecfg-name"; name.textContent = a;
     name.style = `position: fixed; z-index: 9999; left: ${left}px; top: ${top}px; width: ${width}px;
-        height: ${height}px; padding: 10px 20px; font: 30px/44px Inter, sans-serif; color: #fff; background: #17181c; pointer-events: none`;
+        height: ${height}px; padding: 10px 20px; font: 30px/44px Inter, sans-serif; color: #fff; background: #17181c;
+        pointer-events: none`;
     document.body.append(name);"""
 # What a picture shows of a graph: node by title or type, its place, and its size where another one looks better.
 NODES = {"SafeCFGHGRLoader": (0, 0), "SafeCFGModel": (350, 0)}
