@@ -21,7 +21,7 @@ from hgr.data.library import CATEGORIES
 from hgr.data.library.manner import in_some_manner
 from hgr.data.pair_file import read_pairs, write_pairs
 from hgr.data.pairs import Pair, Pairs, Topic, concepts_by_text, describe_pairs, merge_pairs
-from hgr.data.sources import PER_CONCEPT, art_style, built_in, demo_world, gather, own_concept
+from hgr.data.sources import PER_CONCEPT, art_style, built_in, demo_world, gather, gather_topics, own_concept
 from hgr.data.textfile import MAX_BYTES, DataError
 from hgr.data.young import YOUNG
 
@@ -706,6 +706,25 @@ def test_gather_mixes_all_sources(tmp_path):
 def test_gather_says_what_is_wrong(choice, why):
     with pytest.raises(DataError, match=why):
         gather(**choice)
+
+
+def test_topics_are_those_of_the_pairs():
+    chosen = ["sexual", "hate", "hate"], ["spiders: spider, cobweb", " ", "mice", "spiders: tarantula"]
+    assert gather_topics(*chosen) == gather(chosen[0], (), chosen[1], limit=60).topics
+
+
+@pytest.mark.parametrize(
+    ("choice", "why"),
+    [
+        (([], [" "]), "no concept is chosen"),
+        ((["x"],), "is not a built-in concept"),
+        (([], [": a, b"]), "cannot be the name"),
+        (([], ["mine"] * 101), "at most 100"),
+    ],
+)
+def test_topics_that_cannot_be_are_refused_before_pairs_are_made(choice, why):
+    with pytest.raises(DataError, match=why):
+        gather_topics(*choice)
 
 
 def test_the_report_counts(everything):

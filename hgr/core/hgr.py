@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
-from .errors import HGRError
+from .errors import EncoderMismatch, HGRError
 from .guidance import ramp
 from .network import HGRNetwork, HGRUnion
 from .options import DEFAULT_SENSITIVITY, SENSITIVITIES
@@ -208,17 +208,18 @@ class HGR:
         return replace(self, concepts=muted(self.concepts), probe=probe)
 
     def check(self, features: Tensor, pooled: Tensor | None, mask: Tensor | None = None) -> None:
-        """Raise HGRError unless features (B, T, D) and pooled (B, P) come from the encoder this HGR was made for. mask
-        (B, T): as for `read`; padding says nothing about the encoder."""
+        """Raise EncoderMismatch unless features (B, T, D) and pooled (B, P) come from the encoder this HGR was made
+        for, and HGRError for features that are not finite. mask (B, T): as for `read`; padding says nothing about the
+        encoder."""
         net, name, family = self.network, self.name, self.encoder.family
         if features.dim() != 3 or features.shape[-1] != net.text_dim:
-            raise HGRError(
+            raise EncoderMismatch(
                 f"{name} was made for {family} with text features of width {net.text_dim}, but this prompt has "
                 f"features of shape {tuple(features.shape)}: load the HGR that was trained for this model."
             )
         if net.pooled_dim and (pooled is None or pooled.shape[-1] != net.pooled_dim):
             got = "none" if pooled is None else f"width {pooled.shape[-1]}"
-            raise HGRError(
+            raise EncoderMismatch(
                 f"{name} was made for {family} with a pooled output of width {net.pooled_dim}, but this prompt "
                 f"has {got}: load the HGR that was trained for this model."
             )
@@ -237,7 +238,7 @@ class HGR:
             distance = ((tokens - net.mean.to(x)) / net.std.to(x)).square().mean().item()
             other = not distance <= SCORE_TOLERANCE
         if other:
-            raise HGRError(
+            raise EncoderMismatch(
                 f"{name} was made for {family}, but this prompt comes from another text encoder (distance from "
                 f"its fingerprint {distance:.2f}): load the HGR that was trained for this model. A conditioning that "
                 "was averaged with another one, or summed from several regions, can look like this too."

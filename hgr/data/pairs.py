@@ -108,8 +108,21 @@ def _share(seed: int, text: str) -> float:
 
 def merge_pairs(*sets: Pairs) -> Pairs:
     """The mixture: concepts in order, nothing twice. Raises DataError for a concept id with two labels."""
+    topics = merge_topics(topic for each in sets for topic in each.topics)
+    claims = _claims(topics)
+    pairs: dict[tuple[str, str, str], Pair] = {}
+    for pair in (pair for each in sets for pair in each.pairs):
+        pairs.setdefault((pair.concept, pair.harmful, pair.clean), pair)
+    kept = tuple(p for p in pairs.values() if not (claims(p.clean, p.concept) or claims(p.harmful, p.concept)))
+    harmful = {pair.harmful for pair in kept}
+    clean = dict.fromkeys(text for each in sets for text in each.clean)
+    return Pairs(topics, kept, tuple(t for t in clean if t not in harmful and not claims(t)))
+
+
+def merge_topics(given: Iterable[Topic]) -> tuple[Topic, ...]:
+    """Each concept once, with all its words. Raises DataError for a concept id with two labels."""
     topics: dict[str, Topic] = {}
-    for topic in (topic for each in sets for topic in each.topics):
+    for topic in given:
         known = topics.setdefault(topic.id, topic)
         if known.label != topic.label:
             raise DataError(
@@ -122,14 +135,7 @@ def merge_pairs(*sets: Pairs) -> Pairs:
             known.description or topic.description,
             tuple(dict.fromkeys((*known.words, *topic.words))),
         )
-    claims = _claims(topics.values())
-    pairs: dict[tuple[str, str, str], Pair] = {}
-    for pair in (pair for each in sets for pair in each.pairs):
-        pairs.setdefault((pair.concept, pair.harmful, pair.clean), pair)
-    kept = tuple(p for p in pairs.values() if not (claims(p.clean, p.concept) or claims(p.harmful, p.concept)))
-    harmful = {pair.harmful for pair in kept}
-    clean = dict.fromkeys(text for each in sets for text in each.clean)
-    return Pairs(tuple(topics.values()), kept, tuple(t for t in clean if t not in harmful and not claims(t)))
+    return tuple(topics.values())
 
 
 def _claims(topics: Iterable[Topic]) -> Callable[..., bool]:

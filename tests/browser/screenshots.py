@@ -1,7 +1,8 @@
-"""The pictures of the README, the tour and the registry, from a ComfyUI that is running with this pack. The tour trains
-an HGR.
+"""The pictures of the README, the tour and the registry, and the thumbnails of the templates that need a model's files,
+from a ComfyUI that is running with this pack. The tour trains an HGR. For the thumbnails, files of the names that the
+templates give must be there; they may be empty.
 
-python tests/browser/screenshots.py http://127.0.0.1:8188 [nodes] [tour] [logo]
+python tests/browser/screenshots.py http://127.0.0.1:8188 [nodes] [tour] [logo] [thumbnails]
 """
 
 from __future__ import annotations
@@ -18,6 +19,14 @@ IMAGES = ROOT / "docs/images"
 AREA = {"x": 80, "y": 130, "width": 900, "height": 550}
 LOGO = {"icon": (400, 400), "banner": (1260, 540)}
 SCENE = "a red ball next to a blue house in a meadow"
+# Of a thumbnail: pixels for one of the graph, where it lies in the window, and its name above it.
+SCALE, LEFT, TOP, MARGIN, HEAD = 0.6, 90, 130, 16, 64
+NAMED = """const [left, top, width, height] = b, name = document.createElement("div");
+    name.id = "safecfg-name"; name.textContent = a;
+    name.style = `position: fixed; z-index: 9999; left: ${left}px; top: ${top}px; width: ${width}px;
+        height: ${height}px; padding: 10px 20px; font: 30px/44px Inter, sans-serif; color: #fff; background: #17181c;
+        pointer-events: none`;
+    document.body.append(name);"""
 # What a picture shows of a graph: node by title or type, its place, and its size where another one looks better.
 NODES = {"SafeCFGHGRLoader": (0, 0), "SafeCFGModel": (350, 0)}
 COMPARISON = {
@@ -121,6 +130,30 @@ def logo(editor: Editor) -> None:
         editor.page.screenshot(path=IMAGES / f"{name}.png", omit_background=True)
 
 
+def thumbnails(editor: Editor) -> None:
+    """Of each template with the host's own loaders, the graph from the loaders to the sampler, below its name."""
+    editor.page.set_viewport_size({"width": 1200, "height": 800})
+    editor.set("Comfy.VueNodes.Enabled", False)
+    editor.set("Comfy.NodeBadge.NodeSourceBadgeMode", "None")
+    editor.set("LiteGraph.Canvas.MinFontSizeForLOD", 0)  # small text too
+    for path in sorted((ROOT / "example_workflows").glob("SafeCFG for *.json")):
+        workflow = json.loads(path.read_text())
+        loader = next(node for node in workflow["nodes"] if "models" in node["properties"])
+        last = next(node for node in workflow["nodes"] if node["type"] == "VAEDecode")
+        width = SCALE * (last["pos"][0] - loader["pos"][0] - 70) + 2 * MARGIN
+        height = SCALE * max(
+            node["pos"][1] + node["size"][1] + 30 for node in workflow["nodes"] if 400 < node["pos"][0] < last["pos"][0]
+        )
+        editor.load(workflow)
+        editor.look_at(loader["id"], SCALE, LEFT + MARGIN, TOP + HEAD + 30 * SCALE + MARGIN)
+        editor.page.mouse.move(700, 790)
+        editor.js(NAMED, path.stem, [LEFT, TOP, width, HEAD])
+        editor.settle()
+        area = {"x": LEFT, "y": TOP, "width": width, "height": HEAD + height + 2 * MARGIN}
+        editor.page.screenshot(path=path.with_suffix(".jpg"), quality=85, clip=area)
+        editor.js("document.getElementById('safecfg-name').remove()")
+
+
 def run(editor: Editor) -> None:
     """Press Run, wait for the last picture, and take hand and mouse off the graph."""
     editor.js("""await app.queuePrompt(0);
@@ -137,7 +170,7 @@ def shoot(editor: Editor, step: str, area: dict[str, float]) -> None:
 
 def main(url: str, *wanted: str) -> None:
     with open_editor(url) as editor:
-        for part in (nodes, tour, logo):
+        for part in (nodes, tour, logo, thumbnails):
             if not wanted or part.__name__ in wanted:
                 part(editor)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -91,6 +92,45 @@ def test_a_merge_that_drops_safe_guidance_is_said_on_the_node(editor):
     editor.run()
     (line,) = fired(editor)
     assert line.startswith("not used in this run")
+
+
+@pytest.fixture
+def of_another_encoder(server):
+    """In models/hgr, the bundled HGR as if it had been made for another text encoder; its name."""
+    from hgr.core import file
+    from hgr.demo.assets import HGR_FILE
+
+    path, hgr = server.base / "models/hgr/folder/other.safetensors", file.load(HGR_FILE)
+    path.parent.mkdir(parents=True)
+    file.save(replace(hgr, encoder=replace(hgr.encoder, empty=1.5 * hgr.encoder.empty)), path)
+    yield f"folder/{path.name}"
+    path.unlink()
+
+
+def test_a_file_that_does_not_fit_is_marked_until_a_run_that_it_does_not_stop(rendered, of_another_encoder):
+    """On its card, and on the node that it is wired into."""
+    card, note = rendered.page.locator(".safecfg-card"), rendered.page.locator(".safecfg[role=group] .safecfg-note")
+
+    def choose(name):
+        rendered.js("const w = app.graph.getNodeById(3).widgets[0]; w.value = a; w.callback?.(a)", name)
+        rendered.settle()
+
+    choose(of_another_encoder)
+    assert "does not fit" not in card.inner_text(), "nobody knows before a run"
+    rendered.js(
+        "window.failed = new Promise((done) => app.api.addEventListener('execution_error', done, { once: true }));"
+        "await app.queuePrompt(0); await window.failed"
+    )
+    rendered.page.keyboard.press("Escape")
+    rendered.settle()
+    assert card.locator("dt").first.inner_text() == "does not fit"
+    for text in (card.locator("dd").first.inner_text(), note.inner_text()):
+        assert text.startswith(f"{of_another_encoder} was made for the demo model, but this prompt comes from another")
+    choose("safecfg_demo (bundled)")
+    assert "does not fit" not in card.inner_text() and not note.is_visible()
+    rendered.run()
+    choose(of_another_encoder)
+    assert "does not fit" not in card.inner_text(), "the model may be another one now"
 
 
 def test_the_exported_prompt_runs_without_the_editor(editor, server):

@@ -8,12 +8,13 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from server_kit import with_library_concepts
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = sorted((ROOT / "example_workflows").glob("*.json"))
-PUBLIC = [path for path in TEMPLATES if "CheckpointLoaderSimple" in path.read_text()]  # those that need a checkpoint
+PUBLIC = [path for path in TEMPLATES if "SafeCFGDemoModel" not in path.read_text()]  # those that need files
 TITLE = 30  # pixels above a node's position
 
 LOAD = """const answer = await fetch(`/api/workflow_templates/safecfg/${encodeURIComponent(a)}.json`);
@@ -48,13 +49,12 @@ SHOWN = (
 
 @pytest.fixture(scope="module")
 def console(browser, server):
-    """What the page warns of, in an editor that has the checkpoints that the templates name."""
-    folder = server.base / "models/checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in PUBLIC:
-        for node in json.loads(path.read_text())["nodes"]:
-            if node["type"] == "CheckpointLoaderSimple":
-                (folder / node["widgets_values"][0]).touch()
+    """What the page warns of, in an editor that has the files that the templates name."""
+    for node in (node for path in PUBLIC for node in json.loads(path.read_text())["nodes"]):
+        for model in node["properties"].get("models", []):
+            folder = server.base / "models" / model["directory"]
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / model["name"]).touch()
     browser.open()
     lines = []
     browser.page.on("console", lambda line: lines.append(line.text) if line.type in ("warning", "error") else None)
@@ -147,9 +147,21 @@ def test_run_and_the_exported_api_format_draw_the_same(open_template, server, pa
     assert drawn.keys() == again.keys() and all((drawn[title] == again[title]).all() for title in drawn)
 
 
-def test_safe_ksampler_draws_what_its_two_nodes_draw(open_template, server):
-    """The blueprint as a user gets it: searched for, put into a graph, wired in place of SafeCFG (Model) and
-    KSampler."""
+@pytest.fixture
+def of_two_concepts(server):
+    """In models/hgr, what HGR for this Model looks for; its name."""
+    from hgr.core import file
+    from hgr.demo.assets import HGR_FILE
+
+    path = server.base / "models/hgr/two_concepts.safetensors"
+    file.save(with_library_concepts(file.load(HGR_FILE)), path)
+    yield path.name
+    path.unlink()
+
+
+def test_safe_ksampler_draws_what_its_nodes_draw(open_template, server, of_two_concepts):
+    """The blueprint as a user gets it: searched for, put into a graph, wired in place of the HGR's loader, SafeCFG
+    (Model) and KSampler."""
     (path,) = (p for p in TEMPLATES if "quick start" in p.name)
     editor = open_template(path, vue=False)
     page = editor.page
@@ -164,15 +176,19 @@ def test_safe_ksampler_draws_what_its_two_nodes_draw(open_template, server):
     page.wait_for_function("() => app.canvas.state.ghostNodeId == null")
     assert editor.js("return app.graph.nodes.filter((node) => node.title === 'Safe KSampler').length") == 1
     editor.js(SHORTEN)
-    editor.js("""const by = (id) => app.graph.getNodeById(id);
+    editor.js(
+        """const by = (id) => app.graph.getNodeById(id);
         const safe = app.graph.nodes.find((n) => n.title === 'Safe KSampler');
-        for (const [source, slot] of [[2, 'model'], [3, 'hgr'], [4, 'positive'], [5, 'negative'], [6, 'latent_image']])
-            by(source).connect(0, safe, slot);
+        const wires = [[2, 0, 'model'], [2, 1, 'clip'], [4, 0, 'positive'], [5, 0, 'negative'], [6, 0, 'latent_image']];
+        for (const [source, output, slot] of wires) by(source).connect(output, safe, slot);
+        by(3).widgets[0].value = a;
         safe.widgets.find((w) => w.name === 'seed').value = 42;
         const [decode, preview] = ['VAEDecode', 'PreviewImage']
             .map((kind) => app.graph.add(LiteGraph.createNode(kind)));
         preview.title = 'Safe KSampler, decoded';
-        safe.connect(0, decode, 0); by(2).connect(2, decode, 1); decode.connect(0, preview, 0);""")
+        safe.connect(0, decode, 0); by(2).connect(2, decode, 1); decode.connect(0, preview, 0);""",
+        of_two_concepts,
+    )
     drawn = press_run(editor, server)
     assert (drawn["Safe KSampler, decoded"] == drawn["SafeCFG"]).all() and (
         drawn["SafeCFG"] != drawn["Plain CFG"]

@@ -74,8 +74,9 @@ def made_up_hgr(
     never = {"scale": 0.0, "bias": -20.0}
     skull = never if closed else {"scale": sign * scale, "bias": -scale * middle}
     concepts = [hgr.Concept("skull", "Skull", **skull), hgr.Concept("dagger", "Dagger", **never)]
-    empty = prompts[2][0][0]
-    return hgr.HGR(network, concepts, hgr.Encoder("the demo encoder", chunk, fixed_start, empty), name=name)
+    empty, pooled, _ = prompts[2]
+    encoder = hgr.Encoder("the demo encoder", chunk, fixed_start, empty[0], None if pooled is None else pooled[0])
+    return hgr.HGR(network, concepts, encoder, name=name)
 
 
 def safe_features(pack: SimpleNamespace, hgr: Any, features: Tensor, strength: float = 1.0) -> Tensor:

@@ -14,6 +14,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,14 @@ NODES = {
     "SafeCFGSaveHGR": ("Save HGR", ["hgr", "name"], []),
     "SafeCFGMergeHGR": ("Merge HGR", [f"hgr_{i}" for i in range(1, 7)], ["HGR"]),
 }
+
+
+def with_library_concepts(bundled: Any) -> Any:
+    """The bundled HGR with two of its concepts under the names of the library's, as HGR for this Model looks for
+    them."""
+    names = {"skull": "violence", "dagger": "sexual"}
+    concepts = [replace(concept, id=names.get(concept.id, concept.id)) for concept in bundled.concepts]
+    return replace(bundled, concepts=concepts, probe=None)  # its heads have the old names
 
 
 def find_comfyui() -> Path | None:

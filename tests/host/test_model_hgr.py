@@ -82,6 +82,14 @@ def test_the_first_run_trains_and_the_next_one_loads_what_it_kept(run, folder, k
 
 
 @pytest.mark.slow
+def test_no_pairs_are_made_where_a_file_fits(run, folder, module, monkeypatch):
+    """Making them takes longer than looking for the file."""
+    run(own="tea: tea, kettle")
+    monkeypatch.setattr(module, "gather", lambda *_, **__: pytest.fail("pairs were made"))
+    assert run(own="tea: tea, kettle")[2] == 1
+
+
+@pytest.mark.slow
 def test_concepts_that_were_not_asked_for_are_silent(run, folder, kit):
     run()
     hgr, _, count = run("violence")

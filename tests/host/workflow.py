@@ -1,4 +1,4 @@
-"""From a workflow as the editor saves it to a prompt as the server takes it."""
+"""From a workflow as the editor saves it to a prompt as the server takes it, and to what its nodes give."""
 
 from __future__ import annotations
 
@@ -35,3 +35,17 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str
             "_meta": {"title": node.get("title")},
         }
     return prompt
+
+
+def outputs_of(prompt: dict[str, Any], node: str, known: dict[str, tuple], classes: dict[str, type]) -> tuple:
+    """The outputs of a node, after running it and those before it in this process. known: outputs by node, which fills.
+    classes: by `class_type`, as the host has them."""
+    if node not in known:
+        inputs = {
+            name: outputs_of(prompt, value[0], known, classes)[value[1]] if isinstance(value, list) else value
+            for name, value in prompt[node]["inputs"].items()
+        }
+        kind = classes[prompt[node]["class_type"]]
+        made = getattr(kind(), kind.FUNCTION)(**inputs)
+        known[node] = getattr(made, "args", made)
+    return known[node]

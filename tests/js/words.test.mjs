@@ -39,8 +39,13 @@ test("a concept that is switched off is not a clean prompt", () => {
   assert.ok(line.off);
 });
 
+test("a card says first that a file did not fit", () => {
+  const about = { concepts: [], encoder: "CLIP", training: {}, date: "2026-08-01T12:00:00+00:00" };
+  assert.deepEqual(facts(about, "mine was made for CLIP")[0], ["does not fit", "mine was made for CLIP"]);
+});
+
 test("a card says what the file says, and no more", () => {
-  const about = { concepts: [{ id: "a", label: "A" }, { id: "b", label: "" }], encoder: "CLIP", probe: false, date: "2026-08-01T12:00:00+00:00" };
+  const about = { concepts: [{ id: "a", label: "A" }, { id: "b", label: "" }], encoder: "CLIP", library: "new", probe: false, date: "2026-08-01T12:00:00+00:00" };
   const said = (training) => Object.fromEntries(facts({ ...about, training }));
   assert.equal(said({}).concepts, "A, b");
   assert.equal(said({ data: { pairs: { a: 10, b: 20 }, clean: 5 }, steps: 7 })["trained on"], "30 pairs, 5 clean prompts, 7 steps");
@@ -49,9 +54,14 @@ test("a card says what the file says, and no more", () => {
   const measured = said({ metrics, false_positive_rate: 0.01 });
   assert.equal(measured.finds, "A 91 %, b 50 % (weak)");
   assert.equal(measured["false alarms"], "0.4 % of 500 clean prompts, 1.0 % asked for");
+  const made = said({ quality: "full", library: "old" });
+  assert.equal(made.quality, "full");
+  assert.equal(said({ losses: "text" }).quality, "losses: text");
+  assert.deepEqual([made.library, said({ library: "new" }).library], ["old; installed is new", "new, the installed one"]);
+  assert.equal(said({ merged: [{ quality: "full" }, null, { quality: "quick" }] }).quality, "full, quick");
   for (const training of [null, {}, [], "x", { data: 3 }, { data: { pairs: "many" }, steps: "x" }, { metrics: { concepts: 3 } }]) {
     assert.equal(said(training)["trained on"], "unknown");
-    assert.equal(said(training).finds, undefined);
+    assert.deepEqual(["finds", "quality", "library", "does not fit"].map((line) => said(training)[line]), Array(4).fill(undefined));
     assert.equal(said(training)["false alarms"], undefined);
   }
 });

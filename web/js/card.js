@@ -4,18 +4,33 @@ import { element } from "./dom.js";
 
 export const CARD_HEIGHT = 126;
 
-/** [title, text] of each line. */
-export function facts({ concepts, encoder, training, probe, date }) {
+/** [title, text] of each line. misfit: why it did not fit in the last run. */
+export function facts({ concepts, encoder, training, library, probe, date }, misfit) {
   return [
+    ["does not fit", misfit],
     ["concepts", concepts.map(({ id, label }) => label || id).join(", ")],
     ["for", encoder],
+    ["quality", quality(training)],
     ["finds", finds(training, concepts)],
     ["false alarms", falseAlarms(training)],
     ["trained on", trainedOn(training)],
+    ["library", libraries(training, library)],
     ["detects", probe ? "in prompts and in pictures" : "in prompts"],
     ["file date", new Date(date).toLocaleDateString(undefined, { dateStyle: "medium" })],
   ].filter(([, text]) => text);
 }
+
+/** The trainings that an HGR comes from: several if it was merged. */
+const parts = (training) => (Array.isArray(training?.merged) ? training.merged : [training]);
+const texts = (found) => [...new Set(found.filter((one) => typeof one === "string"))].join(", ");
+
+/** As HGR for this Model calls it; otherwise, what the HGR learnt from. */
+const quality = (training) => texts(parts(training).map((part) =>
+  part?.quality ?? (typeof part?.losses === "string" ? `losses: ${part.losses}` : undefined)));
+
+/** The versions of the library that HGR for this Model made it from, beside the installed one. */
+const libraries = (training, installed) => texts(parts(training).map((part) => part?.library).map((made) =>
+  (typeof made !== "string" ? undefined : made === installed ? `${made}, the installed one` : `${made}; installed is ${installed}`)));
 
 const WEAK = 0.75; // recall below which a concept is called weak, as in Train HGR's report
 const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
@@ -51,8 +66,10 @@ export function makeCard() {
   list.style.minHeight = `${CARD_HEIGHT}px`;
   return {
     element: list,
-    show: (about) => list.replaceChildren(...facts(about).flatMap(([title, text]) => [
-      element("dt", {}, title), element("dd", { title: text }, text)])),
+    show: (about, misfit) => list.replaceChildren(...facts(about, misfit).flatMap(([title, text]) => {
+      const mark = text === misfit ? { class: "safecfg-misfit" } : {};
+      return [element("dt", mark, title), element("dd", { title: text, ...mark }, text)];
+    })),
     say: (text) => list.replaceChildren(element("p", { class: "safecfg-note" }, text)),
   };
 }

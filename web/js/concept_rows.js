@@ -6,7 +6,7 @@ import { stored } from "./concepts.js";
 import { together } from "./findings.js";
 import { Rows } from "./rows.js";
 import { fromOutside, hgrsOf, insides, outsides } from "./upstream.js";
-import { lastConcepts, said } from "./verdicts.js";
+import { lastConcepts, misfit, said } from "./verdicts.js";
 import { addWidget, redraw } from "./widgets.js";
 
 export const ROWS = "SAFECFG_CONCEPTS";
@@ -107,22 +107,23 @@ function looking(node, rows, paths, whoSets) {
     const names = [...new Set(hgrs.flatMap(({ names }) => names))];
     const known = hgrs.every(({ known }) => known);
     const last = known && names.length ? undefined : lastConcepts(here);
+    const misfits = names.map(misfit).filter(Boolean);
     const setter = whoSets();
-    const state = JSON.stringify([names, known, last, setter, generation()]);
+    const state = JSON.stringify([names, known, last, misfits, setter, generation()]);
     if (state === seen) return;
     seen = state;
     const answers = await Promise.all(names.map(about));
     if (state !== seen) return; // something else was wired in meanwhile
     if (setter) rows.show([], setter);
-    else rows.show(...choose(answers, { known, last, text: rows.text }));
+    else rows.show(...choose(answers, { known, last, misfits, text: rows.text }));
     redraw(node);
   };
   return { look, again: () => { seen = undefined; } };
 }
 
 /** The concepts to show and a note: those of the wires, then what the last run said, then what is stored. */
-function choose(answers, { known, last, text }) {
-  const errors = answers.flatMap(({ error }) => error ?? []);
+function choose(answers, { known, last, misfits, text }) {
+  const errors = [...misfits, ...answers.flatMap(({ error }) => error ?? [])];
   let note = "";
   if (errors.length) note = `${errors.join(" ")} Stored strengths are kept.`;
   else if (last) note = "Concepts of the last run: the wires do not lead to an HGR file.";

@@ -13,10 +13,10 @@ export class Runs {
   }
 
   started(prompt) {
-    keep(this.#runs, prompt, { fired: new Map(), reports: new Map() });
+    keep(this.#runs, prompt, { fired: new Map(), reports: new Map(), misfits: new Map() });
   }
 
-  /** Keep what a run says of a node. kind: "fired" or "reports". node: its execution id. The workflow may become known later. */
+  /** Keep what a run says of a node. kind: "fired", "reports" or "misfits". node: its execution id. The workflow may become known later. */
   said(prompt, kind, node, what) {
     if (!this.#runs.has(prompt)) this.started(prompt);
     this.#runs.get(prompt)[kind].set(node, what);

@@ -9,7 +9,7 @@ import { conceptsWidget, ROWS, showPromoted } from "./concept_rows.js";
 import { addStyle } from "./dom.js";
 import { makeReport } from "./report.js";
 import { graphs, widgetValue } from "./upstream.js";
-import { graphLoaded, listen, notice, rootGraph, said } from "./verdicts.js";
+import { graphLoaded, listen, misfit, notice, rootGraph, said } from "./verdicts.js";
 import { addWidget, redraw } from "./widgets.js";
 
 const NAME = "SafeCFG";
@@ -22,14 +22,15 @@ function addCard(node) {
   let seen;
   const look = async () => {
     const name = widgetValue(node, "hgr_name");
-    const state = JSON.stringify([name, generation()]);
+    const unfit = misfit(name);
+    const state = JSON.stringify([name, unfit, generation()]);
     if (state === seen) return;
     seen = state;
     if (name === undefined) return card.say("The node wired into hgr_name chooses the HGR.");
     const answer = await about(name);
     if (state !== seen) return;
     if (answer.error) card.say(answer.error);
-    else card.show(answer);
+    else card.show(answer, unfit);
   };
   addWidget(node, "about", CARD, card.element, { serialize: false, getMinHeight: () => CARD_HEIGHT + 20 }, look);
 }

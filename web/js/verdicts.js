@@ -28,6 +28,9 @@ export const said = (paths, kind) => runs.last(open(), kind, leadsTo(paths));
 /** The concepts that a run last found there; undefined if none has said. */
 export const lastConcepts = (paths) => runs.concepts(open(), leadsTo(paths));
 
+/** Why the HGR of this name did not fit the last run's text encoder, as the error said; undefined if none did. */
+export const misfit = (name) => runs.last(open(), "misfits", () => true).find((text) => text.startsWith(`${name} was made for `));
+
 export function listen() {
   // No event says which workflow a run was queued from, so the answer to queueing is read as it passes by.
   const { queuePrompt } = api;
@@ -39,6 +42,9 @@ export function listen() {
   };
   api.addEventListener("execution_start", ({ detail }) => runs.started(detail.prompt_id));
   api.addEventListener("safecfg.fired", ({ detail }) => runs.said(detail.prompt_id, "fired", detail.node, detail));
+  api.addEventListener("execution_error", ({ detail: { prompt_id: prompt, node_id: node, exception_type: type, exception_message: text } }) => {
+    if (type?.endsWith(".EncoderMismatch")) runs.said(prompt, "misfits", node, text.trim());
+  });
   api.addEventListener("executed", ({ detail: { prompt_id: prompt, node, display_node: shown, output } }) => {
     if (output?.report) runs.said(prompt, "reports", shown ?? node, output.report[0]);
   });

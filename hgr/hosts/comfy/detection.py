@@ -12,7 +12,8 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...core.hgr import HGR, HGRError
+from ...core.errors import EncoderMismatch
+from ...core.hgr import HGR
 from ...core.options import concept_strengths
 from ...core.progress import Progress
 from ...detection.crops import crops
@@ -96,7 +97,7 @@ def _check_model(hgr: HGR, model: comfy.model_patcher.ModelPatcher | None) -> co
         raise ValueError("pictures are judged by the model: wire in model, the one that the HGR was trained for.")
     width = model.model.model_config.unet_config.get("context_dim", hgr.network.text_dim)
     if width != hgr.network.text_dim:
-        raise HGRError(
+        raise EncoderMismatch(
             f"{hgr.name} was made for {hgr.encoder.family} with text features of width {hgr.network.text_dim}, "
             f"but this model takes width {width}: load the HGR that was trained for this model."
         )

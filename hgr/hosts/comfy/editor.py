@@ -13,6 +13,7 @@ from aiohttp import web
 
 from ...core import file
 from ...core.hgr import HGRError
+from ...data import library
 from . import files
 
 log = logging.getLogger("safecfg")
@@ -52,7 +53,8 @@ async def _answer(request: web.Request) -> web.Response:
 
 
 def about(name: str) -> dict[str, Any]:
-    """What a user wants to know about an HGR before using it, from the file's header only.
+    """What a user wants to know about an HGR before using it, from the file's header only; and the version of the
+    library that new ones are made from.
 
     Raises FileNotFoundError if no file has this name, and HGRError for a damaged file.
     """
@@ -65,6 +67,7 @@ def about(name: str) -> dict[str, Any]:
         ],
         "encoder": header["encoder"]["family"],
         "training": header["training"],
+        "library": library.version(),
         "probe": header["probe"] is not None,
         "date": datetime.fromtimestamp(files.stamp_of(path)[0] / 1e9, timezone.utc).isoformat(timespec="seconds"),
     }

@@ -57,8 +57,11 @@ def find_hgr(name: str) -> Path:
 
 
 def load_hgr(name: str) -> HGR:
-    """Load an HGR by its name. Raises FileNotFoundError, or HGRError for a file that cannot be used."""
-    return file.load(find_hgr(name))
+    """Load an HGR by its name, which errors call it by. Raises FileNotFoundError, or HGRError for a file that cannot be
+    used."""
+    hgr = file.load(find_hgr(name))
+    hgr.name = name
+    return hgr
 
 
 def name_fault(name: str) -> str | None:

@@ -21,7 +21,7 @@ from ...core.hgr import HGR, MAX_TOKENS
 from ...core.prompt import Prompt
 from ...data import library
 from ...data.pairs import Topic
-from ...data.sources import gather
+from ...data.sources import gather, gather_topics
 from ...training.attention import cross_attention
 from ...training.encoded_prompts import encoder_fingerprint
 from ...training.hgr_report import hgr_report
@@ -78,16 +78,18 @@ def hgr_for_model(
     """
     if clip is None:
         raise ValueError("this checkpoint has no text encoder: load one with a CLIP loader and wire it into clip.")
-    pairs = gather(concepts, (), owns)
+    topics = gather_topics(concepts, owns)
     empty = encoder_of(clip)([""])[0]
     quality = _quality(quality, model, empty.features.shape[-1])
-    found, why = _search(empty, pairs.topics, set(concepts), quality=quality)
+    found, why = _search(empty, topics, set(concepts), quality=quality)
     if found is not None:
-        return Found(found.only(pairs.ids), found.name, f"{found.name} fits this text encoder and has the concepts")
+        wanted = found.only([topic.id for topic in topics])
+        return Found(wanted, found.name, f"{found.name} fits this text encoder and has the concepts")
     log.info("HGR for this Model: %s. One is trained now.", why)
     runs.say(f"{why}: one is trained now, once")
+    pairs = gather(concepts, (), owns)
     # before the training: nothing may fail or be interrupted between its end and the file
-    name = _name(clip, pairs.topics, quality=quality, prefix=prefix)
+    name = _name(clip, topics, quality=quality, prefix=prefix)
     hgr, _ = train_for_clip(clip, pairs, QUALITIES[quality], model=None if quality == "quick" else model)
     hgr.training |= {_LIBRARY: library.version(), _QUALITY: quality}
     try:
@@ -131,11 +133,10 @@ def _search(empty: Prompt, topics: Sequence[Topic], built_in: set[str], *, quali
             header = file.describe(path)
             if header["text_dim"] != empty.features.shape[-1] or not _has(header, topics, built_in):
                 continue
-            hgr = file.load(path)
+            hgr = files.load_hgr(name)
         except (HGRError, FileNotFoundError) as error:
             log.warning("HGR for this Model passes over a file: %s", error)
             continue
-        hgr.name = name
         if (distance := _distance(hgr, empty)) > _SAME:
             reasons.append((2, f"{name} has the concepts, but is for another text encoder (distance {distance:.2f})"))
         elif any(part.get(_LIBRARY, library.version()) != library.version() for part in _parts(hgr)):
