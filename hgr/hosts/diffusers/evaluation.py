@@ -16,9 +16,9 @@ from ...data.pairs import Pairs, concepts_by_text
 from ...detection.hed import hed_prompt
 from ...training.metrics import auroc, expected_calibration_error, false_positives_at
 from ...training.settings import HELD_OUT
+from .counted import sample_counted
 from .pipeline import SafeCFG
 from .prompts import encode
-from .counted import sample_counted
 
 _BATCH = 32  # prompts encoded at once
 

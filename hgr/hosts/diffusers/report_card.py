@@ -13,10 +13,10 @@ from ...core.hgr import HGR
 from ...core.progress import SILENT, Progress
 from ...data.textfile import DataError
 from ...detection.card import NEGATIVE, SAFE, Painted, make_card, negative_words
+from .counted import sample_counted
 from .demo import decode
 from .detection import Detector
 from .pipeline import SafeCFG
-from .counted import sample_counted
 
 _ENCODED = 32  # prompts at once
 
