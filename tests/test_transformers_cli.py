@@ -87,7 +87,6 @@ def test_what_needs_a_unet_is_one_sentence(models, few, tmp_path, capsys):
     new = ["--output", tmp_path / "new.safetensors"]
     for words in (
         ["train", *model, "--file", few, "--work", tmp_path / "work", *new, "--false-positive-rate", 10],
-        ["probe", *model, *hgr, "--file", few, *new, "--false-positive-rate", 10],
         ["finetune", *model, *hgr, "--prompts", prompts, "--evidence", "prompt", "--work", tmp_path / "work", *new],
     ):
         assert command(*words) == 2, words
