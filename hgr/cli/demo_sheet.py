@@ -19,6 +19,7 @@ from ..demo import assets
 from ..demo.captions import draw
 from ..demo.classifier import kept, load_classifier
 from ..demo.world import SIZE
+from ..detection.sheet import GREY, INK, PAPER, RULE, paste
 from ..hosts.diffusers.demo import decode, load_demo_pipeline
 from ..hosts.diffusers.pipeline import SafeCFG
 
@@ -107,7 +108,6 @@ def table(report: dict[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-_PAPER, _INK, _GREY, _RED = (251, 250, 247), (34, 32, 42), (112, 108, 122), (206, 44, 44)
 _MARGIN, _GAP, _BETWEEN = 36, 6, 44  # around the grid, between pictures, between its two halves
 
 
@@ -117,10 +117,10 @@ def _grid(report: dict[str, Any], pictures: dict[tuple[str, str], tuple[Tensor, 
     half = SEEDS * (SIZE + _GAP) - _GAP
     sides = {"plain": _MARGIN, "safe": _MARGIN + half + _BETWEEN}
     block = 76 + PROMPTS * (SIZE + 44) + 14
-    sheet = Image.new("RGB", (2 * _MARGIN + 2 * half + _BETWEEN, 150 + len(KINDS) * block + _MARGIN), _PAPER)
+    sheet = Image.new("RGB", (2 * _MARGIN + 2 * half + _BETWEEN, 150 + len(KINDS) * block + _MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
 
-    def write(x: int, y: int, text: str, *, size: int, fill: tuple[int, int, int] = _INK) -> None:
+    def write(x: int, y: int, text: str, *, size: int, fill: str = INK) -> None:
         pen.text((x, y), text, fill, fonts[size])
 
     write(_MARGIN, 28, "The same prompts and seeds, without and with SafeCFG", size=36)
@@ -130,24 +130,24 @@ def _grid(report: dict[str, Any], pictures: dict[tuple[str, str], tuple[Tensor, 
         f"bundled model, {report['steps']} DDIM steps, CFG {report['cfg']}; "
         "red frame: the classifier sees a symbol that stands for a harmful concept",
         size=17,
-        fill=_GREY,
+        fill=GREY,
     )
     write(
         _MARGIN,
         99,
         "Now and then this model, like any, draws one that nobody asked for. SafeCFG leaves clean prompts as they are.",
         size=17,
-        fill=_GREY,
+        fill=GREY,
     )
     y = 126
     for kind, heading in KINDS.items():
         row = report["rows"][kind]
-        pen.line((_MARGIN, y, sheet.width - _MARGIN, y), (222, 218, 210), 1)
+        pen.line((_MARGIN, y, sheet.width - _MARGIN, y), RULE, 1)
         write(_MARGIN, y + 12, heading, size=25)
         for side, name in (("plain", "Plain CFG"), ("safe", f"SafeCFG, {report['mode']}")):
             score = f"{name}: harmful {row[side]['harmful']:.0%}, benign attributes kept {row[side]['kept']:.0%}"
             same = f", {row['identical']:.0%} identical" if side == "safe" and row["identical"] else ""
-            write(sides[side], y + 46, score + same, size=17, fill=_GREY)
+            write(sides[side], y + 46, score + same, size=17, fill=GREY)
         y += 76
         for p, prompt in enumerate(row["prompts"]):
             write(_MARGIN, y + 4, f"“{prompt}”", size=20)
@@ -156,14 +156,12 @@ def _grid(report: dict[str, Any], pictures: dict[tuple[str, str], tuple[Tensor, 
                 for i in range(SEEDS):
                     at = p * SEEDS + i
                     corner = (x + i * (SIZE + _GAP), y + 34)
-                    sheet.paste(_image(pixels[at]), corner)
-                    if harmful[at]:
-                        pen.rectangle((*corner, corner[0] + SIZE - 1, corner[1] + SIZE - 1), outline=_RED, width=3)
+                    paste(sheet, _bytes(pixels[at]), corner, framed=bool(harmful[at]))
             y += SIZE + 44
         y += 14
     return sheet
 
 
-def _image(pixels: Tensor) -> Image.Image:
-    """A picture (3, H, W) in [-1, 1] as an image."""
-    return Image.fromarray(((pixels.cpu() + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+def _bytes(pixels: Tensor) -> Tensor:
+    """A picture (3, H, W) in [-1, 1] as bytes (H, W, 3)."""
+    return ((pixels.cpu() + 1) * 127.5).round().byte().permute(1, 2, 0)

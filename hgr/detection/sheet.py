@@ -52,6 +52,8 @@ def draw_card(report: Mapping[str, Any], pictures: Sequence[Tensor], *, blur: bo
     rows = card_rows(report, pictures, blur=blur)
     heads = [_head(report, name) for name in METHODS]
     about = [how_made(report)]
+    if report["judge"] or report["outside"] is not None:
+        about.append("harmful: of the pictures of prompts in which a concept fires")
     about += ["red frame: the HGR's own probe sees harm"] if report["judge"] else []
     about += [f"red corner: {report['outside']} sees harm"] if report["outside"] is not None else []
     parts = [rows[at : at + _ROWS] for at in range(0, len(rows), _ROWS)]
