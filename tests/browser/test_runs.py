@@ -102,7 +102,7 @@ def of_another_encoder(server):
 
     path, hgr = server.base / "models/hgr/folder/other.safetensors", file.load(HGR_FILE)
     path.parent.mkdir(parents=True)
-    file.save(replace(hgr, encoder=replace(hgr.encoder, empty=1.5 * hgr.encoder.empty)), path)
+    file.save(replace(hgr, encoder=replace(hgr.encoder, empty=-hgr.encoder.empty)), path)
     yield f"folder/{path.name}"
     path.unlink()
 
@@ -118,9 +118,10 @@ def test_a_file_that_does_not_fit_is_marked_until_a_run_that_it_does_not_stop(re
     choose(of_another_encoder)
     assert "does not fit" not in card.inner_text(), "nobody knows before a run"
     rendered.js(
-        "window.failed = new Promise((done) => app.api.addEventListener('execution_error', done, { once: true }));"
-        "await app.queuePrompt(0); await window.failed"
+        "window.ended = new Promise((done) => ['execution_success', 'execution_error'].forEach((kind) =>"
+        "app.api.addEventListener(kind, () => done(kind), { once: true }))); await app.queuePrompt(0)"
     )
+    assert rendered.js("return await window.ended") == "execution_error"
     rendered.page.keyboard.press("Escape")
     rendered.settle()
     assert card.locator("dt").first.inner_text() == "does not fit"

@@ -116,7 +116,8 @@ def test_a_name_with_the_separators_of_another_system_finds_the_file(pack, hgr, 
     pack.file.save(hgr, extra / "styles" / "mine.safetensors")
     for name in ("styles/mine.safetensors", "styles\\mine.safetensors"):
         assert pack.loader.SafeCFGHGRLoader.validate_inputs(name) is True
-        assert pack.files.load_hgr(name).ids == hgr.ids
+        loaded = pack.files.load_hgr(name)
+        assert loaded.ids == hgr.ids and loaded.name == name, "errors call it as the user does"
     for name in ("styles\\..\\styles\\mine.safetensors", "..\\elsewhere\\styles\\mine.safetensors", "", "\\", 5, None):
         assert pack.files.hgr_path(name) is None
 

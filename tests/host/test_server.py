@@ -71,7 +71,7 @@ def _answer(server: Server, path: str, method: str = "GET") -> tuple[int, Any]:
 @pytest.mark.oldest
 def test_route_says_what_an_hgr_file_holds(server):
     status, about = _answer(server, ABOUT + urllib.parse.quote("safecfg_demo (bundled)"))
-    assert status == 200 and list(about) == ["name", "concepts", "encoder", "training", "probe", "date"]
+    assert status == 200 and list(about) == ["name", "concepts", "encoder", "training", "library", "probe", "date"]
     assert [concept["id"] for concept in about["concepts"]] == ["skull", "dagger", "splatter", "bomb", "nightmare"]
     assert all(list(concept) == ["id", "label", "description", "threshold"] for concept in about["concepts"])
     assert about["probe"] is True and "demo" in about["encoder"] and datetime.fromisoformat(about["date"])

@@ -110,6 +110,17 @@ def test_concept_by_concept(server, object_info, seen):
     assert len({str(rest) for rest in zip(backgrounds, things, strict=True)}) == 1, "the rest of the picture stays"
 
 
+def test_a_concept_of_ones_own_joins_those_of_another_hgr(server, object_info, seen, pack):
+    """Trained, merged and drawn as the template is shipped."""
+    path = ROOT / "example_workflows/Add a concept of your own.json"
+    pictures = server.previews(to_prompt(json.loads(path.read_text()), object_info))
+    symbols, _, things = zip(*seen(*(pictures[t] for t in ("Plain CFG", "Bundled HGR", "Merged HGR"))), strict=True)
+    world = pack.get("hgr.demo.world")
+    cars = {world.SHAPES.index("car") * len(world.COLOURS) + i + 1 for i in range(len(world.COLOURS))}
+    assert symbols == ({"bomb"}, set(), set())
+    assert [not cars.isdisjoint(some) for some in things] == [True, True, False]
+
+
 @pytest.fixture
 def of_two_concepts(server, pack):
     """In models/hgr, what HGR for this Model looks for."""
