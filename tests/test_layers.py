@@ -36,6 +36,7 @@ HOSTS = {
         "comfy_api",
         "comfy_execution",
         "comfy_extras",
+        "execution",
         "folder_paths",
         "latent_preview",
         "server",

@@ -17,6 +17,7 @@ from ...core.excerpt import excerpt
 from ...core.hgr import HGR
 from ...core.policy import FILE_NAME, VARIABLE, Policy, PolicyError, parse_policy
 from ...core.prompt import Prompt
+from ...detection.judge import trained_size
 from . import files
 
 log = logging.getLogger("safecfg")
@@ -26,7 +27,8 @@ log = logging.getLogger("safecfg")
 class InForce:
     """policy: None if its file cannot be used; `fault` then says why, and nothing is sampled.
 
-    stamp: of the file as it was read. hgrs: the HGRs of the policy by name, the best first.
+    stamp: of the file as it was read. hgrs: the HGRs of the policy by name, the best first. judge: the HGR whose probe
+    judges pictures, if they are judged.
     """
 
     path: Path
@@ -34,6 +36,7 @@ class InForce:
     policy: Policy | None = None
     fault: str = ""
     hgrs: dict[str, HGR] = field(default_factory=dict)
+    judge: HGR | None = None
 
     @property
     def changed(self) -> bool:
@@ -68,7 +71,7 @@ def in_force() -> InForce | None:
     found = InForce(path, _stamp(path))
     try:
         policy = parse_policy(path.read_text("utf-8-sig"))
-        found.hgrs = _hgrs(policy)
+        found.hgrs, found.judge = _hgrs(policy), _judge(policy)
         found.policy = policy
     except UnicodeDecodeError:
         found.fault = f"{path.name}: it is not UTF-8 text."
@@ -110,6 +113,20 @@ def _hgrs(policy: Policy) -> dict[str, HGR]:
     if not policy.hgr:
         found = dict(sorted(found.items(), key=lambda each: -len(each[1].ids)))
     return found | {files.BUNDLED: files.load_hgr(files.BUNDLED).at(policy.sensitivity)}
+
+
+def _judge(policy: Policy) -> HGR | None:
+    if policy.pictures == "off" or policy.judge is None:
+        return None
+    name = policy.judge.checkpoint
+    if name != files.BUNDLED and folder_paths.get_full_path("checkpoints", name) is None:
+        raise PolicyError(f'judge: "{excerpt(name)}" is not in models/checkpoints.')
+    try:
+        hgr = files.load_hgr(policy.judge.hgr)
+        trained_size(hgr)  # it has a probe
+        return hgr
+    except (HGRError, FileNotFoundError) as error:
+        raise PolicyError(f"judge: {error}") from None
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -40,9 +40,9 @@ _DYNAMIC_FROM = 5.0
 _IP_ADAPTER = ("unclip_conditioning", "clip_vision_output")
 _PICTURES = ("concat_latent_image", "reference_latents")
 _WORDS = {
-    "lora": "a LoRA or another change of the model's weights acts",
-    "ip_adapter": "a picture acts as a prompt (IP-Adapter and its kind)",
-    "image_to_image": "it starts from a picture, or has no text that could be read",
+    "lora": "a LoRA, a merge or another change of the model's weights acts in this run",
+    "ip_adapter": "a picture acts as a prompt in this run (IP-Adapter and its kind)",
+    "image_to_image": "this run starts from a picture, or has no text that SafeCFG could read",
 }
 
 
@@ -120,8 +120,8 @@ class _Run:
     policy: Policy
 
     def __call__(self, executor: WrapperExecutor, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        others = [each for each in executor.wrappers if each is not self]
-        own = [each for each in others if isinstance(each, Patch)]
+        own = [each for each in executor.wrappers if isinstance(each, Patch)]
+        others = [each for each in executor.wrappers if not isinstance(each, (Patch, _Run))]
 
         def last(executor: WrapperExecutor, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             guider: Any = executor.class_obj
@@ -130,7 +130,7 @@ class _Run:
             guider.model_options.setdefault("transformer_options", {})[MARK] = True
             return _chain(executor, patches).execute(noise, *args, **kwargs)
 
-        return _chain(executor, [*(each for each in others if each not in own), last]).execute(noise, *args, **kwargs)
+        return _chain(executor, [*others, last]).execute(noise, *args, **kwargs)
 
     def _patches(self, guider: Any, latent: Tensor | None, own: list[Patch]) -> list[Patch]:
         """What rewrites the conditionings: what is left of the graph's own SafeCFG, then the policy's. Raises
@@ -146,7 +146,7 @@ class _Run:
         if self.policy.pictures == "off":
             for kind in _beside_text(guider, entries, latent, has_text=bool(read)):
                 if kind not in self.policy.unjudged:
-                    self.choke.refuse(f'{_WORDS[kind]} in this run, and pictures are not judged here ("{kind}").')
+                    self.choke.refuse(f'{_WORDS[kind]}, and pictures are not judged here ("{kind}").')
         notes = [*unread_patches(guider.model_options), *(note for entry in entries for note in unread_text(entry))]
         if notes and self.policy.unread_text == REFUSE:
             self.choke.refuse(notes[0])
