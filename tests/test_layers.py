@@ -54,6 +54,7 @@ EVERY_HOST_HAS = {"torch", "safetensors", "numpy", "einops", *sys.stdlib_module_
 GIVEN_ORDER = {
     ("hosts/comfy/demo.py", "__init__"),  # ComfyUI
     ("hosts/comfy/inside.py", "patch"),
+    ("hosts/comfy/shown_pictures.py", "judged_output"),
     ("hosts/diffusers/mixing.py", "__call__"),  # torch's forward hooks
     ("hosts/diffusers/pipeline.py", "exchange"),  # diffusers' callback_on_step_end
     ("benchmarks/rivals/nag.py", "push"),  # torch's hooks

@@ -108,6 +108,20 @@ def test_a_harmful_prompt_on_the_negative_side_is_no_way_round(kit, hgr, police)
     assert not found.equal(plain) and (found - safe).abs().max() < 1e-4
 
 
+def test_a_node_that_does_cfg_itself_is_no_way_round(kit, hgr, police):
+    """The first picture of a batch gets the scale 0 from it: the negative prompt alone."""
+    from comfy_extras.nodes_video_model import VideoLinearCFGGuidance
+
+    def draw(model):
+        patched = VideoLinearCFGGuidance().patch(model, 0.0)[0]
+        return kit.sample(patched, kit.clean, kit.harmful, shape=(2, 4, 16, 16))[:1]
+
+    plain, safe = draw(kit.model), kit.sample(kit.patch(hgr), kit.harmful, kit.negative, cfg=1.0, shape=(2, 4, 16, 16))
+    police()
+    found = draw(kit.model)
+    assert not found.equal(plain) and (found - safe[:1]).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("group", ["OWN", "STAND_INS"])
 def test_everything_that_samples_passes_the_policy(kit, hgr, police, group, monkeypatch):
     """The host's samplers, guiders, conditionings and patches, and what other packs do (`combinations`): with the plain

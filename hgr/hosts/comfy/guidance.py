@@ -104,7 +104,7 @@ class Patch:
         cfg = scale_of(guider) if self.mode == "dynamic" else math.inf
         if cfg <= 1:
             log.warning('mode "dynamic" acts on the negative side, so it has no effect at cfg 1: use "redirect".')
-        turned = shows_negative(guider)
+        turned = self.turned(guider)
         inside = Inside(
             self.hgr,
             self.strengths,
@@ -131,11 +131,15 @@ class Patch:
             self._report([gates], [UNREAD_PATCH] if unread else [])
         return result
 
+    def turned(self, guider: Any) -> bool:
+        """Whether the negative side is followed too."""
+        return shows_negative(guider)
+
     def rewrite(self, conds: Conds, *, cfg: float, ones: Tensor, turned: bool = False) -> Conds:
         """The conditionings to sample with. The given ones stay unchanged; entries that do not move are the same.
 
         cfg: the guider's scale. ones (N, 1, ...): one for each latent, on the sampling device.
-        turned: whether the negative side is followed too (`shows_negative`).
+        turned: whether the negative side is followed too.
         """
         notes = [note for entries in conds.values() for entry in entries for note in unread_text(entry)]
         gates: list[list[float]] = []

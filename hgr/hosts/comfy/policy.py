@@ -136,7 +136,7 @@ class _Run:
         """What rewrites the conditionings: what is left of the graph's own SafeCFG, then the policy's. Raises
         PolicyError for a run that the policy does not allow."""
         entries = [entry for each in guider.conds.values() for entry in each]
-        every = shows_negative(guider)
+        every = _turned(guider)
         read = [
             Prompt(entry["cross_attn"], entry.get("pooled_output"))
             for role, each in guider.conds.items()
@@ -175,6 +175,9 @@ class _PolicyPatch(Patch):
     choke: Any = field(default=None, compare=False)
     strict: bool = True
 
+    def turned(self, guider: Any) -> bool:
+        return _turned(guider)
+
     def _report(self, gates: list[list[float]], notes: list[str]) -> None:
         super()._report(gates, notes)
         if notes and self.strict:
@@ -182,6 +185,12 @@ class _PolicyPatch(Patch):
         pairs = list(zip(self.hgr.concepts, self.strengths, strict=True))
         fired = {c.id for row in gates for (c, s), gate in zip(pairs, row, strict=True) if s and gate >= c.threshold}
         self.choke.audit.record("redirected" if fired else "clean", sorted(fired))
+
+
+def _turned(guider: Any) -> bool:
+    """Whether both sides are redirected: where a patch does CFG itself, nobody knows which side a picture shows. The
+    host's Linear CFG for videos, at the scale 0, shows the negative one."""
+    return shows_negative(guider) or "sampler_cfg_function" in guider.model_options
 
 
 def combined(mine: Patch, own: Sequence[Patch]) -> list[Patch]:
