@@ -130,3 +130,23 @@ def test_a_broken_policy_stops_the_packs_load_and_says_so(comfyui_path, tmp_path
         assert not [name for name in server.json("/object_info") if name.startswith("SafeCFG")]
         with pytest.raises(urllib.error.HTTPError):
             server.queue(_graph("a ball"))
+
+
+def test_pictures_are_judged_before_they_are_shown(comfyui_path, tmp_path):
+    """The policy's redirection is next to nothing here, so that there is something to judge."""
+    import numpy as np
+
+    demo = "safecfg_demo (bundled)"
+    policy = {"strength": 0.05, "pictures": "blank", "judge": {"checkpoint": demo, "hgr": demo}}
+    with _server(comfyui_path, tmp_path, json.dumps(policy)) as server:
+        shown = {}
+        for text in ("a skull next to a red ball in a meadow", "a red ball in a meadow"):
+            graph = _graph(text)
+            graph["6"]["inputs"]["batch_size"], graph["7"]["inputs"]["steps"] = 2, 12
+            (output,) = server.run(graph)["outputs"].values()
+            shown[text] = [np.asarray(server.picture(file)).std() for file in output["images"]]
+        harmful, clean = shown.values()
+        assert 0 in harmful and 0 not in clean, shown
+        assert "picture blanked (" in server.log.read_text()
+        graph["10"] = _node("SaveLatent", samples=["7", 0], filename_prefix="mine")
+        assert "latents are not saved" in _error(server, graph)

@@ -22,6 +22,7 @@ import folder_paths
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
+from ...core.excerpt import excerpt
 from ...core.fingerprint import fingerprint
 from ...core.hgr import HGR, Concept
 from ...core.policy import ALLOW, REFUSE, Policy, PolicyError
@@ -51,12 +52,6 @@ def install() -> InForce | None:
     found = in_force()
     if found is None:
         return None
-    if found.policy is None:
-        log.error(
-            "SafeCFG POLICY: %s Nothing is sampled until this is mended and ComfyUI is started again.", found.fault
-        )
-    else:
-        log.info("SafeCFG policy in force, with %s.", ", ".join(found.hgrs))
     choke = _Choke(found, Audit(found.policy.audit if found.policy else "off", Path(folder_paths.get_user_directory())))
     sample = comfy.samplers.CFGGuider.sample
 
@@ -68,9 +63,16 @@ def install() -> InForce | None:
     comfy.samplers.CFGGuider.sample = guarded_sample
     guard(choke.stranger)
     if found.policy and found.policy.pictures != "off":
-        from .shown_pictures import judge_what_is_shown
+        try:
+            from .shown_pictures import judge_what_is_shown
 
-        judge_what_is_shown(found, choke.audit)
+            judge_what_is_shown(found, choke.audit)
+        except Exception as error:  # whatever it is: what was to be judged must not be shown unjudged
+            found.policy, found.fault = None, f"pictures cannot be judged in this ComfyUI ({excerpt(error)})."
+    if found.policy is None:
+        log.error("SafeCFG POLICY: %s Nothing is sampled until it is mended and ComfyUI started again.", found.fault)
+    else:
+        log.info("SafeCFG policy in force, with %s.", ", ".join(found.hgrs))
     return found
 
 
