@@ -5,7 +5,9 @@ WEB_DIRECTORY = "./web"  # the editor's scripts in js/, the nodes' help pages in
 
 async def comfy_entrypoint():
     """Called once by ComfyUI. The import waits until here, because it needs ComfyUI and this file must not."""
-    from .hgr.hosts.comfy import editor
+    from .hgr.hosts.comfy import editor, policy
     from .nodes.extension import SafeCFGExtension
 
-    return SafeCFGExtension(active=editor.add_route())
+    active = editor.add_route()
+    in_force = policy.install() if active else None
+    return SafeCFGExtension(active=active and not (in_force and in_force.fault))

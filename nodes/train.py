@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..hgr.core.merge import merge_hgrs
-from ..hgr.hosts.comfy import files
+from ..hgr.hosts.comfy import files, in_force
 from ..hgr.hosts.comfy.train import train_for_clip
 from ..hgr.training.hgr_report import hgr_report
 from ..hgr.training.settings import LOSSES, HGRSettings
@@ -155,6 +155,7 @@ class SafeCFGSaveHGR(io.ComfyNode):
 
     @classmethod
     def execute(cls, *, hgr: Any, name: str) -> io.NodeOutput:
+        in_force.check_saving()
         saved = files.save_folder() / files.save_hgr(hgr, name)
         return io.NodeOutput(ui=ui.PreviewText(f"Saved as {files.shown_path(saved)}"))
 

@@ -18,7 +18,7 @@ from hgr.core.network import HGRNetwork
 from hgr.core.options import DEFAULT_MODE, DEFAULT_SENSITIVITY, MODES, SENSITIVITIES
 from hgr.demo import assets
 
-COMMANDS = ("demo", "info", "sample", "detect", "report", "pairs", "train", "probe", "finetune", "eval")
+COMMANDS = ("demo", "info", "sample", "detect", "report", "pairs", "train", "probe", "finetune", "eval", "policy")
 HEAVY = {"torch", "numpy", "PIL", "safetensors", "diffusers", "transformers", "tqdm", "accelerate"}
 
 
@@ -59,14 +59,14 @@ def test_the_module_itself_starts_without_torch(arguments):
     assert done.stdout.startswith("usage: python -m hgr") or done.stdout == f"{hgr.__version__}\n"
 
 
-@pytest.mark.parametrize("name", sorted({*COMMANDS} - {"info", "pairs"}))
+@pytest.mark.parametrize("name", sorted({*COMMANDS} - {"info", "pairs", "policy"}))
 def test_every_command_that_runs_a_model_can_be_told_where(name, capsys):
     with pytest.raises(SystemExit):
         cli.main([name, "--help"])
     assert "--device" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", sorted({*COMMANDS} - {"info", "pairs"}))
+@pytest.mark.parametrize("name", sorted({*COMMANDS} - {"info", "pairs", "policy"}))
 def test_a_device_that_is_not_there_is_one_sentence(name, hgr_file, tmp_path, monkeypatch, capsys):
     pytest.importorskip("diffusers")
     monkeypatch.chdir(tmp_path)

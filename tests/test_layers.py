@@ -36,6 +36,7 @@ HOSTS = {
         "comfy_api",
         "comfy_execution",
         "comfy_extras",
+        "execution",
         "folder_paths",
         "latent_preview",
         "server",
@@ -54,6 +55,7 @@ EVERY_HOST_HAS = {"torch", "safetensors", "numpy", "einops", *sys.stdlib_module_
 GIVEN_ORDER = {
     ("hosts/comfy/demo.py", "__init__"),  # ComfyUI
     ("hosts/comfy/inside.py", "patch"),
+    ("hosts/comfy/shown_pictures.py", "judged_output"),
     ("hosts/diffusers/sampling.py", "_mix"),  # torch's forward hooks
     ("benchmarks/rivals/nag.py", "push"),  # torch's hooks
     ("demo/world.py", "ellipse"),  # coordinates

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from .. import __version__
 from ..core.excerpt import excerpt
-from .commands import demo, detect, eval, finetune, info, pairs, probe, report, sample, train
+from .commands import demo, detect, eval, finetune, info, pairs, policy, probe, report, sample, train
 
 # for each module, the extra of this package that installs it
 _EXTRAS = {
@@ -77,6 +77,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (demo, info, sample, detect, report, pairs, train, probe, finetune, eval):
+    for command in (demo, info, sample, detect, report, pairs, train, probe, finetune, eval, policy):
         command.add(commands)
     return parser

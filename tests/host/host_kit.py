@@ -87,7 +87,7 @@ def safe_features(pack: SimpleNamespace, hgr: Any, features: Tensor, strength: f
 
 def rewritten(pack: SimpleNamespace, hgr: Any, conds: dict, *, mode: str = "redirect", cfg: float = 7.5) -> dict:
     """A guider's conditionings as a run of one latent gets them, with all concepts at strength 1."""
-    patch = pack.guidance._Patch(hgr, [1.0, 1.0], mode, 0.0, 1.0)
+    patch = pack.guidance.Patch(hgr, [1.0, 1.0], mode, 0.0, 1.0)
     return patch.rewrite(conds, cfg=cfg, ones=torch.ones(1, 1, 1, 1))
 
 

@@ -188,7 +188,7 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        (base / "custom_nodes").mkdir()
+        (base / "custom_nodes").mkdir(exist_ok=True)
         for name in names:
             (base / "custom_nodes" / name).symlink_to(pack, target_is_directory=True)
         self.url, self.base, self.log = f"http://127.0.0.1:{port}", base, base / "server.log"

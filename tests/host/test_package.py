@@ -18,7 +18,7 @@ from server_kit import NODES, ROOT, Server, running_server
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
 # There wherever ComfyUI runs, and never installed by a pack
 HOST = {"torch", "aiohttp", "comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths"}
-HOST |= {"latent_preview", "nodes", "server"}
+HOST |= {"execution", "latent_preview", "nodes", "server"}
 # What of `hgr` runs only outside ComfyUI: the command line, diffusers, and what judges pictures of the demo world.
 OUTSIDE = re.compile(r"hgr/(__main__|cli/|hosts/diffusers/|demo/classifier\b)")
 

@@ -54,7 +54,7 @@ def test_every_node_of_the_pack_has_tooltips(object_info):
                     assert options and options[0].get("tooltip"), f"{node_id}: {name}"
 
 
-ABOUT = "/safecfg/hgr/"  # the one route of the pack
+ABOUT = "/safecfg/hgr/"
 
 
 def _answer(server: Server, path: str, method: str = "GET") -> tuple[int, Any]:

@@ -7,6 +7,7 @@ import { about, forget, generation } from "./abouts.js";
 import { makeCard, CARD_HEIGHT } from "./card.js";
 import { conceptsWidget, ROWS, showPromoted } from "./concept_rows.js";
 import { addStyle } from "./dom.js";
+import { badge } from "./policy.js";
 import { makeReport } from "./report.js";
 import { graphs, widgetValue } from "./upstream.js";
 import { graphLoaded, listen, misfit, notice, rootGraph, said } from "./verdicts.js";
@@ -67,6 +68,16 @@ function look() {
   }
 }
 
+async function showPolicy() {
+  try {
+    const answer = await api.fetchApi("/safecfg/policy");
+    const shield = answer.ok && badge(await answer.json());
+    if (shield) app.registerExtension({ name: `${NAME}.policy`, topbarBadges: [shield] });
+  } catch (error) { // the shield is only a drawing
+    console.debug("SafeCFG:", error);
+  }
+}
+
 // a second copy of the pack brings this script once more: the server says so in its log
 if (!app.extensions?.some(({ name }) => name === NAME)) app.registerExtension({
   name: NAME,
@@ -85,6 +96,7 @@ if (!app.extensions?.some(({ name }) => name === NAME)) app.registerExtension({
     listen();
     api.addEventListener("execution_success", forget); // a file may have been saved
     setInterval(look, LOOK);
+    showPolicy();
   },
   refreshComboInNodes: forget,
 });

@@ -15,16 +15,18 @@ from ...core import file
 from ...core.hgr import HGRError
 from ...data import library
 from . import files
+from .in_force import in_force
 
 log = logging.getLogger("safecfg")
 FIRED = "safecfg.fired"
 
 
-_ROUTE = "/safecfg/hgr/{name:.+}"
+_ROUTE, _POLICY = "/safecfg/hgr/{name:.+}", "/safecfg/policy"
 
 
 def add_route() -> bool:
-    """GET /safecfg/hgr/NAME: `about` the HGR that a user can choose by this name.
+    """GET /safecfg/hgr/NAME: `about` the HGR that a user can choose by this name. GET /safecfg/policy: the policy
+    that is in force.
 
     Returns False, with a warning that names both folders, where another copy of the pack is loaded: a route that is
     registered twice keeps the server from starting.
@@ -39,6 +41,7 @@ def add_route() -> bool:
             log.warning("there are two copies of SafeCFG, and only the first is used: %s and %s. Remove one.", *copies)
             return False
     routes.get(_ROUTE)(_answer)
+    routes.get(_POLICY)(_policy)
     return True
 
 
@@ -50,6 +53,11 @@ async def _answer(request: web.Request) -> web.Response:
         return web.json_response({"error": str(error)}, status=404)
     except HGRError as error:
         return web.json_response({"error": str(error)}, status=422)
+
+
+async def _policy(_: web.Request) -> web.Response:
+    found = in_force()
+    return web.json_response(found.about() if found else {"policy": None, "fault": "", "changed": False})
 
 
 def about(name: str) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def patch_model(
     runs.expect(node_id, enabled=any(strengths))
     patched = model.clone()
     start, end = (p if p in (0, 1) else p - _HAIR for p in (start_percent, end_percent))
-    patch = _Patch(hgr.at(sensitivity), strengths, known_mode(mode), start, end, node_id)
+    patch = Patch(hgr.at(sensitivity), strengths, known_mode(mode), start, end, node_id)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, patch)
     return patched
 
@@ -82,7 +82,7 @@ def make_guider(
 
 
 @dataclass(frozen=True)
-class _Patch:
+class Patch:
     """Wrapper around a sampling run that rewrites the guider's conditionings for this run only.
 
     At that point the host has copied them for the run and not yet encoded them for the denoiser, so areas, masks, hooks
@@ -101,9 +101,10 @@ class _Patch:
             runs.report(self.node_id)
             return executor(noise, *args, **kwargs)
         guider: Any = executor.class_obj
-        cfg = _scale(guider) if self.mode == "dynamic" else math.inf
+        cfg = scale_of(guider) if self.mode == "dynamic" else math.inf
         if cfg <= 1:
             log.warning('mode "dynamic" acts on the negative side, so it has no effect at cfg 1: use "redirect".')
+        turned = self.turned(guider)
         inside = Inside(
             self.hgr,
             self.strengths,
@@ -113,14 +114,14 @@ class _Patch:
                 entry["cross_attn"]
                 for role, entries in guider.conds.items()
                 for entry in entries
-                if not _is_followed(role) and entry.get("cross_attn") is not None
+                if not (turned or is_followed(role)) and entry.get("cross_attn") is not None
             ],
-            sides_known=type(guider) is comfy.samplers.CFGGuider,
+            sides_known=type(guider) is comfy.samplers.CFGGuider and not turned,
         )
         if notes := unread_patches(guider.model_options):
-            runs.report(self.node_id, notes=notes)
+            self._report([], notes)
         ones = torch.ones(len(noise), *(1,) * (noise.ndim - 1), device=guider.model_patcher.load_device)
-        guider.conds = self.rewrite(guider.conds, cfg=cfg, ones=ones)
+        guider.conds = self.rewrite(guider.conds, cfg=cfg, ones=ones, turned=turned)
         # the guider's options are this run's own copy
         for kind, wrapper in ((WrappersMP.DIFFUSION_MODEL, inside), (WrappersMP.SAMPLER_SAMPLE, _settle)):
             add_wrapper_with_key(kind, KEY, wrapper, guider.model_options, is_model_options=True)
@@ -130,10 +131,15 @@ class _Patch:
             self._report([gates], [UNREAD_PATCH] if unread else [])
         return result
 
-    def rewrite(self, conds: Conds, *, cfg: float, ones: Tensor) -> Conds:
+    def turned(self, guider: Any) -> bool:
+        """Whether the negative side is followed too."""
+        return shows_negative(guider)
+
+    def rewrite(self, conds: Conds, *, cfg: float, ones: Tensor, turned: bool = False) -> Conds:
         """The conditionings to sample with. The given ones stay unchanged; entries that do not move are the same.
 
         cfg: the guider's scale. ones (N, 1, ...): one for each latent, on the sampling device.
+        turned: whether the negative side is followed too.
         """
         notes = [note for entries in conds.values() for entry in entries for note in unread_text(entry)]
         gates: list[list[float]] = []
@@ -141,7 +147,7 @@ class _Patch:
         for role, entries in conds.items():
             made = rewritten[role] = []
             for entry in entries:
-                found = self._read(entry, notes) if _is_followed(role) else {}
+                found = self._read(entry, notes) if turned or is_followed(role) else {}
                 gates += [row for each in found.values() for row in each.gates.tolist()]
                 made += self._pieces(entry, found, role=role, cfg=cfg, ones=ones) if found else [entry]
         self._report(gates, list(dict.fromkeys(notes)))
@@ -215,13 +221,22 @@ def _unfit(hgr: HGR, prompt: Prompt) -> str:
     return ""
 
 
-def _is_followed(role: str) -> bool:
+def is_followed(role: str) -> bool:
     """Whether prompts in this role are to be followed. The others stay harmful: cleaned, they would push away from
     less. Nor does the neutral point of perpendicular negative move ("empty_negative_prompt")."""
     return _NEGATIVE not in role
 
 
-def _scale(guider: Any) -> float:
+def shows_negative(guider: Any) -> bool:
+    """Whether the picture also shows the negative prompt: at a CFG scale w below 1 it has the weight 1 - w. Guiders of
+    other kinds name their scales as they like."""
+    return any(
+        "cfg" in name and isinstance(value, int | float) and not isinstance(value, bool) and value < 1
+        for name, value in vars(guider).items()
+    )
+
+
+def scale_of(guider: Any) -> float:
     """The CFG scale. Guiders of other kinds may keep theirs elsewhere and leave the host's 1 in `cfg`: infinity, so
     that the mixture is the safest that there is."""
     cfg = guider.cfg

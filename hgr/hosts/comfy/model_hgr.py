@@ -27,6 +27,7 @@ from ...training.encoded_prompts import encoder_fingerprint
 from ...training.hgr_report import hgr_report
 from ...training.settings import AUTO, QUALITIES
 from . import files, runs
+from .in_force import check_saving
 from .prompts import encoder_family, encoder_of
 from .train import train_for_clip
 
@@ -85,6 +86,7 @@ def hgr_for_model(
     if found is not None:
         wanted = found.only([topic.id for topic in topics])
         return Found(wanted, found.name, f"{found.name} fits this text encoder and has the concepts")
+    check_saving()
     log.info("HGR for this Model: %s. One is trained now.", why)
     runs.say(f"{why}: one is trained now, once")
     pairs = gather(concepts, (), owns)

@@ -28,6 +28,8 @@ _MOST = 32  # different prompts of a run that its node shows
 _OTHERS = {"BOOLEAN", "CLIP", "CONDITIONING", "CONTROL_NET", "FLOAT", "HGR", "IMAGE", "INT", "LATENT", "MASK", "NOISE"}
 _OTHERS |= {"SAMPLER", "SIGMAS", "STRING", "UPSCALE_MODEL", "VAE", "VIDEO", "AUDIO"}
 
+_GIVE_PICTURES = {"IMAGE", "LATENT", "VIDEO", "*", ""}
+
 
 def expect(node_id: str | None, *, enabled: bool = True) -> None:
     """A SafeCFG node is in the prompt that is about to run, executed or cached. If it is enabled and no sampling run
@@ -82,6 +84,18 @@ def say(line: str = "") -> None:
         shown += run.found.get(context.node_id, {}).get("notes", [])
     if shown:
         editor.show_text(context.node_id, "\n".join(shown))
+
+
+def takes_pictures() -> bool:
+    """Whether pictures from elsewhere lead into the node that executes now. True where nobody can tell."""
+    context, run = get_executing_context(), _current()
+    return context is None or run is None or run.takes_pictures(context.node_id)
+
+
+def texts() -> list[str]:
+    """The texts that lead into the node that executes now."""
+    context, run = get_executing_context(), _current()
+    return [] if context is None or run is None else run.texts(context.node_id)
 
 
 def _current() -> _Run | None:
@@ -158,6 +172,36 @@ class _Run(ProgressHandler):
                 seen.add(user)
                 (behind.add if user in samplers else reached.append)(user)
         return bool((behind or samplers) & self.started)
+
+    def takes_pictures(self, node_id: str) -> bool:
+        """Whether a node before this one makes pictures of something else than pictures, as loaders do. Empty latents,
+        which the host names so, are none."""
+        return any(
+            _GIVE_PICTURES & set(self._outputs(maker))
+            and not any(
+                self._outputs(before)[slot : slot + 1] and self._outputs(before)[slot] in _GIVE_PICTURES
+                for before, slot in self._links_into(maker)
+            )
+            and not self.graph.get_node(maker)["class_type"].startswith("Empty")
+            for maker in self._before(node_id)
+        )
+
+    def texts(self, node_id: str) -> list[str]:
+        """What is written in the nodes before this one that give text or make conditionings of it."""
+        return [
+            value
+            for maker in self._before(node_id)
+            if {"CONDITIONING", "STRING"} & set(self._outputs(maker))
+            for value in self.graph.get_node(maker)["inputs"].values()
+            if isinstance(value, str) and value.strip()
+        ]
+
+    def _before(self, node_id: str) -> list[str]:
+        """All nodes that lead into this one."""
+        found = [node_id]
+        for each in found:
+            found += [maker for maker, _ in dict(self._links_into(each)).items() if maker not in found]
+        return found[1:]
 
     def _links_into(self, node_id: str) -> list[tuple[str, int]]:
         """The links into a node: node and output."""
