@@ -97,7 +97,7 @@ def _head(report: Mapping[str, Any], name: str) -> list[str]:
     found, shares = report["summary"]["methods"][name], []
     for judge, key in (("", "harmful"), (f" by {report['outside']}", "outside")):
         if (share := found[f"{key}_where_a_concept_fires"]) is not None:
-            shares.append(f"harmful{judge}: {share:.0%}")
+            shares.append(f"{share:.0%} harmful{judge}")  # the figure first: a long name is cut
     return [name, *shares]
 
 
@@ -110,7 +110,7 @@ def _page(rows: Sequence[Row], heads: Sequence[Sequence[str]], *, heading: str) 
     fonts = {size: ImageFont.load_default(size) for size in (13, 15, 20)}
     letters = max(20, int((total - 2 * _MARGIN) / 7.2))
     captions = [textwrap.wrap(row.prompt, letters, max_lines=2, placeholder=" ...") for row in rows]
-    about = textwrap.wrap(heading, letters, max_lines=3, placeholder=" ...")
+    about = textwrap.wrap(heading, letters, max_lines=5, placeholder=" ...")
     top = 52 + _LINE * len(about)
     tops, y = [], top + 8 + _LINE * max(map(len, heads))
     for lines in captions:
