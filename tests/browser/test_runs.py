@@ -126,7 +126,7 @@ def test_a_file_that_does_not_fit_is_marked_until_a_run_that_it_does_not_stop(re
     rendered.settle()
     assert card.locator("dt").first.inner_text() == "does not fit"
     for text in (card.locator("dd").first.inner_text(), note.inner_text()):
-        assert text.startswith(f"{of_another_encoder} was made for the demo model, but this prompt comes from another")
+        assert text.startswith(f"{of_another_encoder} was made for the SafeCFG demo model")
     choose("safecfg_demo (bundled)")
     assert "does not fit" not in card.inner_text() and not note.is_visible()
     rendered.run()
