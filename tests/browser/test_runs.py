@@ -101,7 +101,7 @@ def of_another_encoder(server):
     from hgr.demo.assets import HGR_FILE
 
     path, hgr = server.base / "models/hgr/folder/other.safetensors", file.load(HGR_FILE)
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     file.save(replace(hgr, encoder=replace(hgr.encoder, empty=-hgr.encoder.empty)), path)
     yield f"folder/{path.name}"
     path.unlink()
