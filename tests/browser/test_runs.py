@@ -101,7 +101,7 @@ def of_another_encoder(server):
     from hgr.demo.assets import HGR_FILE
 
     path, hgr = server.base / "models/hgr/folder/other.safetensors", file.load(HGR_FILE)
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     file.save(replace(hgr, encoder=replace(hgr.encoder, empty=-hgr.encoder.empty)), path)
     yield f"folder/{path.name}"
     path.unlink()
@@ -126,7 +126,7 @@ def test_a_file_that_does_not_fit_is_marked_until_a_run_that_it_does_not_stop(re
     rendered.settle()
     assert card.locator("dt").first.inner_text() == "does not fit"
     for text in (card.locator("dd").first.inner_text(), note.inner_text()):
-        assert text.startswith(f"{of_another_encoder} was made for the demo model, but this prompt comes from another")
+        assert text.startswith(f"{of_another_encoder} was made for the SafeCFG demo model")
     choose("safecfg_demo (bundled)")
     assert "does not fit" not in card.inner_text() and not note.is_visible()
     rendered.run()
