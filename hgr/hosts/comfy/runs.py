@@ -28,7 +28,7 @@ _MOST = 32  # different prompts of a run that its node shows
 _OTHERS = {"BOOLEAN", "CLIP", "CONDITIONING", "CONTROL_NET", "FLOAT", "HGR", "IMAGE", "INT", "LATENT", "MASK", "NOISE"}
 _OTHERS |= {"SAMPLER", "SIGMAS", "STRING", "UPSCALE_MODEL", "VAE", "VIDEO", "AUDIO"}
 
-_GIVE_PICTURES = {"IMAGE", "LATENT", "VIDEO", "*", ""}
+_GIVE_PICTURES = {"IMAGE", "LATENT", "VIDEO", "*", ""}  # or may do so
 
 
 def expect(node_id: str | None, *, enabled: bool = True) -> None:
@@ -178,12 +178,10 @@ class _Run(ProgressHandler):
         which the host names so, are none."""
         return any(
             _GIVE_PICTURES & set(self._outputs(maker))
-            and not any(
-                self._outputs(before)[slot : slot + 1] and self._outputs(before)[slot] in _GIVE_PICTURES
-                for before, slot in self._links_into(maker)
-            )
+            and not any(_GIVE_PICTURES & set(self._outputs(before)[slot : slot + 1]) for before, slot in links)
             and not self.graph.get_node(maker)["class_type"].startswith("Empty")
             for maker in self._before(node_id)
+            for links in (self._links_into(maker),)
         )
 
     def texts(self, node_id: str) -> list[str]:
@@ -200,7 +198,7 @@ class _Run(ProgressHandler):
         """All nodes that lead into this one."""
         found = [node_id]
         for each in found:
-            found += [maker for maker, _ in dict(self._links_into(each)).items() if maker not in found]
+            found += [maker for maker in dict(self._links_into(each)) if maker not in found]
         return found[1:]
 
     def _links_into(self, node_id: str) -> list[tuple[str, int]]:

@@ -71,8 +71,9 @@ class _Judge:
                 return value if found is pictures else found[..., 0]
         if isinstance(value, dict) and "samples" in value:
             raise PolicyError("SafeCFG policy: pictures are judged on this server, so latents are not saved.")
-        if hasattr(value, "get_components"):
-            parts = value.get_components()
+        video: Any = value
+        if hasattr(video, "get_components"):
+            parts = video.get_components()
             found = self._pictures(parts.images)
             if found is not parts.images:
                 made = Types.VideoComponents(images=found, audio=parts.audio, frame_rate=parts.frame_rate)
