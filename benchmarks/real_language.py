@@ -443,10 +443,10 @@ def main() -> None:
             "public": once(folder / "public.json", public),
         }
         path = given.results.with_name(f"{given.results.stem}_ablation.json") if to_page else None
-        report("real_language_ablation", ablation_tables(results), results, path, given.page)
+        report("real_language_ablation", ablation_tables(results), results, path=path, page=given.page)
 
 
-def report(name: str, text: str, results: dict[str, Any], path: Path | None, page: Path) -> None:
+def report(name: str, text: str, results: dict[str, Any], *, path: Path | None, page: Path) -> None:
     """Print the tables; with a path, write them into the page and the results there."""
     print(text)
     if path:

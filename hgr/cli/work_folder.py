@@ -58,7 +58,7 @@ class WorkFolder:
             Bars(group.main) as bars,
             Logs(self.folder / "logs", steps=steps, learning_rate=learning_rate, wanted=group.main) as logs,
         ):
-            watch = Watch(group, stop, bars, logs, steps)
+            watch = Watch(stop, bars, group, logs, steps)
             try:
                 yield watch
             except torch.OutOfMemoryError:
