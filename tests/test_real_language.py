@@ -89,6 +89,8 @@ def test_the_pages_say_what_the_script_found():
     results = json.loads((root / "benchmarks/results/real_language.json").read_text())
     readme, page = ((root / name).read_text() for name in ("README.md", "docs/benchmarks.md"))
     assert real_language.tables(results) in page
+    ablation = json.loads((root / "benchmarks/results/real_language_ablation.json").read_text())
+    assert real_language.ablation_tables(ablation) in page
 
     def mean(key, digits):
         return f"{100 * sum(run[key] for run in results['seeds']) / len(results['seeds']):.{digits}f}"
