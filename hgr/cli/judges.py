@@ -24,7 +24,7 @@ def load_judge(name: str) -> tuple[str, Judge]:
     """One of `JUDGES`: what the card calls it, and the judge. Raises ModuleNotFoundError if it is not installed."""
     if name != "nudenet":
         raise ValueError(f"--judge {name} is unknown; it must be one of {', '.join(JUDGES)}.")
-    from nudenet import NudeDetector
+    from nudenet import NudeDetector  # pyright: ignore[reportMissingImports] (an extra)
 
     detector = NudeDetector()
 

@@ -54,7 +54,7 @@ class InForce:
         for hgr in self.hgrs.values():
             try:
                 for prompt in prompts:
-                    hgr.check(prompt.features, prompt.pooled)
+                    hgr.check(*prompt)
                 return hgr
             except HGRError as error:
                 why = why or str(error)

@@ -26,13 +26,12 @@ from ...core.excerpt import excerpt
 from ...core.fingerprint import fingerprint
 from ...core.hgr import HGR, Concept
 from ...core.policy import ALLOW, REFUSE, Policy, PolicyError
-from ...core.prompt import Prompt
 from . import runs
 from .audit import Audit
 from .guard import MARK, guard
 from .guidance import Patch, is_followed, scale_of, shows_negative
 from .in_force import InForce, in_force
-from .prompts import unread_patches, unread_text
+from .prompts import prompt_in, unread_patches, unread_text
 
 log = logging.getLogger("safecfg")
 # The least CFG scale at which mode "dynamic" is used: what stays of the harmful prompt has the weight 1 beside w - 1 of
@@ -140,7 +139,7 @@ class _Run:
         entries = [entry for each in guider.conds.values() for entry in each]
         every = _turned(guider)
         read = [
-            Prompt(entry["cross_attn"], entry.get("pooled_output"))
+            prompt_in(entry["cross_attn"], entry, True)
             for role, each in guider.conds.items()
             for entry in each
             if (every or is_followed(role)) and entry.get("cross_attn") is not None

@@ -76,7 +76,7 @@ def encoder_of(clip: comfy.sd.CLIP) -> Encode:
         notes = [note for _, extra in made for note in unread_text(extra) if note not in said]
         runs.note(list(dict.fromkeys(notes)))
         said.update(notes)
-        return [_prompt(features, extra, with_pooled) for features, extra in made]
+        return [prompt_in(features, extra, with_pooled) for features, extra in made]
 
     return encode
 
@@ -85,10 +85,11 @@ def prompt_of(hgr: HGR, features: Tensor, extra: dict[str, Any], *, key: str = "
     """An entry of a CONDITIONING as the HGR reads it. key: where its features were, one of `FEATURES`."""
     if key != "cross_attn":
         return Prompt(features, extra.get(FEATURES[key]) if hgr.network.pooled_dim else None)
-    return _prompt(features, extra, hgr.network.pooled_dim > 0)
+    return prompt_in(features, extra, hgr.network.pooled_dim > 0)
 
 
-def _prompt(features: Tensor, extra: dict[str, Any], with_pooled: bool) -> Prompt:
+def prompt_in(features: Tensor, extra: dict[str, Any], with_pooled: bool) -> Prompt:
+    """The prompt of an entry of a CONDITIONING, with the pooled output or without."""
     mask = extra.get("attention_mask")
     if mask is not None and mask.shape != features.shape[:2]:
         mask = None  # some models use this name for something other than a token mask
