@@ -189,7 +189,8 @@ def test_an_interrupted_card_resumes(run, hgr, pack, monkeypatch, caplog):
     import comfy.sample
     import folder_paths
 
-    home = Path(folder_paths.get_system_user_directory("safecfg"))
+    home = Path(folder_paths.get_system_user_directory("safecfg"), "report card")
+    before = set(home.glob("*"))  # of other tests
     sample, painted, stop = comfy.sample.sample, [], []
 
     def counted(*given, **more):
@@ -204,13 +205,13 @@ def test_an_interrupted_card_resumes(run, hgr, pack, monkeypatch, caplog):
     with pytest.raises(management.InterruptProcessingException):
         run(hgr, CLEAN, HARMFUL)
     stop.clear()
-    (folder,) = home.glob("report card/*")
+    (folder,) = set(home.glob("*")) - before
     assert len(list(folder.iterdir())) == 4
     for changes, drawn in (({"seed": 1}, 6), ({"blur": True}, 2)):
         painted.clear()
         _, _, report = run(hgr, CLEAN, HARMFUL, **changes)
         assert len(painted) == drawn, changes
-    assert not list(home.glob("report card/*"))
+    assert not set(home.glob("*")) - before
     moved = [[item["methods"]["SafeCFG"]["moved"] for item in each["prompts"]] for each in (alone, report)]
     assert moved[0] == moved[1]
 
