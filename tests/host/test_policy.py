@@ -122,6 +122,51 @@ def test_a_node_that_does_cfg_itself_is_no_way_round(kit, hgr, police):
     assert not found.equal(plain) and (found - safe[:1]).abs().max() < 1e-4
 
 
+def _with_cfg_override(model):
+    host = pytest.importorskip("comfy_extras.nodes_custom_sampler")
+    if not hasattr(host, "CFGOverride"):
+        pytest.skip("this ComfyUI has no CFG Override")
+    return host.CFGOverride.execute(model, 0.0, 0.0, 1.0).args[0]
+
+
+def _with_fresca(model):
+    from comfy_extras.nodes_fresca import FreSca
+
+    return FreSca.execute(model, 0.0, 0.0, 20).args[0]
+
+
+@pytest.mark.parametrize("patched", [_with_cfg_override, _with_fresca])
+def test_nodes_that_turn_guidance_round_are_no_way_round(kit, hgr, police, patched):
+    """With these settings both show the negative prompt at every cfg."""
+    model = patched(kit.model)
+    plain = kit.sample(model, kit.clean, kit.harmful)
+    assert (plain - kit.sample(kit.model, kit.harmful, kit.harmful)).abs().max() < 1e-3, "the way is there"
+    safe = kit.sample(kit.patch(hgr), kit.harmful, kit.negative, cfg=1.0)
+    police()
+    found = kit.sample(model, kit.clean, kit.harmful)
+    assert (found - safe).abs().max() < 1e-3
+
+
+def test_a_weight_below_0_is_no_way_round(kit, hgr, police):
+    """The host checks the range of what is typed and not of what is linked: such an entry pulls where it should
+    push."""
+    turned = [[x, extra | {"strength": -0.5}] for x, extra in kit.harmful]
+    plain = kit.sample(kit.model, kit.clean, kit.clean + turned, cfg=1.5)
+    assert kit.sample(kit.model, kit.clean, kit.clean + turned, cfg=1.5).equal(plain)
+    police()
+    assert not kit.sample(kit.model, kit.clean, kit.clean + turned, cfg=1.5).equal(plain)
+
+
+def test_a_lora_that_bypasses_the_weights_is_one_too(kit, police):
+    from comfy.patcher_extension import PatcherInjection
+
+    model = kit.model.clone()
+    model.set_injections("bypass_lora", [PatcherInjection(inject=lambda _: None, eject=lambda _: None)])
+    police()
+    with pytest.raises(ValueError, match="LoRA"):
+        kit.sample(model, kit.clean)
+
+
 @pytest.mark.parametrize("group", ["OWN", "STAND_INS"])
 def test_everything_that_samples_passes_the_policy(kit, hgr, police, group, monkeypatch):
     """The host's samplers, guiders, conditionings and patches, and what other packs do (`combinations`): with the plain

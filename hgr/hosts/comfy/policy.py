@@ -19,7 +19,7 @@ import comfy.hooks
 import comfy.model_patcher
 import comfy.samplers
 import folder_paths
-from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor
 
 from ...core.excerpt import excerpt
@@ -37,8 +37,36 @@ log = logging.getLogger("safecfg")
 # The least CFG scale at which mode "dynamic" is used: what stays of the harmful prompt has the weight 1 beside w - 1 of
 # the safe one, so a graph could weaken it with a low scale.
 _DYNAMIC_FROM = 5.0
-_IP_ADAPTER = ("unclip_conditioning", "clip_vision_output")
-_PICTURES = ("concat_latent_image", "reference_latents")
+# Where a conditioning keeps pictures that act as prompts, and pictures that a run starts from or follows.
+_IP_ADAPTER = (
+    "unclip_conditioning",
+    "clip_vision_output",
+    "clip_vision_outputs",
+    "clip_vision_output_ref",
+    "clip_vision_output_pose",
+)
+_PICTURES = (
+    "concat_latent_image",
+    "concat_image",
+    "reference_latents",
+    "ref_latent",
+    "reference_motion",
+    "vace_frames",
+    "control_video",
+    "context_latents",
+    "time_dim_concat",
+    "time_dim_replace",
+    "pose_video_latent",
+    "face_video_pixels",
+)
+# What may turn guidance round: functions and wrappers around it, and patches that mix both sides in attention.
+_AROUND_CFG = {
+    "sampler_cfg_function",
+    "sampler_pre_cfg_function",
+    "sampler_post_cfg_function",
+    "sampler_calc_cond_batch_function",
+}
+_WRAPPERS = (WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH)
 _WORDS = {
     "lora": "a LoRA, a merge or another change of the model's weights acts in this run",
     "ip_adapter": "a picture acts as a prompt in this run (IP-Adapter and its kind)",
@@ -162,7 +190,7 @@ class _Run:
                 self.choke.audit.record("allowed without an HGR")
                 return own
             self.choke.refuse(str(error))
-        asked = all(each.mode == "dynamic" for each in (self.policy, *own))
+        asked = not every and all(each.mode == "dynamic" for each in (self.policy, *own))
         mode = "dynamic" if asked and _DYNAMIC_FROM <= scale_of(guider) < math.inf else "redirect"
         strengths = self.policy.strengths(hgr.ids)
         mine = _PolicyPatch(hgr, strengths, mode, 0.0, 1.0, None, self.choke, self.policy.unread_text == REFUSE)
@@ -189,9 +217,21 @@ class _PolicyPatch(Patch):
 
 
 def _turned(guider: Any) -> bool:
-    """Whether both sides are redirected: where a patch does CFG itself, nobody knows which side a picture shows. The
-    host's Linear CFG for videos, at the scale 0, shows the negative one."""
-    return shows_negative(guider) or "sampler_cfg_function" in guider.model_options
+    """Whether both sides are redirected: wherever it is not plain that the picture is pushed away from the negative
+    one. The host's Linear CFG for videos and its CFG Override show the negative side at the scale 0, FreSca at 0 both
+    alike, and a weight below 0 turns an entry round."""
+    options = guider.model_options
+    inner = options.get("transformer_options", {})
+    if shows_negative(guider) or _AROUND_CFG & options.keys() or inner.get("patches", {}).get("attn1_output_patch"):
+        return True
+    if any(get_all_wrappers(kind, inner) for kind in _WRAPPERS):
+        return True
+    weights = [value for value in vars(guider).values() if isinstance(value, int | float)]
+    for entry in (entry for each in guider.conds.values() for entry in each):
+        weights += [entry.get("strength", 1.0), entry.get("mask_strength", 1.0)]
+        if (mask := entry.get("mask")) is not None:
+            weights.append(mask.min().item())
+    return min(weights) < 0
 
 
 def combined(mine: Patch, own: Sequence[Patch]) -> list[Patch]:
@@ -229,7 +269,8 @@ def _beside_text(guider: Any, entries: list[dict[str, Any]], latent: Tensor | No
     found = []
     models = [each for each in vars(guider).values() if isinstance(each, comfy.model_patcher.ModelPatcher)]
     hooks = [hook for entry in entries if entry.get("hooks") for hook in entry["hooks"].hooks]
-    if any(model.patches for model in models) or any(isinstance(hook, comfy.hooks.WeightHook) for hook in hooks):
+    changed = any(model.patches or getattr(model, "injections", None) for model in models)
+    if changed or any(isinstance(hook, comfy.hooks.WeightHook) for hook in hooks):
         found.append("lora")
     replaced = guider.model_options.get("transformer_options", {}).get("patches_replace", {})
     if replaced.get("attn2") or any(entry.get(key) is not None for entry in entries for key in _IP_ADAPTER):

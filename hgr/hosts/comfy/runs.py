@@ -28,7 +28,7 @@ _MOST = 32  # different prompts of a run that its node shows
 _OTHERS = {"BOOLEAN", "CLIP", "CONDITIONING", "CONTROL_NET", "FLOAT", "HGR", "IMAGE", "INT", "LATENT", "MASK", "NOISE"}
 _OTHERS |= {"SAMPLER", "SIGMAS", "STRING", "UPSCALE_MODEL", "VAE", "VIDEO", "AUDIO"}
 
-_GIVE_PICTURES = {"IMAGE", "LATENT", "VIDEO", "*", ""}  # or may do so
+_GIVE_PICTURES = {"IMAGE", "LATENT", "MASK", "VIDEO", "*", ""}  # or may do so
 
 
 def expect(node_id: str | None, *, enabled: bool = True) -> None:
@@ -175,11 +175,11 @@ class _Run(ProgressHandler):
 
     def takes_pictures(self, node_id: str) -> bool:
         """Whether a node before this one makes pictures of something else than pictures, as loaders do. Empty latents,
-        which the host names so, are none."""
+        which the host names so, and its even mask are none."""
         return any(
             _GIVE_PICTURES & set(self._outputs(maker))
             and not any(_GIVE_PICTURES & set(self._outputs(before)[slot : slot + 1]) for before, slot in links)
-            and not self.graph.get_node(maker)["class_type"].startswith("Empty")
+            and not self.graph.get_node(maker)["class_type"].startswith(("Empty", "SolidMask"))
             for maker in self._before(node_id)
             for links in (self._links_into(maker),)
         )
