@@ -432,9 +432,8 @@ def main() -> None:
     }
     # pages hold what the default settings give, and means over three seeds or more
     to_page = settings == DEFAULTS and given.page.exists()
-    report(
-        "real_language", tables(results), results, given.results if to_page and given.seeds >= 3 else None, given.page
-    )
+    path = given.results if to_page and given.seeds >= 3 else None
+    report("real_language", tables(results), results, path=path, page=given.page)
     if given.ablation:
         parts = {part: run(f"without-{i}", part=part) for i, part in enumerate(WITHOUT)}
         results = {
