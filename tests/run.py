@@ -92,15 +92,15 @@ def main(comfyui: str = "", oldest: str = "") -> int:
     units = ["tests", "--ignore=tests/host", "--ignore=tests/browser", *PARALLEL]
     runs = [run("tests", PYTEST, *units, OMP_NUM_THREADS="1"), run_javascript()]
     if comfyui:
-        runs.append(
-            run(f"tests/host in ComfyUI {version(comfyui)}", PYTEST_IN_COMFYUI, "tests/host", COMFYUI_PATH=comfyui)
-        )
+        host, alone = ["tests/host", *PARALLEL], {"OMP_NUM_THREADS": "1"}
+        name = f"tests/host in ComfyUI {version(comfyui)}"
+        runs.append(run(name, PYTEST_IN_COMFYUI, *host, COMFYUI_PATH=comfyui, **alone))
         runs.append(run("tests/browser", PYTEST_IN_COMFYUI, "tests/browser", COMFYUI_PATH=comfyui))
         if runs[-1].skipped:
             runs[-1].why = "no Chromium found: apt-get install chromium, or the like"
         if oldest:
             name = f"tests/host in ComfyUI {version(oldest)}, the oldest"
-            runs.append(run(name, PYTEST_IN_COMFYUI, "tests/host", "-m", "oldest", COMFYUI_PATH=oldest))
+            runs.append(run(name, PYTEST_IN_COMFYUI, *host, "-m", "oldest", COMFYUI_PATH=oldest, **alone))
     else:
         runs += [skip(name, NO_COMFYUI) for name in ("tests/host", "tests/browser")]
 
