@@ -1,5 +1,8 @@
 """Small HGRs for tests, with gates that are known."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from hgr.core.hgr import HGR, Concept, Encoder
@@ -29,6 +32,23 @@ def prompt(batch=1, chunks=1, seed=1) -> torch.Tensor:
     features = torch.randn(batch, chunks * CHUNK, WIDTH, generator=torch.Generator().manual_seed(seed))
     features[:, ::CHUNK] = 1
     return features
+
+
+def first_prediction(pipe: Any, run: Callable[[], Any]) -> torch.Tensor:
+    """(B, ...): what the pipeline's scheduler gets in the first step of `run`, which all runs of one seed begin
+    with."""
+    seen, step = [], pipe.scheduler.step
+
+    def keep(noise: torch.Tensor, *args: Any, **more: Any) -> Any:
+        seen.append(noise.clone())
+        return step(noise, *args, **more)
+
+    pipe.scheduler.step = keep
+    try:
+        run()
+    finally:
+        del pipe.scheduler.step
+    return seen[0]
 
 
 def safe_features(hgr: HGR, features: torch.Tensor, pooled=None, *, strengths=None) -> torch.Tensor:

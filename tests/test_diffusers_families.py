@@ -10,6 +10,7 @@ pytest.importorskip("transformers")
 
 import tiny
 from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
+from helpers import first_prediction
 
 from hgr.core.hgr import HGR, Concept, Encoder
 from hgr.core.network import HGRNetwork
@@ -130,19 +131,7 @@ def test_the_denoiser_is_evaluated_once_more_only_for_what_dynamic_mixes(family,
 
 
 def prediction(pipe, call, name, **options):
-    """What the scheduler gets in the first step, which all runs of one seed begin with."""
-    seen, step = [], pipe.scheduler.step
-
-    def keep(noise, *args, **more):
-        seen.append(noise.clone())
-        return step(noise, *args, **more)
-
-    pipe.scheduler.step = keep
-    try:
-        sample(call, [HARMFUL, CLEAN], name, **options)
-    finally:
-        del pipe.scheduler.step
-    return seen[0]
+    return first_prediction(pipe, lambda: sample(call, [HARMFUL, CLEAN], name, **options))
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])

@@ -11,6 +11,8 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+from helpers import first_prediction
+
 from hgr.core.hgr import HGR, Concept, Encoder, HGRError
 from hgr.core.network import HGRNetwork
 from hgr.core.options import MODES
@@ -199,19 +201,7 @@ def test_the_denoiser_is_evaluated_as_often_as_with_plain_cfg_and_once_more_for_
 
 
 def guided_prediction(pipe, call, prompt, **options):
-    """(B, ...): what the scheduler gets in the first step, which all runs of one seed begin with."""
-    seen, step = [], pipe.scheduler.step
-
-    def keep(noise, *args, **more):
-        seen.append(noise.clone())
-        return step(noise, *args, **more)
-
-    pipe.scheduler.step = keep
-    try:
-        sample(call, prompt, **options, num_inference_steps=1)
-    finally:
-        del pipe.scheduler.step
-    return seen[0]
+    return first_prediction(pipe, lambda: sample(call, prompt, **options, num_inference_steps=1))
 
 
 @pytest.mark.parametrize("scale", [1.5, 4.0, 7.5])

@@ -129,3 +129,10 @@ def test_the_graphs_of_verify_are_whole():
         links = [value for node in graph.values() for value in node["inputs"].values() if isinstance(value, list)]
         assert all(maker in graph for maker, _ in links)
         assert sum(node["class_type"] == "PreviewImage" for node in graph.values()) == 1
+
+
+def test_verify_tries_the_prompt_on_the_negative_side():
+    (graph,) = (graph for name, graph, _ in graphs() if "negative" in name)
+    sampler = graph["7"]["inputs"]
+    texts = {side: graph[sampler[side][0]]["inputs"]["text"] for side in ("positive", "negative")}
+    assert sampler["cfg"] == 0 and not texts["positive"] and "skull" in texts["negative"]

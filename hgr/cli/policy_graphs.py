@@ -80,11 +80,7 @@ def graphs() -> list[tuple[str, Graph, bool]]:
         ("KSampler, no SafeCFG node", _graph(HARMFUL), True),
         ("KSamplerAdvanced", _graph(HARMFUL, **{"7": _node("KSamplerAdvanced", **advanced)}), True),
         ("SafeCFG (Model) at strength 0", _graph(HARMFUL, **off), True),
-        (
-            "the prompt as the negative one, cfg 0",
-            _graph(HARMFUL, **{"7": _node("KSampler", **_KSAMPLER | turned)}),
-            True,
-        ),
+        ("the prompt as the negative one, cfg 0", _graph(HARMFUL, **turned), True),
         (
             "SamplerCustomAdvanced, CFGGuider",
             _graph(HARMFUL, **custom | {"10": _node("CFGGuider", model=["1", 0], cfg=7.5, **sides)}),

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..core.options import DEFAULT_SENSITIVITY, SENSITIVITIES
+from ..core.options import DEFAULT_MODE, DEFAULT_SENSITIVITY, MODES, SENSITIVITIES
 from ..training.settings import HGRSettings, LoRASettings
 
 Settings = TypeVar("Settings", HGRSettings, LoRASettings)
@@ -34,6 +34,16 @@ def add_sensitivity(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_SENSITIVITY,
         help='false alarms: a quarter, half, twice or five times those at "normal"',
     )
+
+
+def add_guidance(parser: argparse.ArgumentParser) -> None:
+    """--mode, --strength, --concepts and --sensitivity, as `SafeCFG` takes them."""
+    parser.add_argument("--mode", choices=MODES, default=DEFAULT_MODE)
+    parser.add_argument(
+        "--strength", type=float, default=1.0, help="strength of all concepts, 0 (off) to about 2, default: %(default)s"
+    )
+    parser.add_argument("--concepts", default="", metavar="JSON", help="strength by concept id, e.g. '{\"skull\": 0}'")
+    add_sensitivity(parser)
 
 
 def hgr_file(given: argparse.Namespace, *, instead: str = "") -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from .errors import HGRError
@@ -77,6 +78,15 @@ class Policy:
         shown = {each.name: getattr(self, each.name) for each in fields(self)}
         judge = self.judge and {"checkpoint": self.judge.checkpoint, "hgr": self.judge.hgr}
         return shown | {"hgr": list(self.hgr) or AUTO, "unjudged": list(self.unjudged), "judge": judge}
+
+
+def read_policy(path: Path) -> Policy:
+    """The policy in a file. Raises PolicyError with a sentence for each mistake, OSError for a file that cannot be
+    read."""
+    try:
+        return parse_policy(path.read_text("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise PolicyError("it is not UTF-8 text.") from None
 
 
 def parse_policy(text: str) -> Policy:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...core.excerpt import excerpt
 from ...core.json_text import json_text
-from ...core.policy import FILE_NAME, VARIABLE, Policy, PolicyError, parse_policy
+from ...core.policy import FILE_NAME, VARIABLE, Policy, PolicyError, read_policy
 from ..tables import aligned
 
 
@@ -41,9 +41,7 @@ def _show(given: argparse.Namespace) -> None:
 
 def _read(path: Path) -> Policy:
     try:
-        return parse_policy(path.read_text("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise PolicyError(f"{excerpt(path.name)}: it is not UTF-8 text.") from None
+        return read_policy(path)
     except PolicyError as error:
         raise PolicyError(f"{excerpt(path.name)}: {error}") from None
 

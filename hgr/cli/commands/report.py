@@ -8,12 +8,11 @@ from pathlib import Path
 
 from ...core.atomic import replacing, write_text
 from ...core.json_text import json_text
-from ...core.options import DEFAULT_MODE, MODES
 from ..checks import CFG, SEEDS, STEPS, STRENGTH, check_ranges
 from ..inputs import items_from_file
 from ..judges import JUDGES, load_judge
 from ..outputs import try_to_write
-from ..shared_options import add_hgr, add_model, add_sensitivity, hgr_file
+from ..shared_options import add_guidance, add_hgr, add_model, hgr_file
 
 REPORT = "report.json"
 
@@ -41,12 +40,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--pictures", type=int, default=1, metavar="N", help="pictures of each prompt, default: %(default)s"
     )
-    parser.add_argument("--mode", choices=MODES, default=DEFAULT_MODE)
-    parser.add_argument(
-        "--strength", type=float, default=1.0, help="strength of all concepts, 0 (off) to about 2, default: %(default)s"
-    )
-    parser.add_argument("--concepts", default="", metavar="JSON", help="strength by concept id, e.g. '{\"skull\": 0}'")
-    add_sensitivity(parser)
+    add_guidance(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the first picture's noise, default: %(default)s")
     parser.add_argument("--cfg", type=float, default=7.5, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=20, help="default: %(default)s")

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from ...core.atomic import replacing
 from ...core.excerpt import excerpt
-from ...core.options import DEFAULT_MODE, MODES
 from ...data.textfile import INVALID
 from ..checks import CFG, SEEDS, STEPS, STRENGTH, check_ranges
 from ..outputs import try_to_write
-from ..shared_options import add_hgr, add_model, add_sensitivity, hgr_file
+from ..shared_options import add_guidance, add_hgr, add_model, hgr_file
 from ..tables import aligned
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # by suffix, as Pillow names them
@@ -23,12 +22,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--negative", default="", metavar="PROMPT")
     add_model(parser)
     add_hgr(parser)
-    parser.add_argument("--mode", choices=MODES, default=DEFAULT_MODE)
-    parser.add_argument(
-        "--strength", type=float, default=1.0, help="strength of all concepts, 0 (off) to about 2, default: %(default)s"
-    )
-    parser.add_argument("--concepts", default="", metavar="JSON", help="strength by concept id, e.g. '{\"skull\": 0}'")
-    add_sensitivity(parser)
+    add_guidance(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cfg", type=float, metavar="X", help="default: the pipeline's own, 7.5 for the bundled model")
     parser.add_argument("--steps", type=int, default=20, help="default: %(default)s")

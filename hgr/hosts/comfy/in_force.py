@@ -15,7 +15,7 @@ import folder_paths
 from ...core.errors import HGRError
 from ...core.excerpt import excerpt
 from ...core.hgr import HGR
-from ...core.policy import FILE_NAME, VARIABLE, Policy, PolicyError, parse_policy
+from ...core.policy import FILE_NAME, VARIABLE, Policy, PolicyError, read_policy
 from ...core.prompt import Prompt
 from ...detection.judge import trained_size
 from . import files
@@ -70,11 +70,9 @@ def in_force() -> InForce | None:
         return None
     found = InForce(path, _stamp(path))
     try:
-        policy = parse_policy(path.read_text("utf-8-sig"))
+        policy = read_policy(path)
         found.hgrs, found.judge = _hgrs(policy), _judge(policy)
         found.policy = policy
-    except UnicodeDecodeError:
-        found.fault = f"{path.name}: it is not UTF-8 text."
     except OSError as error:
         found.fault = f"{path.name}: it cannot be read ({error.strerror or error})."
     except HGRError as error:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import folder_paths
@@ -11,8 +10,7 @@ import folder_paths
 from ...training.work_files import unfinished
 
 
-@contextmanager
-def work_folder(kind: str, identity: str, stage: str = "") -> Iterator[Path]:
+def work_folder(kind: str, identity: str, stage: str = "") -> AbstractContextManager[Path]:
     """The folder of one training or card, as `unfinished` says.
 
     kind: the common folder of its kind.
@@ -20,5 +18,4 @@ def work_folder(kind: str, identity: str, stage: str = "") -> Iterator[Path]:
     stage: the name of a training's checkpoint.
     """
     home = Path(folder_paths.get_system_user_directory("safecfg"))
-    with unfinished(home / kind / identity, home=home, stage=stage) as work:
-        yield work
+    return unfinished(home / kind / identity, home=home, stage=stage)
