@@ -6,6 +6,7 @@ Nothing of ComfyUI or torch is imported before a fixture needs it, so that colle
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,13 @@ def comfyui_path() -> Path:
     if found is None:
         pytest.skip("no ComfyUI found: set COMFYUI_PATH to its folder")
     return found
+
+
+@pytest.fixture(autouse=True)
+def no_prompts_kept() -> None:
+    """Each test's trainings encode their prompts themselves, as if they were the first."""
+    if folders := sys.modules.get("folder_paths"):
+        shutil.rmtree(Path(folders.get_system_user_directory("safecfg"), "prompts"), ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -300,6 +300,27 @@ def test_what_interrupted_trainings_left_goes_when_nobody_can_or_will_resume_it(
         path.parent.rmdir()
 
 
+@pytest.mark.slow
+@pytest.mark.oldest
+def test_another_training_of_the_encoder_encodes_only_what_is_new_and_learns_the_same(run, pack, home, monkeypatch):
+    import shutil
+
+    import torch
+
+    progress, said = pack.get("hgr.hosts.comfy.progress").TrainingProgress, []
+    monkeypatch.setattr(progress, "phase", lambda self, name: said.append(name))
+    run(seed=12)
+    assert [path.suffix for path in (home / "prompts").iterdir()] == [".bin"] and not list(home.glob("training/*"))
+    first = next(name for name in said if name.startswith("encoding"))
+    del said[:]
+    with_kept = run(seed=12, steps=21)[0]
+    assert not any(name.startswith("encoding") for name in said)
+    shutil.rmtree(home / "prompts")
+    alone = run(seed=12, steps=21)[0]
+    assert first in said
+    assert all(torch.equal(a, b) for a, b in zip(weights(alone), weights(with_kept), strict=True))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -527,11 +548,14 @@ def test_every_family_paints_a_batch_as_one_after_the_other(family, pack):
 @pytest.mark.oldest
 @pytest.mark.parametrize(("phase", "left"), [("text", {"features-0.bin"}), ("picture", {"pictures-0.safetensors"})])
 def test_an_interruption_before_the_steps_keeps_what_is_done(run, kit, pack, home, monkeypatch, phase, left):
+    import shutil
+
     import comfy.model_management as management
     import torch
 
     given = dict(model=kit.model, losses="attention", steps=6, seed=8, pictures=16)
     whole = run(**given)[0]
+    shutil.rmtree(home / "prompts")
     others = set(home.glob("training/*"))  # of trainings that other tests stopped
     progress, seen = pack.get("hgr.hosts.comfy.progress").TrainingProgress, []
     method = getattr(progress, phase)

@@ -22,7 +22,7 @@ from .denoiser import denoiser_of, model_fingerprint
 from .latents import given_pictures, picture_size
 from .progress import TrainingProgress, gradients
 from .prompts import encoder_family, encoder_of
-from .work_folder import work_folder
+from .work_folder import prompts_kept_for, work_folder
 
 
 def train_for_clip(
@@ -47,7 +47,8 @@ def train_for_clip(
     family, pictures, size = encoder_family(clip), given_pictures(latents), picture_size(latents)
     # the files that an interruption leaves depend on these; of the encoder, on what it makes and not only its weights
     encode = encoder_of(clip)
-    made_for = f"{family}, {encoder_fingerprint(encode, MAX_TOKENS)}"
+    encoder = encoder_fingerprint(encode, MAX_TOKENS)
+    made_for = f"{family}, {encoder}"
     if model is not None:
         made_for += f", {model_fingerprint(model)}, {tuple(size)}, {fingerprint(pictures)}"
     identity = training_fingerprint(pairs, made_for, settings)
@@ -56,7 +57,7 @@ def train_for_clip(
     denoiser = None
     if model is not None:
         denoiser = partial(denoiser_of, model, size, clip, seed=settings.seed, gradients=settings.weights.score > 0)
-    with work_folder("training", identity, HGR_STAGE) as work, gradients():
+    with work_folder("training", identity, HGR_STAGE) as work, prompts_kept_for(encoder, work), gradients():
         hgr = train_hgr(
             pairs,
             encode,
