@@ -215,9 +215,9 @@ def measure(name: str, count: dict[str, int]) -> list[list[str]]:
         sampled(model, clip, SMALL)  # warm
         evaluation = min(sampled(model, clip, size.side) for _ in range(ROUNDS - 1))
         _, text = rehearse(model, clip, "text")
-        hgr, attention = rehearse(model, clip, "attention")
+        hgr, attention = rehearse(model, clip, "attention")  # with the prompts that the first one encoded
         moved = overhead(model, clip, hgr)
-    encoding = count["prompts"] * attention.prompt / evaluation
+    encoding = count["prompts"] * text.prompt / evaluation
     quick = encoding + count["steps"] * text.one_step / evaluation
     full = encoding + count["steps"] * attention.one_step / evaluation + count["evaluations"]
 
@@ -226,7 +226,7 @@ def measure(name: str, count: dict[str, int]) -> list[list[str]]:
 
     rows = [
         ["one evaluation, seconds on this CPU", f"{evaluation:.1f}"],
-        ["a prompt encoded, in evaluations", f"{attention.prompt / evaluation:.4f}"],
+        ["a prompt encoded, in evaluations", f"{text.prompt / evaluation:.4f}"],
         ["a step with text loss, in evaluations", f"{text.one_step / evaluation:.3f}"],
         ["a step with attention loss, in evaluations", f"{attention.one_step / evaluation:.3f}"],
         ["SafeCFG's part of a run, in evaluations", f"{moved / evaluation:.5f}"],
