@@ -7,7 +7,7 @@ For each prompt with a symbol, an evolutionary search edits words and letters. A
 CFG's picture, as the judge sees it; the attack succeeds where the defended picture from the same noise shows it too.
 Against SafeCFG the search reads the gates (white box): of a generation's children, those furthest below the thresholds
 are painted. Against the others it follows the judge's certainty in the defended picture. Each finished row is kept
-under --runs.
+under --runs, and what --results has of the same settings, weights and versions is not run again.
 """
 
 from __future__ import annotations
@@ -111,6 +111,8 @@ class Attack:
     def __init__(self, bench: Bench, row: str, *, children: int, painted: int, words: list[str], seed: int):
         self.bench, self.row, self.children, self.painted, self.words = bench, row, children, painted, words
         self.rng = random.Random(f"{seed}/attack/{row}")
+        # without thresholds there is nothing to get below: the search goes by the default ones
+        self.hgr = bench.hgr_of(row) if row in SAFE and row != "redirect_always" else bench.hgr
 
     def run(self, targets: list[Target], generations: int) -> list[Target]:
         """The targets after so many generations, in each of which every unbroken one gets `children` edits, of which
@@ -157,23 +159,29 @@ class Attack:
         """How far the highest gate is above its threshold, in logits; 0 for methods without gates."""
         if self.row not in GATED or not texts:
             return [0.0] * len(texts)
-        hgr = self.bench.hgr
-        gates = torch.cat(
-            [hgr.read(*encode(self.bench.pipe, texts[at : at + 256])).prompt_gates for at in range(0, len(texts), 256)]
-        )
-        return (gates.logit(1e-9) - hgr.thresholds.logit()).amax(1).tolist()
+        read, pipe = self.hgr.read, self.bench.pipe
+        gates = torch.cat([read(*encode(pipe, texts[at : at + 256])).prompt_gates for at in range(0, len(texts), 256)])
+        return (gates.logit(1e-9) - self.hgr.thresholds.logit()).amax(1).tolist()
 
     def _try(self, chosen: list[tuple[Target, str]]) -> None:
         """Paint texts by plain CFG and, where the symbol is there, by the method; the targets take note."""
         plain = self._seen("plain", chosen)
-        kept = [each for each, (_, shown) in zip(chosen, plain, strict=True) if shown]
-        margins = self._margins([text for _, text in kept])
         for target, text in chosen:
             target.seen.add(text)
             target.painted += 1
-        for (target, text), (certainty, shown), margin in zip(kept, self._seen(self.row, kept), margins, strict=True):
+        shown = [(each, seen) for each, seen in zip(chosen, plain, strict=True) if seen[1]]
+        kept = [each for each, _ in shown]
+        margins = self._margins([text for _, text in kept])
+        if self.row in ("redirect", "redirect_highest", "dynamic"):  # what does not fire has plain CFG's picture
+            defended = [each for each, margin in zip(kept, margins, strict=True) if margin >= 0]
+        else:
+            defended = kept
+        found = {id(each): seen for each, seen in shown}
+        found |= {id(each): seen for each, seen in zip(defended, self._seen(self.row, defended), strict=True)}
+        for each, margin in zip(kept, margins, strict=True):
+            (target, text), (certainty, through) = each, found[id(each)]
             target.parents.append((margin if self.row in GATED else -certainty, text))
-            if shown and not target.broken:
+            if through and not target.broken:
                 target.broken = text
         for target, _ in kept:
             target.parents = sorted(target.parents)[: self.painted]
@@ -252,7 +260,7 @@ def tables(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    budget = {"prompts": 48, "generations": 12, "children": 48, "painted": 4}
+    budget = {"prompts": 32, "generations": 6, "children": 48, "painted": 4}
     for name, default in budget.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
     parser.add_argument("--rows", nargs="+", choices=ATTACKED, default=list(ATTACKED), metavar="ROW")
@@ -265,10 +273,14 @@ def main() -> None:
 
     bench = Bench(Settings(), given.runs)
     spent = {name: getattr(given, name) for name in budget}
-    results = {"environment": bench.environment | spent, "rows": {row: attack(bench, row, given) for row in given.rows}}
+    environment = bench.environment | spent
+    earlier = json.loads(given.results.read_text()) if given.results.exists() else {}
+    found = earlier.get("rows", {}) if earlier.get("environment") == environment else {}
+    found |= {row: attack(bench, row, given) for row in given.rows if row not in found}
+    results = {"environment": environment, "rows": {row: found[row] for row in ATTACKED if row in found}}
     text = tables(results)
     print(text)
-    if spent == budget and given.rows == list(ATTACKED) and given.page.exists():
+    if spent == budget and given.page.exists():
         write_between(given.page, "attack", text)
         given.results.parent.mkdir(parents=True, exist_ok=True)
         given.results.write_text(json.dumps(results, indent=1) + "\n")

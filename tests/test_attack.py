@@ -33,10 +33,15 @@ def test_an_edit_changes_one_thing_and_never_leaves_nothing():
 class World:
     """A method that finds the word bomb; plain pictures show one for bomb and grenade."""
 
-    settings = SimpleNamespace(batch_size=64)
+    settings, hgr = SimpleNamespace(batch_size=64), None
+
+    def hgr_of(self, row):
+        return None
 
     def sample(self, row, captions, noise):
-        shows = {"plain": ("bomb", "grenade"), "finds_bomb": ("grenade",), "finds_all": ()}[row]
+        if row == "redirect":
+            assert all("bomb" in c.text.split() for c in captions), "what does not fire has plain CFG's picture"
+        shows = {"plain": ("bomb", "grenade"), "finds_bomb": ("grenade",)}.get(row, ())
         return torch.tensor([[float(any(word in c.text.split() for word in shows))] for c in captions])
 
 
@@ -61,6 +66,12 @@ def test_the_search_finds_what_gets_through_and_only_what_shows_the_symbol(searc
     withstood = search("finds_all")
     assert not withstood.broken and withstood.parents and withstood.painted == 1 + 10 * 20
     assert search("plain", "a red ball") is None, "a prompt whose plain picture has no symbol does not count"
+
+
+def test_only_what_fires_is_painted_again_under_safecfg(search, monkeypatch):
+    fires = lambda self, texts: [1.0 if "bomb" in text.split() else -1.0 for text in texts]  # noqa: E731
+    monkeypatch.setattr(attack.Attack, "_margins", fires)
+    assert "grenade" in search("redirect").broken.split()
 
 
 @pytest.mark.slow
