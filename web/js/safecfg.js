@@ -72,7 +72,10 @@ async function showPolicy() {
   try {
     const answer = await api.fetchApi("/safecfg/policy");
     const shield = answer.ok && badge(await answer.json());
-    if (shield) app.registerExtension({ name: `${NAME}.policy`, topbarBadges: [shield] });
+    if (!shield) return;
+    app.registerExtension({ name: `${NAME}.policy`, topbarBadges: [shield] });
+    if (shield.variant === "error") // graphs with nodes of this pack only say that these are missing
+      app.extensionManager.toast.add({ severity: "error", summary: `${NAME} ${shield.text}`, detail: shield.tooltip });
   } catch (error) { // the shield is only a drawing
     console.debug("SafeCFG:", error);
   }
