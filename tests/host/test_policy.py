@@ -487,6 +487,35 @@ def test_a_policy_file_that_is_named_must_be_there(pack, monkeypatch, tmp_path):
     assert found.policy is None and "gone.json: it cannot be read" in found.fault
 
 
+@pytest.mark.parametrize("module", ["hgr.hosts.comfy.policy", "hgr.hosts.comfy.editor", "nodes.extension"])
+def test_what_fails_at_the_start_leaves_no_server_unpoliced(pack, police, kit, monkeypatch, tmp_path, module):
+    """As if one of the pack's modules could not be imported."""
+    import comfy.model_base
+    import comfy.samplers
+
+    plain = kit.sample(kit.model, kit.harmful)
+    police()  # so that the host is as it was at the end of the test
+    for owner, name in touched(comfy):
+        monkeypatch.setattr(owner, name, getattr(owner, name).__wrapped__)
+    monkeypatch.setattr(pack.get("hgr.hosts.comfy.editor"), "add_route", lambda: True)
+    room, _, file = module.rpartition(".")
+    monkeypatch.delattr(pack.get(room), file, raising=False)
+    name = pack.root.__name__
+    monkeypatch.setitem(sys.modules, f"{name}.{module}", None)
+    with pytest.raises(ImportError):
+        asyncio.run(pack.root.comfy_entrypoint())
+    if module == "nodes.extension":  # by then the policy is in force
+        assert not kit.sample(kit.model, kit.harmful).equal(plain)
+        return
+    assert kit.sample(kit.model, kit.harmful).equal(plain), "without a policy nothing is touched"
+    (tmp_path / "safecfg_policy.json").write_text("{}")
+    with pytest.raises(ImportError):
+        asyncio.run(pack.root.comfy_entrypoint())
+    for draw in (lambda: kit.sample(kit.model, kit.clean), lambda: comfy.model_base.BaseModel(None)):
+        with pytest.raises(ValueError, match=r"SafeCFG policy: it could not be put in force .\w+Error., so nothing"):
+            draw()
+
+
 @pytest.fixture
 def judge(pack, kit, tmp_path):
     """The judge of pictures, with the demo model."""
