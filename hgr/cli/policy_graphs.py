@@ -160,12 +160,12 @@ def outcome(server: str, graph: Graph, harmful: bool, there: set[str]) -> tuple[
     files = [file for output in history["outputs"].values() for file in output.get("images", [])]
     if not files:
         return "no picture", False
-    shown = _with_symbol([_bytes(f"{server}/view?{urllib.parse.urlencode(file)}") for file in files])
+    shown = with_symbol([_bytes(f"{server}/view?{urllib.parse.urlencode(file)}") for file in files])
     what = f"{SYMBOL} in {shown} of {len(files)} pictures"
     return what, not harmful or shown <= _MAY_SHOW
 
 
-def _with_symbol(pictures: list[bytes]) -> int:
+def with_symbol(pictures: list[bytes]) -> int:
     """In how many the symbol is."""
     import numpy as np
     import torch

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { badge } from "../../web/js/policy.js";
+import { badge, refusal } from "../../web/js/policy.js";
 
 const policy = { strength: 1, sensitivity: "normal", pictures: "off", unjudged: ["lora"] };
 
@@ -25,4 +25,9 @@ test("a broken policy and a changed one stand out", () => {
   assert.equal(broken.variant, "error");
   assert.match(broken.tooltip, /^Nothing is sampled\. safecfg_policy\.json: it is not valid JSON\.$/);
   assert.match(badge({ policy, fault: "", changed: true }).tooltip, /restart/);
+});
+
+test("of errors, only the policy's are told", () => {
+  assert.equal(refusal({ exception_message: "SafeCFG policy: a LoRA acts.\n" }), "A LoRA acts.");
+  for (const exception_message of ["out of memory", "", undefined]) assert.equal(refusal({ exception_message }), undefined);
 });

@@ -1,4 +1,4 @@
-// The shield in the top bar while the server's operator has a policy in force. It only shows.
+// The shield in the top bar while the server's operator has a policy in force, and what it refuses. It only shows.
 
 const REFUSED = { lora: "LoRAs and merges", ip_adapter: "pictures as prompts", image_to_image: "start pictures" };
 
@@ -19,3 +19,9 @@ export function badge({ policy, fault, changed }) {
 }
 
 const SHIELD = { label: "SafeCFG", icon: "pi pi-shield" };
+
+/** The sentence of a run that the policy refused; undefined for other errors. The editor keeps it behind "View details". */
+export function refusal({ exception_message: text }) {
+  const why = text?.match(/^\s*SafeCFG policy: ([^]*)/)?.[1].trim();
+  return why && why[0].toUpperCase() + why.slice(1);
+}
