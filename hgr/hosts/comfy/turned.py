@@ -70,8 +70,12 @@ def _goes_back(sigmas: Tensor) -> bool:
 def _mixes_sides(sampler: Any) -> bool:
     """CFG++ and its kind take the negative side by itself, with weights of their own: in large steps above 0."""
     function = inspect.unwrap(getattr(sampler, "sampler_function", sampler))
-    names = getattr(getattr(function, "__code__", None), "co_names", ())
-    return "cfg_pp" in getattr(function, "__name__", "") or "set_model_options_post_cfg_function" in names
+    if "cfg_pp" in getattr(function, "__name__", ""):
+        return True
+    code = getattr(function, "__code__", None)  # one that has a switch for it is called by one with that name
+    return (
+        code is not None and "set_model_options_post_cfg_function" in code.co_names and "cfg_pp" not in code.co_varnames
+    )
 
 
 def _is_inverted(model: comfy.model_patcher.ModelPatcher) -> bool:
