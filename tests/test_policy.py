@@ -9,7 +9,7 @@ from threading import Thread
 import pytest
 
 from hgr.cli import main
-from hgr.cli.policy_graphs import graphs
+from hgr.cli.policy_graphs import CLEAN, graphs, outcome
 from hgr.core.policy import Judge, Policy, PolicyError, parse_policy
 
 
@@ -132,7 +132,15 @@ def test_the_graphs_of_verify_are_whole():
 
 
 def test_verify_tries_the_prompt_on_the_negative_side():
-    (graph,) = (graph for name, graph, _ in graphs() if "negative" in name)
-    sampler = graph["7"]["inputs"]
-    texts = {side: graph[sampler[side][0]]["inputs"]["text"] for side in ("positive", "negative")}
-    assert sampler["cfg"] == 0 and not texts["positive"] and "skull" in texts["negative"]
+    tried = [graph for name, graph, _ in graphs() if "negative" in name]
+    for graph in tried:
+        sampler = graph["7"]["inputs"]
+        assert graph[sampler["positive"][0]]["inputs"]["text"] == CLEAN and "skull" in graph["4"]["inputs"]["text"]
+        assert sampler["negative"] in (["4", 0], ["18", 0])
+    assert [graph["7"]["inputs"]["cfg"] for graph in tried] == [0.0, 7.5, 7.5, 7.5]
+
+
+def test_verify_leaves_out_what_this_comfyui_does_not_have():
+    (graph,) = (graph for name, graph, _ in graphs() if "CFG Override" in name)
+    there = {node["class_type"] for node in graph.values()} - {"CFGOverride"}
+    assert outcome("http://127.0.0.1:1", graph, True, there) == ("left out, as this ComfyUI has no CFGOverride", True)

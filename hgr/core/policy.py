@@ -17,7 +17,6 @@ from .excerpt import excerpt
 from .json_text import json_text, parse_json
 from .options import DEFAULT_MODE, DEFAULT_SENSITIVITY, MODES, SENSITIVITIES
 
-FILE_NAME, VARIABLE = "safecfg_policy.json", "SAFECFG_POLICY"
 VERSION = 1
 AUTO = "auto"
 REFUSE, ALLOW = "refuse", "allow"

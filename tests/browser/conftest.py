@@ -29,8 +29,8 @@ def kit() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def server(kit: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A running ComfyUI that has two more HGRs, hostile.safetensors and damaged.safetensors."""
+def comfyui(kit: ModuleType) -> Path:
+    """ComfyUI's folder, where a browser can open its editor too."""
     comfyui = find_comfyui()
     if comfyui is None:
         pytest.skip("no ComfyUI found: set COMFYUI_PATH to its folder")
@@ -38,6 +38,12 @@ def server(kit: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         pytest.skip("no Playwright: pip install playwright")
     if kit.CHROMIUM is None:
         pytest.skip("no Chromium: apt-get install chromium")
+    return comfyui
+
+
+@pytest.fixture(scope="session")
+def server(kit: ModuleType, comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A running ComfyUI that has two more HGRs, hostile.safetensors and damaged.safetensors."""
     base = tmp_path_factory.mktemp("server")
     kit.write_hostile_hgr(base / "models/hgr/hostile.safetensors")
     (base / "models/hgr/damaged.safetensors").write_bytes(b"not an HGR")
@@ -46,8 +52,14 @@ def server(kit: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 @pytest.fixture(scope="session")
-def browser(kit: ModuleType, server: Any) -> Iterator[Any]:
-    with kit.open_editor(server.url) as editor:
+def chromium(kit: ModuleType, comfyui: Path) -> Iterator[Any]:
+    with kit.open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="session")
+def browser(kit: ModuleType, chromium: Any, server: Any) -> Iterator[Any]:
+    with kit.open_page(chromium, server.url) as editor:
         yield editor
 
 

@@ -28,10 +28,10 @@ SETTINGS = {
 
 
 class Editor:
-    """A page with the editor open."""
+    """A page with the editor open. node: a node of the server, which is waited for."""
 
-    def __init__(self, page: Any, url: str):
-        self.page, self.url, self.errors = page, url, []
+    def __init__(self, page: Any, url: str, node: str = "SafeCFGModel"):
+        self.page, self.url, self.node, self.errors = page, url, node, []
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.open()
 
@@ -40,7 +40,7 @@ class Editor:
         self.page.wait_for_function(
             "window.app?.graph && window.app.extensionManager && !document.querySelector('.p-progressspinner')"
         )
-        self.page.wait_for_function("Object.keys(LiteGraph.registered_node_types).includes('SafeCFGModel')")
+        self.page.wait_for_function("(node) => node in LiteGraph.registered_node_types", arg=self.node)
         self.page.wait_for_timeout(1000)
 
     def js(self, code: str, *arguments: Any) -> Any:
@@ -114,19 +114,37 @@ def write_hostile_hgr(path: Path) -> None:
 
 
 @contextmanager
-def open_editor(url: str, width: int = 1600, height: int = 1000, density: float = 1) -> Iterator[Editor]:
-    """density: pixels of a screenshot for one of the page."""
+def open_browser() -> Iterator[Any]:
+    """A Chromium; Playwright allows one at a time."""
     from playwright.sync_api import sync_playwright
 
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def open_page(
+    browser: Any, url: str, width: int = 1600, height: int = 1000, density: float = 1, node: str = "SafeCFGModel"
+) -> Iterator[Editor]:
+    """density: pixels of a screenshot for one of the page. node: as of `Editor`."""
     request = urllib.request.Request(
         f"{url}/settings", json.dumps(SETTINGS).encode(), {"Content-Type": "application/json"}
     )
     urllib.request.urlopen(request, timeout=30).close()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        try:
-            page = browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=density)
-            page.set_default_timeout(60_000)  # generous for a busy machine
-            yield Editor(page, url)
-        finally:
-            browser.close()
+    page = browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=density)
+    page.set_default_timeout(60_000)  # generous for a busy machine
+    try:
+        yield Editor(page, url, node)
+    finally:
+        page.close()
+
+
+@contextmanager
+def open_editor(url: str, *size: Any, **more: Any) -> Iterator[Editor]:
+    """An editor in a browser of its own, as `open_page`."""
+    with open_browser() as browser, open_page(browser, url, *size, **more) as editor:
+        yield editor

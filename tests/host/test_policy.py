@@ -157,6 +157,88 @@ def test_a_weight_below_0_is_no_way_round(kit, hgr, police):
     assert not kit.sample(kit.model, kit.clean, kit.clean + turned, cfg=1.5).equal(plain)
 
 
+def _run(kit, model, sampler, sigmas, negative, guider=None):
+    """A run of its own sigmas at cfg 4, from noise."""
+    import comfy.samplers
+    import torch
+
+    if guider is None:
+        guider = kit.pack.guidance.make_guider(model, kit.clean, negative, cfg=4.0)
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+    sampler = comfy.samplers.sampler_object(sampler)
+    return guider.sample(noise, torch.zeros_like(noise), sampler, torch.tensor(sigmas), disable_pbar=True, seed=3)
+
+
+def _to_more_noise(kit, negative):
+    """Such steps move away from what guidance moves towards."""
+    return _run(kit, kit.model, "euler", [2.0, 1.0, 2.0], negative)
+
+
+def _comes_and_goes(kit, negative):
+    """A sampler that remembers continues the change between its steps."""
+    import node_helpers
+
+    window = {"start_percent": 0.0, "end_percent": 0.3}
+    negative = node_helpers.conditioning_set_values(negative, window) + kit.negative
+    return _run(kit, kit.model, "lms", [14.0, 13.0, 6.0, 2.0], negative)
+
+
+def _another_sign(kit, negative):
+    """The denoiser's noise is taken for the picture."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    return _run(kit, ModelSamplingDiscrete().patch(kit.model, "x0", False)[0], "euler", [2.0, 1.0, 0.5], negative)
+
+
+def _cfg_pp(kit, negative):
+    return _run(kit, kit.model, "res_multistep_cfg_pp", [14.0, 3.0, 0.5, 0.1], negative)
+
+
+def _perpendicular(kit, negative):
+    """The neutral point has the weight cfg * (neg_scale - 1) + 1 beside the prompt."""
+    from comfy_extras.nodes_perpneg import Guider_PerpNeg
+
+    guider = Guider_PerpNeg(kit.model)
+    guider.set_conds(kit.clean, kit.negative, negative)
+    guider.set_cfg(2.0, 3.0)
+    return _run(kit, kit.model, "euler", [2.0, 1.0, 0.5], None, guider)
+
+
+@pytest.mark.parametrize("draw", [_to_more_noise, _comes_and_goes, _another_sign, _cfg_pp, _perpendicular])
+def test_a_run_that_turns_guidance_round_by_other_means_is_no_way_round(kit, pack, hgr, police, draw):
+    """What is drawn with the harmful prompt on the negative side is what is drawn with its redirected one."""
+    from host_kit import safe_features
+
+    safe = [[safe_features(pack, hgr, features), extra] for features, extra in kit.harmful]
+    plain, wanted = draw(kit, kit.harmful), draw(kit, safe)
+    police()
+    found = draw(kit, kit.harmful)
+    assert not found.equal(plain) and (found - wanted).abs().max() < 1e-3 * wanted.abs().max()
+
+
+def test_what_pushes_away_from_the_negative_side_is_as_ever(kit, pack, police):
+    """Ordinary samplers, and a model's own sampling with another shift."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    model = ModelSamplingDiscrete().patch(kit.model, "v_prediction", True)[0]
+    draws = [(kit.model, "euler"), (kit.model, "dpmpp_2m"), (kit.model, "heunpp2"), (model, "euler")]
+    plain = [kit.sample(model, kit.clean, kit.harmful, sampler=sampler) for model, sampler in draws]
+    police()
+    found = [kit.sample(model, kit.clean, kit.harmful, sampler=sampler) for model, sampler in draws]
+    assert all(a.equal(b) for a, b in zip(found, plain, strict=True))
+
+
+def test_samplers_that_mix_the_sides_themselves_are_known(pack):
+    import comfy.samplers
+    from comfy_extras.nodes_advanced_samplers import SamplerEulerCFGpp
+
+    mixes = pack.get("hgr.hosts.comfy.turned")._mixes_sides
+    names = comfy.samplers.KSampler.SAMPLERS
+    found = {name for name in names if mixes(comfy.samplers.sampler_object(name))}
+    assert found == {name for name in names if "cfg_pp" in name} and found
+    assert all(mixes(SamplerEulerCFGpp.execute(version).args[0]) for version in ("regular", "alternative"))
+
+
 def test_a_lora_that_bypasses_the_weights_is_one_too(kit, police):
     from comfy.patcher_extension import PatcherInjection
 
@@ -485,6 +567,35 @@ def test_a_policy_file_that_is_named_must_be_there(pack, monkeypatch, tmp_path):
     monkeypatch.setenv("SAFECFG_POLICY", str(tmp_path / "gone.json"))
     found = pack.get("hgr.hosts.comfy.in_force").in_force.__wrapped__()
     assert found.policy is None and "gone.json: it cannot be read" in found.fault
+
+
+@pytest.mark.parametrize("module", ["hgr.hosts.comfy.policy", "hgr.hosts.comfy.editor", "nodes.extension"])
+def test_what_fails_at_the_start_leaves_no_server_unpoliced(pack, police, kit, monkeypatch, tmp_path, module):
+    """As if one of the pack's modules could not be imported."""
+    import comfy.model_base
+    import comfy.samplers
+
+    plain = kit.sample(kit.model, kit.harmful)
+    police()  # so that the host is as it was at the end of the test
+    for owner, name in touched(comfy):
+        monkeypatch.setattr(owner, name, getattr(owner, name).__wrapped__)
+    monkeypatch.setattr(pack.get("hgr.hosts.comfy.editor"), "add_route", lambda: True)
+    room, _, file = module.rpartition(".")
+    monkeypatch.delattr(pack.get(room), file, raising=False)
+    name = pack.root.__name__
+    monkeypatch.setitem(sys.modules, f"{name}.{module}", None)
+    with pytest.raises(ImportError):
+        asyncio.run(pack.root.comfy_entrypoint())
+    if module == "nodes.extension":  # by then the policy is in force
+        assert not kit.sample(kit.model, kit.harmful).equal(plain)
+        return
+    assert kit.sample(kit.model, kit.harmful).equal(plain), "without a policy nothing is touched"
+    (tmp_path / "safecfg_policy.json").write_text("{}")
+    with pytest.raises(ImportError):
+        asyncio.run(pack.root.comfy_entrypoint())
+    for draw in (lambda: kit.sample(kit.model, kit.clean), lambda: comfy.model_base.BaseModel(None)):
+        with pytest.raises(ValueError, match=r"SafeCFG policy: it could not be put in force .\w+Error., so nothing"):
+            draw()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import { about, forget, generation } from "./abouts.js";
 import { makeCard, CARD_HEIGHT } from "./card.js";
 import { conceptsWidget, ROWS, showPromoted } from "./concept_rows.js";
 import { addStyle } from "./dom.js";
-import { badge } from "./policy.js";
+import { badge, refusal } from "./policy.js";
 import { makeReport } from "./report.js";
 import { graphs, widgetValue } from "./upstream.js";
 import { graphLoaded, listen, misfit, notice, rootGraph, said } from "./verdicts.js";
@@ -16,7 +16,7 @@ import { addWidget, redraw } from "./widgets.js";
 const NAME = "SafeCFG";
 const CARD = "SAFECFG_CARD";
 const REPORT = "SAFECFG_REPORT";
-const LOOK = 400; // ms
+const LOOK = 400, READING = 15000; // ms
 
 function addCard(node) {
   const card = makeCard();
@@ -68,11 +68,17 @@ function look() {
   }
 }
 
+function say(what, detail) {
+  app.extensionManager.toast.add({ severity: "error", summary: `${NAME} ${what}`, detail, life: READING });
+}
+
 async function showPolicy() {
   try {
     const answer = await api.fetchApi("/safecfg/policy");
     const shield = answer.ok && badge(await answer.json());
-    if (shield) app.registerExtension({ name: `${NAME}.policy`, topbarBadges: [shield] });
+    if (!shield) return;
+    app.registerExtension({ name: `${NAME}.policy`, topbarBadges: [shield] });
+    if (shield.variant === "error") say(shield.text, shield.tooltip); // graphs only say that this pack's nodes are missing
   } catch (error) { // the shield is only a drawing
     console.debug("SafeCFG:", error);
   }
@@ -95,6 +101,10 @@ if (!app.extensions?.some(({ name }) => name === NAME)) app.registerExtension({
     addStyle(new URL("./safecfg.css", import.meta.url));
     listen();
     api.addEventListener("execution_success", forget); // a file may have been saved
+    api.addEventListener("execution_error", ({ detail }) => {
+      const why = refusal(detail);
+      if (why) say("policy", why);
+    });
     setInterval(look, LOOK);
     showPolicy();
   },

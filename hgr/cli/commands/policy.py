@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ...core.excerpt import excerpt
 from ...core.json_text import json_text
-from ...core.policy import FILE_NAME, VARIABLE, Policy, PolicyError, read_policy
+from ...core.policy import Policy, PolicyError, read_policy
+from ...core.policy_file import FILE_NAME, VARIABLE
 from ..tables import aligned
 
 

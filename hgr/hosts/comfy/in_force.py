@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,10 +14,11 @@ import folder_paths
 from ...core.errors import HGRError
 from ...core.excerpt import excerpt
 from ...core.hgr import HGR
-from ...core.policy import FILE_NAME, VARIABLE, Policy, PolicyError, read_policy
+from ...core.policy import Policy, PolicyError, read_policy
 from ...core.prompt import Prompt
 from ...detection.judge import trained_size
 from . import files
+from .closed import policy_path
 
 log = logging.getLogger("safecfg")
 
@@ -64,9 +64,7 @@ class InForce:
 @cache
 def in_force() -> InForce | None:
     """None if there is no policy file; then nothing of the host is touched. Read at the first call."""
-    named = os.environ.get(VARIABLE)
-    path = Path(named) if named else Path(folder_paths.get_user_directory(), FILE_NAME)
-    if not named and not os.path.lexists(path):
+    if (path := policy_path()) is None:
         return None
     found = InForce(path, _stamp(path))
     try:

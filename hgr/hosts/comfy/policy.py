@@ -19,7 +19,7 @@ import comfy.hooks
 import comfy.model_patcher
 import comfy.samplers
 import folder_paths
-from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
 from ...core.excerpt import excerpt
@@ -29,9 +29,10 @@ from ...core.policy import ALLOW, REFUSE, Policy, PolicyError
 from . import runs
 from .audit import Audit
 from .guard import MARK, guard
-from .guidance import Patch, is_followed, scale_of, shows_negative
+from .guidance import Patch, is_followed, scale_of
 from .in_force import InForce, in_force
 from .prompts import prompt_in, unread_patches, unread_text
+from .turned import is_turned
 
 log = logging.getLogger("safecfg")
 # The least CFG scale at which mode "dynamic" is used: what stays of the harmful prompt has the weight 1 beside w - 1 of
@@ -59,14 +60,7 @@ _PICTURES = (
     "pose_video_latent",
     "face_video_pixels",
 )
-# What may turn guidance round: functions and wrappers around it, and patches that mix both sides in attention.
-_AROUND_CFG = {
-    "sampler_cfg_function",
-    "sampler_pre_cfg_function",
-    "sampler_post_cfg_function",
-    "sampler_calc_cond_batch_function",
-}
-_WRAPPERS = (WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH)
+_GIVEN = ("latent_image", "sampler", "sigmas")  # after the noise
 _WORDS = {
     "lora": "a LoRA, a merge or another change of the model's weights acts in this run",
     "ip_adapter": "a picture acts as a prompt in this run (IP-Adapter and its kind)",
@@ -154,18 +148,19 @@ class _Run:
 
         def last(executor: WrapperExecutor, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             guider: Any = executor.class_obj
-            patches = self._patches(guider, args[0] if args else kwargs.get("latent_image"), own)
+            given = dict(zip(_GIVEN, args, strict=False)) | kwargs
+            patches = self._patches(guider, given, own)
             # the guider's options are this run's own copy
             guider.model_options.setdefault("transformer_options", {})[MARK] = True
             return _chain(executor, patches).execute(noise, *args, **kwargs)
 
         return _chain(executor, [*others, last]).execute(noise, *args, **kwargs)
 
-    def _patches(self, guider: Any, latent: Tensor | None, own: list[Patch]) -> list[Patch]:
+    def _patches(self, guider: Any, given: dict[str, Any], own: list[Patch]) -> list[Patch]:
         """What rewrites the conditionings: what is left of the graph's own SafeCFG, then the policy's. Raises
-        PolicyError for a run that the policy does not allow."""
+        PolicyError for a run that the policy does not allow. given: what the run is called with."""
         entries = [entry for each in guider.conds.values() for entry in each]
-        every = _turned(guider)
+        every = is_turned(guider, given["sampler"], given["sigmas"])
         read = [
             prompt_in(entry["cross_attn"], entry, True)
             for role, each in guider.conds.items()
@@ -173,7 +168,7 @@ class _Run:
             if (every or is_followed(role)) and entry.get("cross_attn") is not None
         ]
         if self.policy.pictures == "off":
-            for kind in _beside_text(guider, entries, latent, has_text=bool(read)):
+            for kind in _beside_text(guider, entries, given.get("latent_image"), has_text=bool(read)):
                 if kind not in self.policy.unjudged:
                     self.choke.refuse(f'{_WORDS[kind]}, and pictures are not judged here ("{kind}").')
         notes = [*unread_patches(guider.model_options), *(note for entry in entries for note in unread_text(entry))]
@@ -193,19 +188,20 @@ class _Run:
         asked = not every and all(each.mode == "dynamic" for each in (self.policy, *own))
         mode = "dynamic" if asked and _DYNAMIC_FROM <= scale_of(guider) < math.inf else "redirect"
         strengths = self.policy.strengths(hgr.ids)
-        mine = _PolicyPatch(hgr, strengths, mode, 0.0, 1.0, None, self.choke, self.policy.unread_text == REFUSE)
+        mine = _PolicyPatch(hgr, strengths, mode, 0.0, 1.0, None, self.choke, self.policy.unread_text == REFUSE, every)
         return combined(mine, own)
 
 
 @dataclass(frozen=True)
 class _PolicyPatch(Patch):
-    """strict: whether text that SafeCFG cannot see ends the run."""
+    """strict: whether text that SafeCFG cannot see ends the run. every: whether both sides are redirected."""
 
     choke: Any = field(default=None, compare=False)
     strict: bool = True
+    every: bool = False
 
     def turned(self, guider: Any) -> bool:
-        return _turned(guider)
+        return self.every
 
     def _report(self, gates: list[list[float]], notes: list[str]) -> None:
         super()._report(gates, notes)
@@ -214,24 +210,6 @@ class _PolicyPatch(Patch):
         pairs = list(zip(self.hgr.concepts, self.strengths, strict=True))
         fired = {c.id for row in gates for (c, s), gate in zip(pairs, row, strict=True) if s and gate >= c.threshold}
         self.choke.audit.record("redirected" if fired else "clean", sorted(fired))
-
-
-def _turned(guider: Any) -> bool:
-    """Whether both sides are redirected: wherever it is not plain that the picture is pushed away from the negative
-    one. The host's Linear CFG for videos and its CFG Override show the negative side at the scale 0, FreSca at 0 both
-    alike, and a weight below 0 turns an entry round."""
-    options = guider.model_options
-    inner = options.get("transformer_options", {})
-    if shows_negative(guider) or _AROUND_CFG & options.keys() or inner.get("patches", {}).get("attn1_output_patch"):
-        return True
-    if any(get_all_wrappers(kind, inner) for kind in _WRAPPERS):
-        return True
-    weights = [value for value in vars(guider).values() if isinstance(value, int | float)]
-    for entry in (entry for each in guider.conds.values() for entry in each):
-        weights += [entry.get("strength", 1.0), entry.get("mask_strength", 1.0)]
-        if (mask := entry.get("mask")) is not None:
-            weights.append(mask.min().item())
-    return min(weights) < 0
 
 
 def combined(mine: Patch, own: Sequence[Patch]) -> list[Patch]:
