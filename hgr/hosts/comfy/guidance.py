@@ -229,11 +229,14 @@ def is_followed(role: str) -> bool:
 
 def shows_negative(guider: Any) -> bool:
     """Whether the picture also shows the negative prompt: at a CFG scale w below 1 it has the weight 1 - w. Guiders of
-    other kinds name their scales as they like."""
-    return any(
-        "cfg" in name and isinstance(value, int | float) and not isinstance(value, bool) and value < 1
-        for name, value in vars(guider).items()
-    )
+    other kinds name their scales as they like, and may have one for each step."""
+    return any("cfg" in name and any(w < 1 for w in _numbers(value)) for name, value in vars(guider).items())
+
+
+def _numbers(value: Any) -> list[float]:
+    """A number, or those in a list or a dict."""
+    several = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+    return [each for each in several if isinstance(each, int | float) and not isinstance(each, bool)]
 
 
 def scale_of(guider: Any) -> float:

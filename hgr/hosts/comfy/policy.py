@@ -66,6 +66,7 @@ _AROUND_CFG = {
     "sampler_post_cfg_function",
     "sampler_calc_cond_batch_function",
 }
+_HOST = [Path(comfy.samplers.__file__).parents[1] / folder for folder in ("comfy", "comfy_extras")]
 _WRAPPERS = (WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH)
 _WORDS = {
     "lora": "a LoRA, a merge or another change of the model's weights acts in this run",
@@ -219,9 +220,12 @@ class _PolicyPatch(Patch):
 def _turned(guider: Any) -> bool:
     """Whether both sides are redirected: wherever it is not plain that the picture is pushed away from the negative
     one. The host's Linear CFG for videos and its CFG Override show the negative side at the scale 0, FreSca at 0 both
-    alike, and a weight below 0 turns an entry round."""
+    alike, and a weight below 0 turns an entry round. Packs have guidance of their own, in guiders and in the place of
+    the host's functions."""
     options = guider.model_options
     inner = options.get("transformer_options", {})
+    if not all(_is_hosts(each) for each in (type(guider).predict_noise, *_formula())):
+        return True
     if shows_negative(guider) or _AROUND_CFG & options.keys() or inner.get("patches", {}).get("attn1_output_patch"):
         return True
     if any(get_all_wrappers(kind, inner) for kind in _WRAPPERS):
@@ -232,6 +236,16 @@ def _turned(guider: Any) -> bool:
         if (mask := entry.get("mask")) is not None:
             weights.append(mask.min().item())
     return min(weights) < 0
+
+
+def _formula() -> list[Any]:
+    """The host's functions of guidance, or what packs have put in their place by now."""
+    return [getattr(comfy.samplers, name) for name in ("sampling_function", "cfg_function", "calc_cond_batch")]
+
+
+def _is_hosts(function: Any) -> bool:
+    code = getattr(function, "__code__", None)
+    return code is not None and any(Path(code.co_filename).is_relative_to(folder) for folder in _HOST)
 
 
 def combined(mine: Patch, own: Sequence[Patch]) -> list[Patch]:
