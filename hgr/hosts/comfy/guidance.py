@@ -21,7 +21,7 @@ from ...core.redirect import Redirection, redirect
 from . import runs
 from .inside import Inside
 from .pieces import Conds, Entry, pieces, repeated, settled
-from .prompts import FEATURES, UNREAD_PATCH, prompt_of, unread_note, unread_patches, unread_text
+from .prompts import FEATURES, UNREAD_PATCH, prompt_of, replaced_attention, unread_note, unread_patches, unread_text
 
 log = logging.getLogger("safecfg")
 KEY = "safecfg"
@@ -118,7 +118,7 @@ class Patch:
             ],
             sides_known=type(guider) is comfy.samplers.CFGGuider and not turned,
         )
-        if notes := unread_patches(guider.model_options):
+        if notes := self.unread(guider.model_options):
             self._report([], notes)
         ones = torch.ones(len(noise), *(1,) * (noise.ndim - 1), device=guider.model_patcher.load_device)
         guider.conds = self.rewrite(guider.conds, cfg=cfg, ones=ones, turned=turned)
@@ -134,6 +134,10 @@ class Patch:
     def turned(self, guider: Any) -> bool:
         """Whether the negative side is followed too."""
         return shows_negative(guider)
+
+    def unread(self, model_options: dict[str, Any]) -> list[str]:
+        """Notes on what packs have put on the model that SafeCFG cannot see."""
+        return [*unread_patches(model_options), *replaced_attention(model_options)]
 
     def rewrite(self, conds: Conds, *, cfg: float, ones: Tensor, turned: bool = False) -> Conds:
         """The conditionings to sample with. The given ones stay unchanged; entries that do not move are the same.
