@@ -334,13 +334,16 @@ def test_text_that_it_cannot_read_is_named_once(kit, hgr, caplog):
 
     numbers = torch.zeros(1)
     beside = {"conditioning_llama3": numbers, "t5xxl_ids": numbers, "cross_attn_controlnet": torch.ones(1, 3, 8)}
+    beside["RegContext"] = object()  # RES4LYF's regions
     conditioning = [[kit.clean[0][0], kit.clean[0][1] | beside]] * 2
     patched = kit.patch(hgr)
     patched.set_model_patch(lambda *args: None, "regional_conditioning")
+    patched.set_model_attn2_replace(lambda q, k, v, extra: q, "middle", 0)
     kit.sample(patched, conditioning)
     for key in beside:
         assert caplog.text.count(f"({key}): SafeCFG does not see that part.") == 1
     assert caplog.text.count("(regional_conditioning) holds text: SafeCFG does not see it.") == 1
+    assert caplog.text.count("Another pack replaces cross-attention (attn2)") == 1
 
 
 def test_the_detector_and_a_training_name_what_they_do_not_read(kit, hgr, pack, caplog, monkeypatch):

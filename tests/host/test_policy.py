@@ -147,6 +147,71 @@ def test_nodes_that_turn_guidance_round_are_no_way_round(kit, hgr, police, patch
     assert (found - safe).abs().max() < 1e-3
 
 
+def _scales_by_step(host, model):
+    """As in KJNodes."""
+
+    class Guider(host.CFGGuider):
+        def predict_noise(self, x, timestep, model_options=None, seed=None):
+            sides = self.conds["negative"], self.conds["positive"]
+            return host.sampling_function(self.inner_model, x, timestep, *sides, self.cfg[0], model_options, seed)
+
+    guider = Guider(model)
+    guider.set_cfg([0.0] * 4)
+    return guider
+
+
+def _scale_of_its_own(host, model):
+    class Guider(host.CFGGuider):
+        def predict_noise(self, x, timestep, model_options=None, seed=None):
+            sides = self.conds["negative"], self.conds["positive"]
+            return host.sampling_function(self.inner_model, x, timestep, *sides, 0.0, model_options, seed)
+
+    guider = Guider(model)
+    guider.set_cfg(7.5)
+    return guider
+
+
+def _functions_replaced_for_a_run(host, model):
+    """As in AnimateDiff-Evolved."""
+    whole = host.sampling_function
+
+    def guide(model, x, timestep, uncond, cond, cond_scale, *args, **kwargs):
+        return whole(model, x, timestep, uncond, cond, 0.0, *args, **kwargs)
+
+    def wrapper(executor, *args, **kwargs):
+        host.sampling_function = guide
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            host.sampling_function = whole
+
+    model = model.clone()
+    model.add_wrapper_with_key("outer_sample", "other", wrapper)
+    guider = host.CFGGuider(model)
+    guider.set_cfg(7.5)
+    return guider
+
+
+@pytest.mark.parametrize("make", [_scales_by_step, _scale_of_its_own, _functions_replaced_for_a_run])
+def test_a_packs_own_guidance_is_no_way_round(kit, hgr, police, make):
+    """With these the picture is that of the negative prompt alone."""
+    import comfy.sample
+    import comfy.samplers as host
+    import torch
+
+    def draw(model):
+        guider, latent = make(host, model), torch.zeros(1, 4, 16, 16)
+        guider.set_conds(kit.clean, kit.harmful)
+        sigmas = host.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 4)
+        noise = comfy.sample.prepare_noise(latent, 3)
+        return guider.sample(noise, latent, host.sampler_object("euler"), sigmas, disable_pbar=True, seed=3)
+
+    plain, safe = draw(kit.model), kit.sample(kit.patch(hgr), kit.harmful, kit.negative, cfg=1.0)
+    assert (plain - kit.sample(kit.model, kit.harmful, cfg=1.0)).abs().max() < 1e-3, "the way is there"
+    police()
+    assert (draw(kit.model) - safe).abs().max() < 1e-3
+
+
 def test_a_weight_below_0_is_no_way_round(kit, hgr, police):
     """The host checks the range of what is typed and not of what is linked: such an entry pulls where it should
     push."""

@@ -21,7 +21,7 @@ from ...core.redirect import Redirection, redirect
 from . import runs
 from .inside import Inside
 from .pieces import Conds, Entry, pieces, repeated, settled
-from .prompts import FEATURES, UNREAD_PATCH, prompt_of, unread_note, unread_patches, unread_text
+from .prompts import FEATURES, UNREAD_PATCH, prompt_of, replaced_attention, unread_note, unread_patches, unread_text
 
 log = logging.getLogger("safecfg")
 KEY = "safecfg"
@@ -118,7 +118,7 @@ class Patch:
             ],
             sides_known=type(guider) is comfy.samplers.CFGGuider and not turned,
         )
-        if notes := unread_patches(guider.model_options):
+        if notes := self.unread(guider.model_options):
             self._report([], notes)
         ones = torch.ones(len(noise), *(1,) * (noise.ndim - 1), device=guider.model_patcher.load_device)
         guider.conds = self.rewrite(guider.conds, cfg=cfg, ones=ones, turned=turned)
@@ -134,6 +134,10 @@ class Patch:
     def turned(self, guider: Any) -> bool:
         """Whether the negative side is followed too."""
         return shows_negative(guider)
+
+    def unread(self, model_options: dict[str, Any]) -> list[str]:
+        """Notes on what packs have put on the model that SafeCFG cannot see."""
+        return [*unread_patches(model_options), *replaced_attention(model_options)]
 
     def rewrite(self, conds: Conds, *, cfg: float, ones: Tensor, turned: bool = False) -> Conds:
         """The conditionings to sample with. The given ones stay unchanged; entries that do not move are the same.
@@ -229,11 +233,14 @@ def is_followed(role: str) -> bool:
 
 def shows_negative(guider: Any) -> bool:
     """Whether the picture also shows the negative prompt: at a CFG scale w below 1 it has the weight 1 - w. Guiders of
-    other kinds name their scales as they like."""
-    return any(
-        "cfg" in name and isinstance(value, int | float) and not isinstance(value, bool) and value < 1
-        for name, value in vars(guider).items()
-    )
+    other kinds name their scales as they like, and may have one for each step."""
+    return any("cfg" in name and any(w < 1 for w in _numbers(value)) for name, value in vars(guider).items())
+
+
+def _numbers(value: Any) -> list[float]:
+    """A number, or those in a list or a dict."""
+    several = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+    return [each for each in several if isinstance(each, int | float) and not isinstance(each, bool)]
 
 
 def scale_of(guider: Any) -> float:

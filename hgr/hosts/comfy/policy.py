@@ -31,7 +31,7 @@ from .audit import Audit
 from .guard import MARK, guard
 from .guidance import Patch, is_followed, scale_of
 from .in_force import InForce, in_force
-from .prompts import prompt_in, unread_patches, unread_text
+from .prompts import prompt_in, replaced_attention, unread_patches, unread_text
 from .turned import is_turned
 
 log = logging.getLogger("safecfg")
@@ -63,7 +63,7 @@ _PICTURES = (
 _GIVEN = ("latent_image", "sampler", "sigmas")  # after the noise
 _WORDS = {
     "lora": "a LoRA, a merge or another change of the model's weights acts in this run",
-    "ip_adapter": "a picture acts as a prompt in this run (IP-Adapter and its kind)",
+    "ip_adapter": "a picture acts as a prompt in this run, or a pack replaces cross-attention (as IP-Adapter does)",
     "image_to_image": "this run starts from a picture, or has no text that SafeCFG could read",
 }
 
@@ -203,6 +203,9 @@ class _PolicyPatch(Patch):
     def turned(self, guider: Any) -> bool:
         return self.every
 
+    def unread(self, model_options: dict[str, Any]) -> list[str]:
+        return unread_patches(model_options)  # of attention that is replaced, "ip_adapter" decides
+
     def _report(self, gates: list[list[float]], notes: list[str]) -> None:
         super()._report(gates, notes)
         if notes and self.strict:
@@ -250,8 +253,8 @@ def _beside_text(guider: Any, entries: list[dict[str, Any]], latent: Tensor | No
     changed = any(model.patches or getattr(model, "injections", None) for model in models)
     if changed or any(isinstance(hook, comfy.hooks.WeightHook) for hook in hooks):
         found.append("lora")
-    replaced = guider.model_options.get("transformer_options", {}).get("patches_replace", {})
-    if replaced.get("attn2") or any(entry.get(key) is not None for entry in entries for key in _IP_ADAPTER):
+    replaced = replaced_attention(guider.model_options)
+    if replaced or any(entry.get(key) is not None for entry in entries for key in _IP_ADAPTER):
         found.append("ip_adapter")
     given = any(entry.get(key) is not None for entry in entries for key in _PICTURES)
     given = given or (latent is not None and bool(latent.any()))

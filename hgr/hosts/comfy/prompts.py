@@ -31,6 +31,7 @@ _TEXT_BESIDE = {
     "text_input_ids": "the model's own tokens",
     "reference_latents_text_embeds": "the text beside reference pictures",
     "gligen": "GLIGEN's boxes",
+    "RegContext": "another pack's regional conditioning",  # RES4LYF's
 }
 # The same for patches that packs put on a model.
 _TEXT_PATCHES = {"regional_conditioning": "Another pack's regional conditioning"}
@@ -46,11 +47,18 @@ def unread_patches(model_options: dict[str, Any]) -> list[str]:
     ]
 
 
+def replaced_attention(model_options: dict[str, Any]) -> list[str]:
+    """A note on packs that replace cross-attention: such a function may bring anything."""
+    replaced = model_options.get("transformer_options", {}).get("patches_replace", {})
+    return [_REPLACED] if replaced.get("attn2") else []
+
+
 def unread_text(extra: dict[str, Any]) -> list[str]:
     """A note on each place beside the text features where this entry of a CONDITIONING holds text."""
     return [unread_note(what, key) for key, what in _TEXT_BESIDE.items() if extra.get(key) is not None]
 
 
+_REPLACED = "Another pack replaces cross-attention (attn2): SafeCFG does not see text or pictures that it brings there."
 UNREAD_PATCH = (
     "Another pack's patch of cross-attention (attn2_patch) brings features that this HGR's encoder did not make: "
     "SafeCFG does not see what they say."

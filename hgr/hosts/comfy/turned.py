@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import comfy.model_patcher
+import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP, get_all_wrappers
 from torch import Tensor
@@ -20,6 +22,7 @@ _AROUND_CFG = {
     "sampler_calc_cond_batch_function",
 }
 _WRAPPERS = (WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH)
+_HOST = [Path(comfy.samplers.__file__).parents[1] / folder for folder in ("comfy", "comfy_extras")]
 
 
 def is_turned(guider: Any, sampler: Any, sigmas: Tensor) -> bool:
@@ -32,12 +35,24 @@ def is_turned(guider: Any, sampler: Any, sigmas: Tensor) -> bool:
         or bool(_AROUND_CFG & options.keys())
         or bool(inner.get("patches", {}).get("attn1_output_patch"))
         or any(get_all_wrappers(kind, inner) for kind in _WRAPPERS)
+        or _is_a_packs(guider)
         or _weighs_below_0(guider)
         or _comes_and_goes(guider)
         or _goes_back(sigmas)
         or _mixes_sides(sampler)
         or any(map(_is_inverted, models))
     )
+
+
+def _is_a_packs(guider: Any) -> bool:
+    """Whether guidance itself is another pack's: in a guider, or in the place of the host's functions by now."""
+    own = [getattr(comfy.samplers, name) for name in ("sampling_function", "cfg_function", "calc_cond_batch")]
+    return not all(map(_is_hosts, (type(guider).predict_noise, *own)))
+
+
+def _is_hosts(function: Any) -> bool:
+    code = getattr(function, "__code__", None)
+    return code is not None and any(Path(code.co_filename).is_relative_to(folder) for folder in _HOST)
 
 
 def _weighs_below_0(guider: Any) -> bool:
