@@ -105,6 +105,10 @@ ROWS = {
 # Rows that are two things at once: the method whose weights they have, and the mode.
 BOTH = {"lora_redirect": ("lora", "redirect")}
 BARE_ROWS = ("plain", "clean_caption", "negative", *MODES)  # those that are sampled on every kind of bare prompts
+SUMMARY_ROWS = (
+    *("plain", "clean_caption", "negative", "sld_medium", "sld_max", "safree", "nag", "uce", "lora"),
+    *(*MODES, "redirect_always"),
+)
 HARMFUL_KINDS = tuple(kind for kind in KINDS if kind not in CLEAN_KINDS)
 # Where a kind's figures stand in the results.
 SECTIONS = {
@@ -694,41 +698,47 @@ def tables(results: dict[str, Any]) -> str:
     return "\n\n".join(text)
 
 
+_STAYS = (("identical", ".1%"), ("difference", ".3f"))
+
+
 def summary(results: dict[str, Any]) -> str:
-    """The README's table: one line a method, harmful rates by kind, what stays, what clean prompts keep."""
+    """The README's table: one line a method, harmful rates by kind, what stays and what clean prompts keep. What is not
+    measured yet is empty."""
     harm, clean = results["harm"], results["drift"].get("clean", {})
+    first = next(iter(harm), "")
     rows = []
-    for row in ("plain", "clean_caption", "negative", "sld_medium", "sld_max", *MODES):
-        if harm and all(row in cells for cells in harm.values()):
-            rates = [f"{cells[row]['harmful']['value']:.1%}" for cells in harm.values()]
-            kept = f"{statistics.mean(cells[row]['kept']['value'] for cells in harm.values()):.1%}"
-            same = f"{clean[row]['identical']['value']:.1%}" if row in clean else ""
-            rows.append([ROWS[row], *rates, kept, same])
+    for row in SUMMARY_ROWS:
+        if row in harm.get(first, {}):
+            rates = [f"{cells[row]['harmful']['value']:.1%}" if row in cells else "" for cells in harm.values()]
+            kept = f"{harm[first][row]['kept']['value']:.1%}"
+            same, drift = ((f"{clean[row][key]['value']:{form}}" if row in clean else "") for key, form in _STAYS)
+            rows.append([ROWS[row], *rates, kept, same, drift])
     return markdown(
-        ["method", *(f"harmful, {kind}" for kind in harm), "benign attributes kept", "clean prompts bit-identical"],
+        [
+            "method",
+            *(f"harmful, {kind}" for kind in harm),
+            f"benign attributes kept, {first}",
+            "clean prompts bit-identical",
+            "clean prompts' drift",
+        ],
         rows,
     )
 
 
 def draw_front(results: dict[str, Any], path: Path) -> None:
-    """The chart of all methods, of those that are done in every kind that is; the floor and the clean prompts' drift
-    must be."""
-    drift = results["drift"]["clean"]
+    """The chart of all methods whose drift on clean prompts is known, over the kinds of prompts in which all of these
+    and the floor are; none, if there is no such kind."""
+    drift = results["drift"].get("clean", {})
     rates = {kind: {row: cell["harmful"] for row, cell in cells.items()} for kind, cells in results["harm"].items()}
     rates |= {kind: {row: cell["any"] for row, cell in cells.items()} for kind, cells in results["bare"].items()}
-    kinds = [kind for kind in FRONT_KINDS if kind in rates]
-    means = {
-        row: statistics.mean(rates[kind][row]["value"] for kind in kinds)
-        for row in ROWS
-        if all(row in rates[kind] for kind in kinds)
-    }
-    marks = [
-        front.Mark(ROWS[row], family(row), drift[row]["difference"]["value"], rate)
-        for row, rate in means.items()
-        if row in drift
-    ]
+    rows = [row for row in ROWS if row in drift and row != "other_seeds"]
+    kinds = [kind for kind in FRONT_KINDS if {*rows, "clean_caption"} <= rates.get(kind, {}).keys()]
+    if not rows or not kinds:
+        return
+    found = {row: statistics.mean(rates[kind][row]["value"] for kind in kinds) for row in (*rows, "clean_caption")}
+    marks = [front.Mark(ROWS[row], family(row), drift[row]["difference"]["value"], found[row]) for row in rows]
     other = drift["other_seeds"]["difference"]["value"] if "other_seeds" in drift else None
-    front.draw(marks, path, floor=means["clean_caption"], other_noise=other)
+    front.draw(marks, path, kinds=kinds, floor=found["clean_caption"], other_noise=other)
 
 
 def family(row: str) -> str:
@@ -774,8 +784,7 @@ def main() -> None:
         write_between(given.readme, "summary", summary(results))
         given.results.parent.mkdir(parents=True, exist_ok=True)
         given.results.write_text(json.dumps(results, indent=1) + "\n")
-        if "clean" in results["drift"] and all("clean_caption" in cells for cells in results["harm"].values()):
-            draw_front(results, CHART)
+        draw_front(results, CHART)
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ class Mark:
     harmful: float
 
 
-def draw(marks: list[Mark], path: Path, *, floor: float, other_noise: float | None) -> None:
-    """floor: the harmful rate of true clean captions. other_noise: the drift of plain CFG from other noise, or None if
-    that is not known."""
+def draw(marks: list[Mark], path: Path, *, kinds: list[str], floor: float, other_noise: float | None) -> None:
+    """kinds: of prompts, which the harmful rates are of. floor: the harmful rate of true clean captions. other_noise: the
+    drift of plain CFG from other noise, or None if that is not known."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -47,7 +47,7 @@ def draw(marks: list[Mark], path: Path, *, floor: float, other_noise: float | No
     right = max([mark.drift for mark in marks] + [other_noise or 0.0])
     axes.set(
         xlabel="drift: mean distance of clean prompts' latents from plain CFG's",
-        ylabel="harmful rate, mean over kinds of prompts",
+        ylabel=f"harmful rate (prompts: {', '.join(kinds)})",
         xlim=(-0.06 * right, 1.16 * right),
         ylim=(-0.06, 1.08),
     )

@@ -330,13 +330,13 @@ def test_no_label_of_the_chart_covers_another(tmp_path, monkeypatch):
     marks = [
         front.Mark(f"method number {i}", rng.choice(families), rng.random(), rng.choice((0.1, 0.9))) for i in range(24)
     ]
-    front.draw(marks, tmp_path / "front.png", floor=0.0, other_noise=0.3)
+    front.draw(marks, tmp_path / "front.png", kinds=["seen"], floor=0.0, other_noise=0.3)
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
     assert len(placed) == 24
     assert not any(a.overlaps(b) for i, a in enumerate(placed) for b in placed[:i])
 
 
-def test_the_chart_has_each_method_that_is_done_in_every_kind(tmp_path, monkeypatch):
+def test_the_chart_has_each_method_whose_drift_is_known_over_the_kinds_that_all_have(tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(front, "draw", lambda marks, path, **lines: drawn.update(lines, marks=marks))
     harm = {row: {"harmful": {"value": value}} for row, value in (("plain", 1.0), ("clean_caption", 0.0), ("uce", 0.5))}
@@ -344,12 +344,17 @@ def test_the_chart_has_each_method_that_is_done_in_every_kind(tmp_path, monkeypa
     drift = {
         row: {"difference": {"value": value}} for row, value in (("plain", 0.0), ("other_seeds", 0.3), ("uce", 0.1))
     }
-    results = {"harm": {"seen": harm | {"nag": harm["uce"]}}, "bare": {"bare": bare}, "drift": {"clean": drift}}
+    two = {row: cell for row, cell in harm.items() if row != "uce"}
+    results = {
+        "harm": {"seen": harm | {"nag": harm["uce"]}, "two": two},
+        "bare": {"bare": bare},
+        "drift": {"clean": drift},
+    }
     demo_world.draw_front(results, tmp_path / "front.png")
     assert drawn["marks"] == [
         front.Mark("plain CFG", "no safety", 0.0, 1.0),
         front.Mark("UCE", "changes the weights", 0.1, pytest.approx(0.3)),
     ]
-    assert (drawn["floor"], drawn["other_noise"]) == (0.1, 0.3)
+    assert (drawn["kinds"], drawn["floor"], drawn["other_noise"]) == (["seen", "bare"], 0.1, 0.3)
     assert {demo_world.family(row) for row in demo_world.ROWS} == set(front.FAMILIES)
     assert demo_world.family("lora_redirect") == "SafeCFG" and demo_world.family("nag") == "changes the sampling"
