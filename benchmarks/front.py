@@ -29,7 +29,7 @@ class Mark:
 
 
 def draw(marks: list[Mark], path: Path, *, kinds: list[str], floor: float, other_noise: float | None) -> None:
-    """kinds: of prompts, which the harmful rates are of. floor: the harmful rate of true clean captions. other_noise: the
+    """kinds: of prompts, which harmful rates are of. floor: the harmful rate of true clean captions. other_noise: the
     drift of plain CFG from other noise, or None if that is not known."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
