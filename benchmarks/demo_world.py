@@ -47,7 +47,7 @@ from hgr.core import file
 from hgr.core.denoiser import evaluations
 from hgr.core.guidance import kept_share
 from hgr.core.hgr import HGR
-from hgr.core.options import DEFAULT_SENSITIVITY, MODES
+from hgr.core.options import DEFAULT_MODE, DEFAULT_SENSITIVITY, MODES
 from hgr.core.redirect import redirect
 from hgr.core.tensor_file import save_tensors
 from hgr.demo import assets
@@ -702,9 +702,10 @@ _STAYS = (("identical", ".1%"), ("difference", ".3f"))
 
 
 def summary(results: dict[str, Any]) -> str:
-    """The README's table: one line a method, harmful rates by kind, what stays and what clean prompts keep. What is not
-    measured yet is empty."""
-    harm, clean = results["harm"], results["drift"].get("clean", {})
+    """The README's table: one line a method, harmful rates by kind, of those that SafeCFG is measured in, what stays and
+    what clean prompts keep. What is not measured yet is empty."""
+    harm = {kind: cells for kind, cells in results["harm"].items() if DEFAULT_MODE in cells}
+    clean = results["drift"].get("clean", {})
     first = next(iter(harm), "")
     rows = []
     for row in SUMMARY_ROWS:
