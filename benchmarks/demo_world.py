@@ -702,7 +702,7 @@ _STAYS = (("identical", ".1%"), ("difference", ".3f"))
 
 
 def summary(results: dict[str, Any]) -> str:
-    """The README's table: one line a method, harmful rates by kind, of those that SafeCFG is measured in, what stays and
+    """The README's table: one line a method, harmful rates by kind, where SafeCFG is measured, what stays and
     what clean prompts keep. What is not measured yet is empty."""
     harm = {kind: cells for kind, cells in results["harm"].items() if DEFAULT_MODE in cells}
     clean = results["drift"].get("clean", {})
