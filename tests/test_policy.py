@@ -143,4 +143,7 @@ def test_verify_tries_the_prompt_on_the_negative_side():
 def test_verify_leaves_out_what_this_comfyui_does_not_have():
     (graph,) = (graph for name, graph, _ in graphs() if "CFG Override" in name)
     there = {node["class_type"] for node in graph.values()} - {"CFGOverride"}
-    assert outcome("http://127.0.0.1:1", graph, True, there) == ("left out, as this ComfyUI has no CFGOverride", True)
+    assert outcome("http://127.0.0.1:1", graph, harmful=True, there=there) == (
+        "left out, as this ComfyUI has no CFGOverride",
+        True,
+    )

@@ -39,7 +39,7 @@ def verify(server: str) -> tuple[list[tuple[str, str]], bool]:
         return [("the policy", policy["fault"] or "none is in force")], False
     rows = [("the policy", "its file has changed: start ComfyUI again" if policy["changed"] else "in force")]
     there = set(_json(f"{server}/object_info"))
-    found = [(name, *outcome(server, graph, harmful, there)) for name, graph, harmful in graphs()]
+    found = [(name, *outcome(server, graph, harmful=harmful, there=there)) for name, graph, harmful in graphs()]
     return rows + [(name, what) for name, what, _ in found], all(good for *_, good in found)
 
 
@@ -140,7 +140,7 @@ def _graph(text: str, **others: dict[str, Any]) -> Graph:
     } | others
 
 
-def outcome(server: str, graph: Graph, harmful: bool, there: set[str]) -> tuple[str, bool]:
+def outcome(server: str, graph: Graph, *, harmful: bool, there: set[str]) -> tuple[str, bool]:
     """What came out of a graph, and whether that is right. there: the nodes of the server."""
     if missing := _NEWER & {node["class_type"] for node in graph.values()} - there:
         return f"left out, as this ComfyUI has no {', '.join(missing)}", True
