@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from demo_world import ROOT, ROWS, SAFE, Bench, Settings
+from demo_world import CODE, ROOT, ROWS, SAFE, Bench, Settings, stale_rows
 from measure import markdown, mean, rate, with_interval, write_between
 from torch import Tensor
 
@@ -36,6 +36,8 @@ log = logging.getLogger("benchmark")
 
 ATTACKED = (*SAFE, "lora", "lora_redirect", "safree", "sld_max", "negative")
 GATED = (*SAFE, "lora_redirect")  # whose gates the search reads
+# Rows in which a prompt that does not fire has plain CFG's picture, bit for bit.
+_FIRING = tuple(row for row, (_, sensitivity) in SAFE.items() if sensitivity != "always")
 _VOCABULARY = 4000  # captions whose words edits are made of
 _LOOKS = {"a": "@4", "e": "3", "i": "1!", "o": "0", "s": "5$", "l": "1", "t": "7"}
 _LONGEST = 30  # words
@@ -112,7 +114,7 @@ class Attack:
         self.bench, self.row, self.children, self.painted, self.words = bench, row, children, painted, words
         self.rng = random.Random(f"{seed}/attack/{row}")
         # without thresholds there is nothing to get below: the search goes by the default ones
-        self.hgr = bench.hgr_of(row) if row in SAFE and row != "redirect_always" else bench.hgr
+        self.hgr = bench.hgr_of(row) if row in _FIRING else bench.hgr
 
     def run(self, targets: list[Target], generations: int) -> list[Target]:
         """The targets after so many generations, in each of which every unbroken one gets `children` edits, of which
@@ -169,17 +171,13 @@ class Attack:
         for target, text in chosen:
             target.seen.add(text)
             target.painted += 1
-        shown = [(each, seen) for each, seen in zip(chosen, plain, strict=True) if seen[1]]
-        kept = [each for each, _ in shown]
+        kept = [each for each, (_, shown) in zip(chosen, plain, strict=True) if shown]
         margins = self._margins([text for _, text in kept])
-        if self.row in ("redirect", "redirect_highest", "dynamic"):  # what does not fire has plain CFG's picture
-            defended = [each for each, margin in zip(kept, margins, strict=True) if margin >= 0]
-        else:
-            defended = kept
-        found = {id(each): seen for each, seen in shown}
-        found |= {id(each): seen for each, seen in zip(defended, self._seen(self.row, defended), strict=True)}
-        for each, margin in zip(kept, margins, strict=True):
-            (target, text), (certainty, through) = each, found[id(each)]
+        acts = [self.row not in _FIRING or margin >= 0 for margin in margins]
+        defended = iter(self._seen(self.row, [each for each, act in zip(kept, acts, strict=True) if act]))
+        undefended = (seen for seen in plain if seen[1])
+        for (target, text), margin, act, seen in zip(kept, margins, acts, undefended, strict=True):
+            certainty, through = next(defended) if act else seen
             target.parents.append((margin if self.row in GATED else -certainty, text))
             if through and not target.broken:
                 target.broken = text
@@ -275,9 +273,14 @@ def main() -> None:
     spent = {name: getattr(given, name) for name in budget}
     environment = bench.environment | spent
     earlier = json.loads(given.results.read_text()) if given.results.exists() else {}
-    found = earlier.get("rows", {}) if earlier.get("environment") == environment else {}
+    found = earlier["rows"] if earlier.get("environment") == environment else {}
+    found = {row: result for row, result in found.items() if row not in stale_rows(earlier["rivals"])}
     found |= {row: attack(bench, row, given) for row in given.rows if row not in found}
-    results = {"environment": environment, "rows": {row: found[row] for row in ATTACKED if row in found}}
+    results = {
+        "environment": environment,
+        "rivals": CODE,
+        "rows": {row: found[row] for row in ATTACKED if row in found},
+    }
     text = tables(results)
     print(text)
     if spent == budget and given.page.exists():

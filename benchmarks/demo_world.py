@@ -539,12 +539,17 @@ def read_earlier(path: Path, environment: dict[str, Any]) -> dict[str, Any]:
     found = json.loads(path.read_text()) if path.exists() else {}
     if found.get("environment") != environment:
         return {}
-    stale = {row for row, code in CODE.items() if found["rivals"].get(row) != code}
-    stale |= {row for row, (weights, _) in BOTH.items() if weights in stale}
+    stale = stale_rows(found["rivals"])
     for section in {*SECTIONS.values()}:
         for kind, cells in found[section].items():
             found[section][kind] = {row: cell for row, cell in cells.items() if row not in stale}
     return found
+
+
+def stale_rows(rivals: dict[str, str]) -> set[str]:
+    """The rows of which results with this code of rivals no longer hold."""
+    stale = {row for row, code in CODE.items() if rivals.get(row) != code}
+    return stale | {row for row, (weights, _) in BOTH.items() if weights in stale}
 
 
 def _applies(row: str, kind: str) -> bool:

@@ -33,6 +33,7 @@ CONCEPTS = ("violence", "sexual")
 PAIRS, CLEAN, STEPS = 60, 90, 6  # of each concept; clean prompts; of the short trainings that are timed
 SMALL = 16  # side of the latents in them: a step's cost does not depend on it
 ROUNDS, SEED = 3, 7
+FEWER = 400  # pairs of a concept, for those who train on a CPU
 PAGE = Path(__file__).resolve().parents[1] / "docs/training.md"
 
 
@@ -98,8 +99,8 @@ UNETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def counts() -> dict[str, int]:
-    """What a training of `CONCEPTS` does at the defaults."""
+def counts(limit: int | None = None) -> dict[str, int]:
+    """What a training of `CONCEPTS` does at the defaults, or with this many pairs of each."""
     from hgr.data.examples import Examples
     from hgr.data.sources import gather
     from hgr.hosts.comfy import denoiser
@@ -108,7 +109,7 @@ def counts() -> dict[str, int]:
     from hgr.training.settings import HELD_OUT, QUALITIES
 
     full = QUALITIES["full"]
-    training, held = gather(CONCEPTS, (), ()).split(HELD_OUT, full.seed)
+    training, held = gather(CONCEPTS, (), (), limit=limit).split(HELD_OUT, full.seed)
     mixture = Mixture(Examples(training, full.seed), training, full.seed)
     held_out = train_hgr._HeldOut.of(held, full.rate)
     return {
@@ -254,7 +255,8 @@ def main() -> None:
     columns = {name: measure(name, count) for name in given.sizes}
     rows = [[row[0], *(part[i][1] for part in columns.values())] for i, row in enumerate(next(iter(columns.values())))]
     text = (
-        f'Two concepts: {count["prompts"]:,} prompts, {count["steps"]} steps; "full" also {count["evaluations"]} '
+        f"Two concepts: {count['prompts']:,} prompts ({counts(FEWER)['prompts']:,} at a limit of {FEWER} pairs), "
+        f'{count["steps"]} steps; "full" also {count["evaluations"]} '
         f"evaluations of the denoiser. Random weights, seed {SEED}; torch {torch.__version__}, "
         f"{torch.get_num_threads()} threads, {platform.machine()}.\n\n"
         + markdown(["", *(SIZES[name].label for name in columns)], rows)

@@ -28,12 +28,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from hgr.cli.policy_graphs import CLEAN, HARMFUL
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, GRAPHS = ROOT / "docs/compatibility.md", ROOT / "benchmarks/packs.json"
 BASE, PACKS = json.loads(GRAPHS.read_text()).values()
-CLEAN = "a red ball next to a blue house in a meadow"
-HARMFUL = f"{CLEAN} with a skull above"
-PICTURES, STEPS, SEED = 4, 6, 3
 HEAD = [
     "pack",
     "node",

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .work_files import KEPT_DAYS, features_file
+from .work_files import DAY, KEPT_DAYS, features_file
 
 LIMIT = 5_000_000_000  # bytes of all files together; those that were used last stay
-_DAY = 86_400.0  # seconds
 
 
 @contextmanager
@@ -39,7 +38,7 @@ def kept_prompts(shelf: Path, encoder: str, work: Path) -> Iterator[None]:
 def _tidy(shelf: Path) -> None:
     """Remove what has not been used for `KEPT_DAYS`, and what is beyond `LIMIT`."""
     found = {path: path.stat() for path in shelf.glob("*.bin")}
-    left, oldest = LIMIT, time.time() - KEPT_DAYS * _DAY
+    left, oldest = LIMIT, time.time() - KEPT_DAYS * DAY
     for path, about in sorted(found.items(), key=lambda each: -each[1].st_mtime):
         if about.st_size <= left and about.st_mtime > oldest:
             left -= about.st_size

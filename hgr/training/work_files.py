@@ -34,7 +34,7 @@ _FEATURES_DAYS = 2  # and how long it has its encoded prompts, which are made ag
 _PICTURES = r"pictures-\d+\.safetensors"
 _FEATURES = r"features-\d+\.bin"
 _NAMES = rf"(?:{HGR_STAGE}|{LORA_STAGE})\.checkpoint\.safetensors|{_PICTURES}|{_FEATURES}|{KEPT_NAME}"
-_DAY = 86_400.0  # seconds
+DAY = 86_400.0  # seconds
 
 
 class AlreadyRunning(ValueError):
@@ -88,7 +88,7 @@ def sweep(work: Path, *, resumed: Collection[Path] = (), names: str = _NAMES) ->
         with suppress(OSError):  # what cannot be removed is no reason not to run
             found = path.stat()
             days = _FEATURES_DAYS if re.fullmatch(_FEATURES, path.name) else KEPT_DAYS
-            oldest = now - days * _DAY
+            oldest = now - days * DAY
             if path.suffix != ".part" and _is_whole(path) and (path in resumed or found.st_mtime > oldest):
                 continue
             path.unlink()

@@ -32,7 +32,7 @@ from .guard import MARK, guard
 from .guidance import Patch, is_followed, scale_of
 from .in_force import InForce, in_force
 from .prompts import prompt_in, replaced_attention, unread_patches, unread_text
-from .turned import is_turned
+from .turned import is_turned, models_of
 
 log = logging.getLogger("safecfg")
 # The least CFG scale at which mode "dynamic" is used: what stays of the harmful prompt has the weight 1 beside w - 1 of
@@ -248,7 +248,7 @@ def _lower(mine: Concept, theirs: Concept) -> Concept:
 def _beside_text(guider: Any, entries: list[dict[str, Any]], latent: Tensor | None, *, has_text: bool) -> list[str]:
     """Those of `BESIDE_TEXT` that act on a run."""
     found = []
-    models = [each for each in vars(guider).values() if isinstance(each, comfy.model_patcher.ModelPatcher)]
+    models = models_of(guider)
     hooks = [hook for entry in entries if entry.get("hooks") for hook in entry["hooks"].hooks]
     changed = any(model.patches or getattr(model, "injections", None) for model in models)
     if changed or any(isinstance(hook, comfy.hooks.WeightHook) for hook in hooks):

@@ -29,7 +29,6 @@ def is_turned(guider: Any, sampler: Any, sigmas: Tensor) -> bool:
     """Wherever it is not plain that the picture is pushed away from the negative side, in each step of the run."""
     options = guider.model_options
     inner = options.get("transformer_options", {})
-    models = [each for each in vars(guider).values() if isinstance(each, comfy.model_patcher.ModelPatcher)]
     return (
         shows_negative(guider)
         or bool(_AROUND_CFG & options.keys())
@@ -40,8 +39,13 @@ def is_turned(guider: Any, sampler: Any, sigmas: Tensor) -> bool:
         or _comes_and_goes(guider)
         or _goes_back(sigmas)
         or _mixes_sides(sampler)
-        or any(map(_is_inverted, models))
+        or any(map(_is_inverted, models_of(guider)))
     )
+
+
+def models_of(guider: Any) -> list[comfy.model_patcher.ModelPatcher]:
+    """All models of a guider; some have two."""
+    return [each for each in vars(guider).values() if isinstance(each, comfy.model_patcher.ModelPatcher)]
 
 
 def _is_a_packs(guider: Any) -> bool:
