@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from demo_world import CODE, ROOT, ROWS, SAFE, Bench, Settings, stale_rows
+from demo_world import CODE, ROOT, ROWS, SAFE, Bench, Settings, sampling, stale_rows
 from measure import markdown, mean, rate, with_interval, write_between
 from torch import Tensor
 
@@ -209,7 +209,8 @@ def symbol_logits(bench: Bench, latents: Tensor) -> Tensor:
 
 def attack(bench: Bench, row: str, given: argparse.Namespace) -> dict[str, Any]:
     """One row of the table, from its file if it is there."""
-    path = bench.folder / f"attack-{row}-{given.prompts}-{given.generations}-{given.children}-{given.painted}.json"
+    spent = (given.prompts, given.generations, given.children, given.painted)
+    path = bench.folder / ("-".join(("attack", row, CODE.get(row, ""), *map(str, spent))) + ".json")
     if not path.exists():
         seed = bench.settings.seed
         captions, noise = bench.captions("seen", given.prompts), bench.noise("seen", given.prompts)
@@ -237,8 +238,8 @@ def tables(results: dict[str, Any]) -> str:
     text = (
         f"{e['prompts']} prompts of the kind *seen*, of which those count whose plain picture shows the symbol. Budget "
         f"for each: {e['generations']} generations of {e['children']} edits, of which {e['painted']} are painted. "
-        f"{e['steps']} steps, cfg {e['cfg']:g}, seed {e['seed']}, torch {e['torch']}, {e['threads']} threads; weights "
-        f"and code {e['weights and code']}. 95 % intervals."
+        f"{e['steps']} steps, cfg {e['cfg']:g}, seed {e['seed']}, torch {e['torch']}, {e['threads']} threads; world "
+        f"{e['world']}, HGR {e['HGR']}. 95 % intervals."
     )
     table = markdown(
         ["method", "prompts", "shown as written", "shown after the attack", "pictures until then, mean"],
@@ -273,14 +274,10 @@ def main() -> None:
     spent = {name: getattr(given, name) for name in budget}
     environment = bench.environment | spent
     earlier = json.loads(given.results.read_text()) if given.results.exists() else {}
-    found = earlier["rows"] if earlier.get("environment") == environment else {}
-    found = {row: result for row, result in found.items() if row not in stale_rows(earlier["rivals"])}
+    found = earlier["rows"] if sampling(earlier.get("environment", {})) == sampling(environment) else {}
+    found = {row: result for row, result in found.items() if row not in stale_rows(earlier["code"])}
     found |= {row: attack(bench, row, given) for row in given.rows if row not in found}
-    results = {
-        "environment": environment,
-        "rivals": CODE,
-        "rows": {row: found[row] for row in ATTACKED if row in found},
-    }
+    results = {"environment": environment, "code": CODE, "rows": {row: found[row] for row in ATTACKED if row in found}}
     text = tables(results)
     print(text)
     if spent == budget and given.page.exists():

@@ -146,32 +146,45 @@ class Settings:
 
 
 def environment(settings: Settings) -> dict[str, Any]:
-    """Settings, versions and weights: what a number came from."""
+    """Settings, versions and weights: what a number came from. Rows in which no HGR has a part do not depend on "HGR"
+    (see `CODE`)."""
     return dataclasses.asdict(settings) | {
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
-        "weights and code": identity(),
+        "world": world_digest(),
+        "HGR": hgr_digest(),
     }
 
 
-def identity() -> str:
-    """A digest of the bundled weights, of guidance's mathematics and of captions. Another wording of a comment or of a
-    docstring is not another experiment."""
+def sampling(environment: dict[str, Any]) -> dict[str, Any]:
+    """What every cell of an environment depends on."""
+    return {key: value for key, value in environment.items() if key != "HGR"}
+
+
+def world_digest() -> str:
+    """A digest of the demo model's weights, its judge's, and of captions."""
     digest = hashlib.sha256()
-    for path in (*sorted(assets.MODEL.parent.rglob("*.safetensors")), *sorted(assets.MODEL.rglob("*.json"))):
+    for path in sorted((assets.CLASSIFIER, *assets.MODEL.rglob("*.safetensors"), *assets.MODEL.rglob("*.json"))):
         digest.update(path.read_bytes())
+    for kind in EVERY_KIND:
+        rng = random.Random(kind)
+        digest.update("\n".join(_draw("report", rng, kind).text for _ in range(10)).encode())
+    return digest.hexdigest()[:12]
+
+
+def hgr_digest() -> str:
+    """A digest of the bundled HGR and of guidance's mathematics. Another wording of a comment or of a docstring is not
+    another experiment."""
+    digest = hashlib.sha256(assets.HGR_FILE.read_bytes())
     for name in ("guidance", "network", "redirect"):
         tree = ast.parse((ROOT / f"hgr/core/{name}.py").read_text())
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
                 node.body = node.body[1:] or [ast.Pass()]
         digest.update(ast.unparse(tree).encode())
-    for kind in EVERY_KIND:
-        rng = random.Random(kind)
-        digest.update("\n".join(_draw("report", rng, kind).text for _ in range(10)).encode())
-    return digest.hexdigest()[:12]
+    return digest.hexdigest()[:8]
 
 
 def _draw(split: str, rng: random.Random, kind: str) -> Caption:
@@ -235,7 +248,15 @@ def code_of(method: type[Method]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-CODE = {row: code_of(method) for row, method in RIVALS.items()}  # read now, as files may change during a run
+def code_of_rows() -> dict[str, str]:
+    """For each row, what it depends on besides the environment that all share."""
+    hgr = hgr_digest()
+    found = {row: code_of(method) for row, method in RIVALS.items()} | dict.fromkeys(SAFE, hgr)
+    found["lora"] += hgr  # which labels what it is trained on
+    return found | {row: "-".join(found[part] for part in parts) for row, parts in BOTH.items()}
+
+
+CODE = code_of_rows()  # read now, as files may change during a run
 
 
 class Bench:
@@ -249,7 +270,7 @@ class Bench:
         self.hgr.network.to(settings.device)
         self.judge = load_classifier().to(settings.device)
         self.environment = environment(settings)
-        name = hashlib.sha256(json.dumps(self.environment, sort_keys=True).encode()).hexdigest()[:12]
+        name = hashlib.sha256(json.dumps(sampling(self.environment), sort_keys=True).encode()).hexdigest()[:12]
         self.folder, self.runs = runs / name, runs
         self.methods: dict[str, Method] = {}
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -277,7 +298,7 @@ class Bench:
     def method(self, row: str) -> Method:
         """The rival of this row. What it trains is kept for all settings of sampling."""
         if row not in self.methods:
-            settings, weights = self.settings, self.environment["weights and code"]
+            settings, world = self.settings, self.environment["world"]
             given = Given(
                 self.pipe,
                 self.hgr,
@@ -286,7 +307,7 @@ class Bench:
                 settings.steps,
                 settings.cfg,
                 settings.seed,
-                self.runs / f"trained-{weights}-{settings.seed}" / f"{row}-{CODE[row]}",
+                self.runs / f"trained-{world}-{settings.seed}" / f"{row}-{CODE[row]}",
             )
             self.methods[row] = RIVALS[row](given)
         return self.methods[row]
@@ -370,9 +391,8 @@ class Bench:
         return self.path(row, kind, off).exists()
 
     def path(self, row: str, kind: str, off: str | None = None) -> Path:
-        """The file of a cell. A rival's names its code."""
-        weights, _ = BOTH.get(row, (row, row))
-        code = [CODE[weights]] if weights in RIVALS else []
+        """The file of a cell, which names what the row depends on."""
+        code = [CODE[row]] if row in CODE else []
         return self.folder / ("-".join((row, *code, kind, *([off] if off else []))) + ".safetensors")
 
     def harm(self, row: str, kind: str) -> dict[str, Any]:
@@ -508,7 +528,7 @@ def collect(
             bench.cell("plain", kind)  # which drift is measured from
         bench.cell(row, kind)
     measures = {"harm": bench.harm, "drift": bench.drift, "bare": bench.bare}
-    results: dict[str, Any] = {"environment": bench.environment, "rivals": CODE}
+    results: dict[str, Any] = {"environment": bench.environment, "code": CODE}
     results |= {section: {} for section in (*measures, "fires")}
     for kind, section in SECTIONS.items():
         found = dict(earlier.get(section, {}).get(kind, {}))
@@ -523,7 +543,7 @@ def collect(
         ("detection", bench.detection),
         ("cost", lambda: bench.cost(timed)),
     ):
-        path = bench.folder / f"{part}.json"
+        path = bench.folder / f"{part}-{bench.environment['HGR']}.json"
         done = json.loads(path.read_text()) if path.exists() else earlier.get(part, {})
         if part in parts and (not done or (part == "cost" and not done.keys() >= set(timed))):
             done = measure()
@@ -535,21 +555,23 @@ def collect(
 
 
 def read_earlier(path: Path, environment: dict[str, Any]) -> dict[str, Any]:
-    """The results in a file, without the cells of rivals whose code has changed; nothing of another environment."""
+    """The results in a file, without what depends on another HGR or on a rival's code that has changed; nothing of
+    another environment."""
     found = json.loads(path.read_text()) if path.exists() else {}
-    if found.get("environment") != environment:
+    if sampling(found.get("environment", {})) != sampling(environment):
         return {}
-    stale = stale_rows(found["rivals"])
+    stale = stale_rows(found["code"])
     for section in {*SECTIONS.values()}:
         for kind, cells in found[section].items():
             found[section][kind] = {row: cell for row, cell in cells.items() if row not in stale}
+    if found["environment"] != environment:
+        found = {key: value for key, value in found.items() if key not in PARTS}
     return found
 
 
-def stale_rows(rivals: dict[str, str]) -> set[str]:
-    """The rows of which results with this code of rivals no longer hold."""
-    stale = {row for row, code in CODE.items() if rivals.get(row) != code}
-    return stale | {row for row, (weights, _) in BOTH.items() if weights in stale}
+def stale_rows(code: dict[str, str]) -> set[str]:
+    """The rows of which results with this code no longer hold."""
+    return {row for row, now in CODE.items() if code.get(row) != now}
 
 
 def _applies(row: str, kind: str) -> bool:
@@ -567,7 +589,7 @@ def tables(results: dict[str, Any]) -> str:
     text = [
         f"{e['pictures']} pictures a cell, {e['steps']} DDIM steps, CFG {e['cfg']}, strength {e['strength']}; "
         f"{e['split']} prompts, seed {e['seed']}; torch {e['torch']}, diffusers {e['diffusers']}, {e['device']}, "
-        f"{e['threads']} threads on {e['cpus']} CPUs; weights and code {e['weights and code']}. In brackets: 95 % "
+        f"{e['threads']} threads on {e['cpus']} CPUs; world {e['world']}, HGR {e['HGR']}. In brackets: 95 % "
         "intervals (Wilson's for rates); for time, the range. SLD is diffusers' pipeline, with the warm-up of its "
         f"presets scaled from {PUBLISHED_STEPS} steps. Methods that are told in words what not to show are given "
         f'"{WORDS}".'

@@ -423,7 +423,7 @@ def tables(results: dict[str, Any]) -> str:
     text = [
         f"{e['prompts']} prompts and {e['pictures']} pictures of each kind; the bundled HGR, whose probe was trained "
         f"on {e['probe pictures']} pictures that the demo model made; torch {e['torch']}, {e['threads']} threads on "
-        f"{e['cpus']} CPUs; weights and code {e['weights and code']}. In brackets: 95 % intervals."
+        f"{e['cpus']} CPUs; world {e['world']}, HGR {e['HGR']}. In brackets: 95 % intervals."
     ]
 
     def section(title: str, note: str, head: list[str], *, rows: list[list[str]]) -> None:

@@ -255,8 +255,8 @@ def main() -> None:
     settings = LoRASettings(steps=given.training_steps, pictures=given.training_pictures)
     world = World(pictures=given.pictures, steps=given.steps)
     bench = Bench(world, given.runs)
-    home = bench.folder
-    (home / "plain").mkdir(exist_ok=True)
+    home = bench.folder / f"finetune-{bench.environment['HGR']}"
+    (home / "plain").mkdir(parents=True, exist_ok=True)
     bench.folder = home / "plain"
     for kind in (*HARMFUL_KINDS, *CLEAN_KINDS):
         bench.cell("plain", kind)

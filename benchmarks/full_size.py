@@ -55,6 +55,7 @@ def make(size: str, folder: Path) -> Path:
     import comfy.model_patcher
     import comfy.sd
     import comfy.supported_models
+    from comfy.ldm.models.autoencoder import AutoencoderKL
 
     kinds = {"sd15": comfy.supported_models.SD15, "sdxl": comfy.supported_models.SDXL}
     config = kinds[size](UNETS[size])
@@ -62,10 +63,11 @@ def make(size: str, folder: Path) -> Path:
     cpu = torch.device("cpu")
     model = comfy.model_patcher.ModelPatcher(config.get_model({}, ""), load_device=cpu, offload_device=cpu)
     clip = comfy.sd.CLIP(config.clip_target(), model_options={"dtype": torch.float16})
-    for module in (model.model.diffusion_model, clip.cond_stage_model):
+    vae = AutoencoderKL(ddconfig=VAE, embed_dim=VAE["z_channels"])
+    for module in (model.model.diffusion_model, clip.cond_stage_model, vae):
         fill(module)
     path = folder / f"{size}.safetensors"
-    comfy.sd.save_checkpoint(str(path), model, clip)
+    comfy.sd.save_checkpoint(str(path), model, clip, comfy.sd.VAE(sd=vae.state_dict()))
     return path
 
 
@@ -96,6 +98,11 @@ UNETS: dict[str, dict[str, Any]] = {
         "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
         "transformer_depth_middle": 10,
     },
+}  # fmt: skip
+
+VAE: dict[str, Any] = {
+    "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
+    "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0,
 }  # fmt: skip
 
 

@@ -101,8 +101,10 @@ def measure(bench: Bench, kind: str) -> dict[str, Any]:
         cell = {"latents": latents, "features": judged.features, "symbols": judged.symbols}
         return figures(cell | {"kept": kept(judged, scenes)})
 
+    folder = bench.folder / f"modes-{bench.environment['HGR']}"
+    folder.mkdir(exist_ok=True)
     return {"plain": figures(plain)} | {
-        way.label: once(bench.folder / f"{kind}, {way.label}.json", lambda way=way: sample(way)) for way in WAYS
+        way.label: once(folder / f"{kind}, {way.label}.json", lambda way=way: sample(way)) for way in WAYS
     }
 
 
@@ -111,7 +113,7 @@ def tables(results: dict[str, Any]) -> str:
     e = results["environment"]
     text = [
         f"{e['pictures']} pictures a row and kind, {e['steps']} DDIM steps, CFG {e['cfg']}, seed {e['seed']}, torch "
-        f"{e['torch']}; weights and code {e['weights and code']}. In brackets: 95 % intervals. Distances are from "
+        f"{e['torch']}; world {e['world']}, HGR {e['HGR']}. In brackets: 95 % intervals. Distances are from "
         "plain CFG's picture from the same noise: mean absolute difference of the latents, and distance of the "
         "classifier's features in units of their spread."
     ]

@@ -151,7 +151,7 @@ def main() -> None:
     )
     beside = json.loads((ROOT / "benchmarks/results/demo_world.json").read_text())
     # of these weights, and complete
-    same = beside["environment"]["weights and code"] == e["weights and code"] and "detection" in beside
+    same = all(beside["environment"][key] == e[key] for key in ("world", "HGR")) and "detection" in beside
     text = note + "\n\n" + table(results, beside if same else None)
     print(text)
     if world == World() and settings == HGRSettings():
