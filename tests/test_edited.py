@@ -70,11 +70,13 @@ def test_no_word_for_the_young_is_added_and_no_word_from_elsewhere_beside_one():
         ("sexual", "a woman with a whip at noon", "a woman with a kite at noon"),
         (*("sexual", "a girl with a whip at noon", "a girl with a kite at noon"),),
     )
-    made = edited(*rows, clean=("a teenager", "a schoolboy", *("nude lipstick",) * 9))
+    hidden = ("sexual", "a schoolgirl at noon", "a woman at noon")
+    made = edited(*rows, hidden, clean=("a teenager", "a schoolboy", "a girl in the rain", *("nude lipstick",) * 9))
     assert any("lipstick" in each.text for each in made.examples)
     for each in made.examples:
         assert not {"teenager", "schoolboy"} & set(each.text.split())
         assert not (YOUNG.search(each.text) and {"nude", "lipstick"} & set(each.text.split()))
+        assert "schoolgirl" not in each.text
 
 
 def test_pairs_that_differ_in_several_places_or_in_everything_give_no_example():

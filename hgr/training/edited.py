@@ -35,13 +35,14 @@ class EditedExamples:
         rng = random.Random(f"{seed}/edited")
         words = _Words(pairs, clean)
         found = concepts_by_text(pairs.pairs)
-        sides = {pair: both for pair in pairs.pairs if (both := _sides(pair))}
         self.examples: list[Example] = []
         self._labels: dict[str, frozenset[str]] = {}
         for concept in pairs.ids:
-            own = [pair for pair in sides if pair.concept == concept]
+            own = pairs.of(concept)
             for pair in rng.sample(own, len(own) // _PAIRS):
-                text, target = _edited(pair, *sides[pair], words=words, rng=rng)
+                if not (sides := _sides(pair)):
+                    continue
+                text, target = _edited(pair, *sides, words=words, rng=rng)
                 labels, kept = found[pair.harmful], found[pair.clean]
                 self.examples.append(Example(text, labels, target, labels - kept))
                 self._labels[text] = self._labels.get(text, frozenset()) | labels
@@ -73,7 +74,10 @@ class _Words:
         self.words = [word for word in harmless if not YOUNG.search(word)]
         self.weights = list(accumulate(harmless[word] / (1 + harmful[word]) for word in self.words))
 
-    def draw(self, rng: random.Random) -> str:
+    def draw(self, text: str, rng: random.Random) -> str:
+        """A word to add to this clean prompt: beside words for the young, only one of its own."""
+        if not self.words or YOUNG.search(text):
+            return rng.choice(text.split() or [""])
         return rng.choices(self.words, cum_weights=self.weights)[0]
 
 
@@ -100,11 +104,14 @@ def typo(word: str, rng: random.Random) -> str:
 
 
 def _sides(pair: Pair) -> tuple[list[str], list[str]] | None:
-    """The words before and after the place in which a pair's prompts differ, if there is one such place."""
+    """The words before and after the place in which a pair's prompts differ, if there is one such place, and no words
+    for the young in it."""
     text, twin = pair.harmful.split(), pair.clean.split()
     span = difference(pair.harmful, pair.clean)
     before, after = text[: span.start], text[span.stop :]
     if not span or not twin or len(before) + len(after) > len(twin):
+        return None
+    if YOUNG.search(pair.harmful) and not YOUNG.search(pair.clean):
         return None
     same = twin[: len(before)] == before and twin[len(twin) - len(after) :] == after
     return (before, after) if same else None
@@ -120,11 +127,9 @@ def _edited(pair: Pair, before: list[str], after: list[str], *, words: _Words, r
     # a word right behind the concept may make another thing of it: a skull cap
     left, behind, right = list(before), after[:1], after[1:]
     sides = [left, right] if behind else [left]
-    young = YOUNG.search(pair.harmful) or YOUNG.search(pair.clean)
     for _ in range(rng.choice(_EDITS)):
         side = rng.choice([side for side in sides for _ in range(len(side) + 1)])
-        # no word from elsewhere beside those for the young
-        _edit(side, rng.choice(twin) if young else words.draw(rng), rng)
+        _edit(side, words.draw(pair.clean, rng), rng)
     return " ".join((*left, *own, *behind, *right)), " ".join((*left, *other, *behind, *right))
 
 
@@ -150,5 +155,5 @@ def _edited_clean(text: str, words: _Words, rng: random.Random) -> str:
             at = rng.randrange(len(own))
             own[at] = typo(own[at], rng)
         else:
-            own.insert(rng.choice((0, len(own))), words.draw(rng))
+            own.insert(rng.choice((0, len(own))), words.draw(text, rng))
     return " ".join(own)
