@@ -1,6 +1,9 @@
 """Edited prompts that the trainer makes of pairs, and the bundled HGR against words that only clean prompts have."""
 
+import os
 import random
+import subprocess
+import sys
 from difflib import SequenceMatcher
 
 import torch
@@ -95,6 +98,18 @@ def test_the_same_seed_gives_the_same_examples():
     pairs = demo_world(60)
     first, same, other = (EditedExamples(pairs, pairs.clean, seed) for seed in (1, 1, 2))
     assert first.texts == same.texts != other.texts and first.examples == same.examples
+
+
+def test_another_process_makes_the_same_examples_so_that_it_can_resume_a_training():
+    code = (
+        "from hgr.data.sources import demo_world; from hgr.training.edited import EditedExamples\n"
+        "pairs = demo_world(60); print(EditedExamples(pairs, pairs.clean, 0).texts)"
+    )
+    made = [
+        subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True)
+        for seed in ("1", "2")
+    ]
+    assert made[0].stdout == made[1].stdout and len(made[0].stdout) > 1000, made[0].stderr
 
 
 def test_the_gates_see_the_edited_prompts_that_they_miss_most():

@@ -81,8 +81,9 @@ class _Words:
         return rng.choices(self.words, cum_weights=self.weights)[0]
 
 
-def _in(text: str) -> set[str]:
-    return {word for word in map(bare_word, text.split()) if word}
+def _in(text: str) -> dict[str, None]:
+    """The words of a text, each once, in an order that is the same in every process."""
+    return dict.fromkeys(word for word in map(bare_word, text.split()) if word)
 
 
 def typo(word: str, rng: random.Random) -> str:
