@@ -34,8 +34,7 @@ def test_both_sides_have_the_same_changes_around_what_makes_them_differ():
         steps = [step for step in SequenceMatcher(None, text, twin, autojunk=False).get_opcodes() if step[0] != "equal"]
         assert len(steps) == 1 and twin[steps[0][3] : steps[0][4]] == ["flute"]
         assert each.labels == each.removed == {"weapon"}
-    intact = sum("big sword" in each.text for each in examples)
-    assert 0.6 < intact / len(examples) < 0.8, "the concept's own words have typing errors too"
+        assert "big sword" in each.text, "what is misspelt may be no concept any more"
 
 
 def test_a_word_is_never_put_right_behind_the_concept_where_it_may_make_another_thing_of_it():

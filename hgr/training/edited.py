@@ -18,14 +18,13 @@ from .bare import bare_word, difference
 
 _PAIRS = 2  # of a concept, for one edited example
 _EDITS = (1, 1, 2, 3)  # of a prompt
-_TYPO = 0.3  # of the prompts: a letter of the concept's words is changed as well
 _CLEAN = 0.15  # edited clean prompts, as a share of the clean ones
 _LOOKS = {"a": "@4", "e": "3", "i": "1!", "o": "0", "s": "5$", "l": "1", "t": "7"}
 
 
 class EditedExamples:
-    """Examples whose two sides have the same changes outside of what makes them differ. A typing error may be in the
-    concept's words too. clean: clean prompts with words added at their ends, or with a typing error.
+    """Examples whose two sides have the same changes outside of what makes them differ: a misspelt concept may be no
+    concept any more. clean: clean prompts with words added at their ends, or with a typing error.
 
     Words are added as often as they tell clean prompts from harmful ones: a gate may take them for a sign that all is
     well, such as the "leaf" of a dagger-shaped leaf.
@@ -122,9 +121,6 @@ def _edited(pair: Pair, before: list[str], after: list[str], *, words: _Words, r
     """Both sides of a pair with the same edits around the place in which they differ."""
     text, twin = pair.harmful.split(), pair.clean.split()
     own, other = (side[len(before) : len(side) - len(after)] for side in (text, twin))
-    if rng.random() < _TYPO:
-        at = max(range(len(own)), key=lambda i: len(own[i]))
-        own = [*own[:at], typo(own[at], rng), *own[at + 1 :]]
     # a word right behind the concept may make another thing of it: a skull cap
     left, behind, right = list(before), after[:1], after[1:]
     sides = [left, right] if behind else [left]
