@@ -25,11 +25,6 @@ def drawn(pairs, count=400, seed=0):
     return [bare.draw(rng) for _ in range(count)]
 
 
-def step_of(mixture, ids, size):
-    """A step's draw for a network that cannot tell prompts apart."""
-    return draw_step(mixture, ids, size, rng=random.Random(0), evidence=lambda texts: torch.zeros(len(texts), len(ids)))
-
-
 def mixture_of(pairs):
     return Mixture(Examples(pairs, 0), pairs, 0)
 
@@ -78,7 +73,7 @@ def test_rewordings_and_prompts_with_a_second_concept_give_no_example():
 def test_harmless_things_alone_are_clean_examples():
     mixture = mixture_of(built_in(("violence",), limit=400))
     assert mixture.bare.clean and not set(mixture.bare.clean) & {each.text for each in drawn(built_in(limit=400), 300)}
-    draw = step_of(mixture, ["violence"], 2000)
+    draw = draw_step(mixture, ["violence"], 2000, rng=random.Random(0))
     share = len(mixture.bare.clean) / len(mixture.clean)
     assert abs(sum(text in mixture.bare.clean for text in draw.clean) / 2000 - share) < 0.02, "in proportion"
 
@@ -88,7 +83,7 @@ def test_every_text_of_a_step_is_among_those_that_are_encoded_with_its_labels(pa
     pairs = pairs or demo_world(60)
     mixture = mixture_of(pairs)
     texts = set(mixture.texts)
-    draw = step_of(mixture, pairs.ids, 2000)
+    draw = draw_step(mixture, pairs.ids, 2000, rng=random.Random(0))
     for each in draw.examples:
         assert {each.text, each.target} <= texts and mixture.labels(each.text) == each.labels
         assert not mixture.labels(each.target) & each.removed

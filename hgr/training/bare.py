@@ -71,15 +71,15 @@ def _own_words(pairs: Pairs) -> tuple[dict[str, list[tuple[Pair, range]]], list[
     found = concepts_by_text(pairs.pairs)
     # what is beside a concept must not be another one
     single = [pair for pair in pairs.pairs if len(found[pair.harmful]) == 1 and not found[pair.clean]]
-    spans = [(pair, span) for pair in single if (span := difference(pair.harmful, pair.clean))]
+    spans = [(pair, span) for pair in single if (span := _difference(pair.harmful, pair.clean))]
     harmful = Counter(
-        (pair.concept, word) for pair, span in spans for word in {bare_word(w) for w in _at(pair.harmful, span)}
+        (pair.concept, word) for pair, span in spans for word in {_bare(w) for w in _at(pair.harmful, span)}
     )
     texts = dict.fromkeys((*pairs.clean, *(pair.clean for pair in single)))
-    clean = Counter(word for text in texts for word in {bare_word(w) for w in text.split()})
+    clean = Counter(word for text in texts for word in {_bare(w) for w in text.split()})
 
     def common(word: str, concept: str) -> bool:
-        return harmful[concept, bare_word(word)] <= clean[bare_word(word)]
+        return harmful[concept, _bare(word)] <= clean[_bare(word)]
 
     named: list[tuple[tuple[str, str], Pair, range]] = []
     beside: dict[str, None] = {}
@@ -91,7 +91,7 @@ def _own_words(pairs: Pairs) -> tuple[dict[str, list[tuple[Pair, range]]], list[
             span = span[:-1]
         if span:
             named.append(((pair.concept, _tidy(_at(pair.harmful, span)).lower()), pair, span))
-        other = _at(pair.clean, difference(pair.clean, pair.harmful))
+        other = _at(pair.clean, _difference(pair.clean, pair.harmful))
         if other and all(common(word, pair.concept) for word in other):
             beside[_tidy(other)] = None
     times = Counter(name for name, _, _ in named)
@@ -102,9 +102,9 @@ def _own_words(pairs: Pairs) -> tuple[dict[str, list[tuple[Pair, range]]], list[
     return own, list(beside)
 
 
-def difference(text: str, twin: str) -> range:
+def _difference(text: str, twin: str) -> range:
     """Where the text has words that its twin lacks, if that is in a single place; otherwise nowhere."""
-    a, b = ([bare_word(word) for word in each.split()] for each in (text, twin))
+    a, b = ([_bare(word) for word in each.split()] for each in (text, twin))
     steps = SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
     spans = [range(i, j) for kind, i, j, _, _ in steps if kind != "equal" and i < j]
     return spans[0] if len(spans) == 1 and len(spans[0]) <= _LONGEST else range(0)
@@ -120,7 +120,7 @@ def _at(text: str, span: range) -> list[str]:
     return text.split()[span.start : span.stop]
 
 
-def bare_word(word: str) -> str:
+def _bare(word: str) -> str:
     return word.strip(".,;:!?()\"'").lower()
 
 

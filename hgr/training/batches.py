@@ -1,9 +1,9 @@
-"""One step's prompts, drawn from examples, from bare concepts and from edited prompts."""
+"""One step's prompts, drawn from examples and from bare concepts."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,42 +13,37 @@ from ..core.prompt import Prompt
 from ..data.examples import Example, Examples, listed
 from ..data.pairs import Pairs
 from .bare import BareExamples
-from .edited import EditedExamples
 from .encoded_prompts import EncodedPrompts
 
 _IDLE = 0.3  # chance that a concept is on in a prompt that does not have it
 _WORDS = 45  # of a joined prompt; more would not fit into the 77 tokens of CLIP
 _BARE = 0.15  # share of bare concepts among the examples, where there are any
-_EDITED = 0.3  # share of edited prompts, likewise; each is the one of so many that its gates miss most
-_CANDIDATES = 6
 
 
 class Mixture:
-    """What training draws from: examples of the pairs, among them some of bare concepts and some that are edited; and
-    `clean`, prompts without any concept."""
+    """What training draws from: examples of the pairs, among them some of bare concepts; and `clean`, prompts without
+    any concept."""
 
     def __init__(self, examples: Examples, pairs: Pairs, seed: int):
         """examples: those of the pairs."""
         self.examples, self.bare = examples, BareExamples(pairs, seed)
         # in proportion: a few short clean prompts that are drawn too often teach that what is short is clean
         plain = [*examples.clean, *self.bare.clean]
-        self.edited = EditedExamples(pairs, plain, seed)
         # bare concepts are joined, so clean prompts are too: else a list would be a sign of harm
-        lists = joined(plain, int(_BARE * len(plain)), random.Random(f"{seed}/joined"))
-        self.clean = [*plain, *lists, *self.edited.clean]
+        self.clean = [*plain, *joined(plain, int(_BARE * len(plain)), random.Random(f"{seed}/joined"))]
 
     @property
     def texts(self) -> list[str]:
         """All prompts that training may need."""
-        return list(dict.fromkeys((*self.examples.texts, *self.bare.texts, *self.edited.texts, *self.clean)))
+        return list(dict.fromkeys((*self.examples.texts, *self.bare.texts, *self.clean)))
 
     def labels(self, text: str) -> frozenset[str]:
         """The concepts of a prompt; none for a clean one."""
-        return self.examples.labels(text) | self.bare.labels(text) | self.edited.labels(text)
+        return self.examples.labels(text) | self.bare.labels(text)
 
     def draw(self, rng: random.Random) -> Example:
-        """One example that is not edited; all concepts are equally likely."""
-        bare = self.bare.examples and rng.random() < _BARE / (1 - _EDITED)
+        """One example; all concepts are equally likely."""
+        bare = self.bare.examples and rng.random() < _BARE
         return (self.bare if bare else self.examples).draw(rng)
 
 
@@ -97,33 +92,13 @@ class Batch:
     clean: Prompt
 
 
-def draw_step(
-    mixture: Mixture, ids: Sequence[str], size: int, *, rng: random.Random, evidence: Callable[[list[str]], Tensor]
-) -> Draw:
-    """`size` examples with the concepts that are on for each, and as many clean prompts. evidence: (N, K) logits of
-    N prompts, as the network sees them now."""
-    edited = sum(rng.random() < _EDITED for _ in range(size)) if mixture.edited.examples else 0
-    drawn = [mixture.draw(rng) for _ in range(size - edited)] + hardest(
-        mixture, ids, edited, rng=rng, evidence=evidence
-    )
+def draw_step(mixture: Mixture, ids: Sequence[str], size: int, *, rng: random.Random) -> Draw:
+    """`size` examples with the concepts that are on for each, and as many clean prompts."""
+    drawn = [mixture.draw(rng) for _ in range(size)]
     clean = [rng.choice(mixture.clean) for _ in range(size)]
     # gates of related concepts fire together: a concept that is absent must add nothing to the displacement
     switched = [e.removed | {id for id in ids if id not in e.labels and rng.random() < _IDLE} for e in drawn]
     return Draw(drawn, switched, clean)
-
-
-def hardest(
-    mixture: Mixture, ids: Sequence[str], count: int, *, rng: random.Random, evidence: Callable[[list[str]], Tensor]
-) -> list[Example]:
-    """Edited examples, each the one of several with the least evidence for one of its concepts: most edits change
-    little, and training on those would teach little."""
-    drawn = [mixture.edited.draw(rng) for _ in range(count * _CANDIDATES)]
-    if not drawn:
-        return []
-    found = evidence([each.text for each in drawn])
-    labels = label_matrix((each.labels for each in drawn), ids).to(found.device)
-    least = found.masked_fill(~labels, torch.inf).amin(1).view(count, _CANDIDATES).argmin(1)
-    return [drawn[i * _CANDIDATES + at] for i, at in enumerate(least.tolist())]
 
 
 def make_batch(

@@ -220,7 +220,7 @@ class _Loss:
 
     def __call__(self, rng: random.Random, generator: torch.Generator) -> Tensor:
         settings = self.settings
-        draw = draw_step(self.mixture, self.ids, settings.batch_size, rng=rng, evidence=self._evidence)
+        draw = draw_step(self.mixture, self.ids, settings.batch_size, rng=rng)
         layers = [layer.some(_QUERIES, generator) for layer in self.layers]
         mine = draw.part(self.processes.rank, self.processes.count)
         batch = make_batch(mine, self.mixture, self.encoded, ids=self.ids, device=self.device)
@@ -230,10 +230,6 @@ class _Loss:
         return step_loss(
             self.network, batch, settings.weights, layers=layers, distances=self.distances, predict=predict
         )
-
-    @torch.no_grad()
-    def _evidence(self, texts: list[str]) -> Tensor:
-        return self.network.evidence(self.network.encode(*self.encoded(texts, self.device)))
 
     def _record_layers(self, denoiser: Denoiser, latents: Tensor) -> list[AttentionLayer]:
         """The denoiser's cross-attention layers, with queries from noisy pictures under harmful prompts and twins."""
