@@ -209,8 +209,8 @@ def symbol_logits(bench: Bench, latents: Tensor) -> Tensor:
 
 def attack(bench: Bench, row: str, given: argparse.Namespace) -> dict[str, Any]:
     """One row of the table, from its file if it is there."""
-    spent = (given.prompts, given.generations, given.children, given.painted)
-    path = bench.folder / ("-".join(("attack", row, CODE.get(row, ""), *map(str, spent))) + ".json")
+    budget = f"attack-{given.prompts}-{given.generations}-{given.children}-{given.painted}"
+    path = bench.path(row, budget).with_suffix(".json")
     if not path.exists():
         seed = bench.settings.seed
         captions, noise = bench.captions("seen", given.prompts), bench.noise("seen", given.prompts)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import functools
 import hashlib
 import inspect
 import json
@@ -174,6 +175,7 @@ def world_digest() -> str:
     return digest.hexdigest()[:12]
 
 
+@functools.cache  # read once, as files may change during a run
 def hgr_digest() -> str:
     """A digest of the bundled HGR and of guidance's mathematics. Another wording of a comment or of a docstring is not
     another experiment."""

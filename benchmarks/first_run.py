@@ -1,12 +1,12 @@
 """A newcomer's first run: from a clone to the first picture of a checkpoint of full size, with every message.
 
-    .venv-comfy/bin/python benchmarks/first_run.py                 the list in docs/training.md; up to an hour on a CPU
-    .venv-comfy/bin/python benchmarks/first_run.py --concepts ""   the template's own two concepts; writes no page
+    .venv-comfy/bin/python benchmarks/first_run.py      the list in docs/training.md; up to an hour on a CPU
 
 A checkpoint of SD 1.5's size with random weights is written to a temporary folder. A real ComfyUI is started with a
 clone of this repository in its custom_nodes, and the template "SafeCFG for your checkpoint" is run as shipped, but for
 the checkpoint's name, one concept, quality "quick" and few sampling steps. It runs twice: without an HGR for this
-checkpoint, and with the one that the first run has made. ComfyUI is found by COMFYUI_PATH, or in ~/comfy/ComfyUI.
+checkpoint, and with the one that the first run has made, which ComfyUI still holds. ComfyUI is found by COMFYUI_PATH,
+or in ~/comfy/ComfyUI.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -54,8 +53,8 @@ def write_checkpoint(comfyui: Path, folder: Path) -> None:
         make("sd15", folder)
 
 
-def graph_of(server: Server, concepts: list[str]) -> dict[str, Any]:
-    """The template as a prompt. concepts: those that are switched on; none leaves the template's own."""
+def graph_of(server: Server) -> dict[str, Any]:
+    """The template as a prompt, with one concept."""
     graph = to_prompt(json.loads(TEMPLATE.read_text()), server.json("/object_info"))
     for node in graph.values():
         inputs = node["inputs"]
@@ -65,48 +64,38 @@ def graph_of(server: Server, concepts: list[str]) -> dict[str, Any]:
             inputs |= {"steps": STEPS, "seed": SEED}
         elif node["class_type"] == "SafeCFGModelHGR":
             inputs["quality"] = QUALITY
-            inputs |= {key: key in concepts for key, value in inputs.items() if concepts and isinstance(value, bool)}
+            inputs |= {key: key == CONCEPT for key, value in inputs.items() if isinstance(value, bool)}
     return graph
 
 
-async def follow(server: Server, graph: dict[str, Any]) -> tuple[float, Messages]:
-    """Run a graph as the editor does. The seconds that it took, and what the editor was told, counters left out."""
-    import aiohttp
-
-    client, told, start = uuid.uuid4().hex, {}, time.perf_counter()
+def timed(server: Server, graph: dict[str, Any]) -> tuple[float, Messages]:
+    """Run a graph. The seconds that it took, and what the editor was told, counters left out."""
+    told: dict[tuple[str, str], tuple[float, str, str]] = {}
+    start = time.perf_counter()
 
     def note(where: str, words: str) -> None:
         key = where, re.sub(r"\d[\d,.]*", "", re.sub(r": \d.*| \(.*", "", words))
         told.setdefault(key, (time.perf_counter() - start, where, words))
 
-    async with aiohttp.ClientSession() as session, session.ws_connect(f"{server.url}/ws?clientId={client}") as socket:
-        body = {"prompt": graph, "client_id": client}
-        async with session.post(f"{server.url}/prompt", json=body) as answer:
-            number = (await answer.json())["prompt_id"]
-        async for message in socket:
-            if message.type is aiohttp.WSMsgType.BINARY:
-                kind, length = struct.unpack(">II", message.data[:8])
-                if kind == TEXT_FRAME:
-                    node, words = message.data[8 : 8 + length].decode(), message.data[8 + length :].decode()
-                    note(graph[node]["class_type"], words)
-                continue
-            event = json.loads(message.data)
-            if event["type"] == "execution_error":
-                raise RuntimeError(event["data"])
-            if event["type"] == "executing" and event["data"].get("prompt_id") == number:
-                if event["data"]["node"] is None:
-                    break
-                note("ComfyUI", f"runs {graph[event['data']['node']]['class_type']}")
-            if event["type"] == "executed":
-                for words in event["data"]["output"].get("text", ()):
-                    note(graph[event["data"]["node"]]["class_type"], words)
+    def hear(_: str, message: Any) -> None:
+        if isinstance(message, bytes):
+            kind, length = struct.unpack(">II", message[:8])
+            if kind == TEXT_FRAME:
+                note(graph[message[8 : 8 + length].decode()]["class_type"], message[8 + length :].decode())
+            return
+        node = message["data"].get("node")
+        if message["type"] == "executing" and node:
+            note("ComfyUI", f"runs {graph[node]['class_type']}")
+        if message["type"] == "executed":
+            for words in message["data"]["output"].get("text", ()):
+                note(graph[node]["class_type"], words)
+
+    asyncio.run(server.follow(graph, hear))
     return time.perf_counter() - start, list(told.values())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--concepts", nargs="*", default=[CONCEPT], help="default: %(default)s")
-    given = parser.parse_args()
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     comfyui = find_comfyui()
     if comfyui is None:
         raise SystemExit("no ComfyUI found: set COMFYUI_PATH to its folder.")
@@ -122,18 +111,16 @@ def main() -> None:
         start = time.perf_counter()
         with running_server(comfyui, base, base / "safecfg") as server:
             steps.append(("ComfyUI starts", time.perf_counter() - start))
-            graph = graph_of(server, [each for each in given.concepts if each])
+            graph = graph_of(server)
             runs = []
             for name in ("first run", "second run"):
-                seconds, messages = asyncio.run(follow(server, graph))
+                seconds, messages = timed(server, graph)
                 steps.append((name, seconds))
                 runs.append([[f"{at:.0f} s", where, words.replace("\n", " ")] for at, where, words in messages])
                 next(node for node in graph.values() if node["class_type"] == "KSampler")["inputs"]["seed"] += 1
             kept = [path.name for path in (base / "models/hgr").glob("*.safetensors")]
-            logged = [line for line in server.log.read_text().splitlines() if "safecfg" in line.casefold()]
-    print("\n".join(logged))
     text = (
-        f"{CONCEPT if given.concepts == [CONCEPT] else given.concepts}, quality {QUALITY}, {STEPS} sampling steps at "
+        f"{CONCEPT}, quality {QUALITY}, {STEPS} sampling steps at "
         f"512 px; random weights, seed {SEED}; torch {torch.__version__}, {torch.get_num_threads()} threads. Kept: "
         f"{', '.join(f'`{name}`' for name in kept)}.\n\n"
         + markdown(["", "seconds"], [[name, f"{seconds:.0f}"] for name, seconds in steps])
@@ -143,8 +130,7 @@ def main() -> None:
         )
     )
     print(text)
-    if given.concepts == [CONCEPT]:
-        write_between(PAGE, "first_run", text)
+    write_between(PAGE, "first_run", text)
 
 
 if __name__ == "__main__":

@@ -134,7 +134,8 @@ def main() -> None:
     world = World(pictures=given.pictures, prompts=given.prompts, steps=given.steps)
     settings = HGRSettings(steps=given.training_steps, pictures=given.training_pictures)
     bench = Bench(world, given.runs)
-    home, results = bench.folder / fingerprint(settings), {}
+    # the HGR's digest is that of guidance's mathematics too
+    home, results = bench.folder / f"{bench.environment['HGR']}-{fingerprint(settings)}", {}
     for name, (pairs, losses) in ROWS.items():
         bench.folder = home / name.replace(" ", "-")
         done = bench.folder / "result.json"

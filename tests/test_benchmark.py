@@ -96,6 +96,18 @@ def test_earlier_results_of_the_same_environment_are_not_sampled_again(bench, tm
         collect(["redirect"])
 
 
+def test_another_hgr_costs_only_the_results_that_it_has_a_part_in(tmp_path, monkeypatch):
+    before = {"world": "a world", "HGR": "an HGR"}
+    cells = {row: {} for row in ("plain", "uce", "lora", "lora_redirect", "redirect")}
+    results = {"environment": before, "code": dict(demo_world.CODE), "harm": {"seen": cells}, "drift": {}, "bare": {}}
+    (tmp_path / "results.json").write_text(json.dumps(results | {"cost": {"plain": {}}}))
+    monkeypatch.setattr(demo_world, "hgr_digest", lambda: "another")
+    monkeypatch.setattr(demo_world, "CODE", demo_world.code_of_rows())
+    found = demo_world.read_earlier(tmp_path / "results.json", before | {"HGR": "another"})
+    assert list(found["harm"]["seen"]) == ["plain", "uce"] and "cost" not in found
+    assert not demo_world.read_earlier(tmp_path / "results.json", before | {"world": "another"})
+
+
 def test_report_and_validation_prompts_differ(bench, tmp_path):
     other = demo_world.Bench(demo_world.Settings(pictures=3, steps=2, split="validation"), tmp_path)
     assert [c.text for c in bench.captions("seen", 3)] != [c.text for c in other.captions("seen", 3)]

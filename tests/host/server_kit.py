@@ -12,7 +12,8 @@ import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -247,6 +248,29 @@ class Server:
         """The history entry of a prompt that was run to its end, good or bad."""
         number = self.queue(prompt)["prompt_id"]
         return self.wait(lambda: self.json(f"/history/{number}").get(number), f"prompt {number}")
+
+    async def follow(self, prompt: dict[str, Any], hear: Callable[[str, Any], None]) -> None:
+        """Run a prompt to its good end as the editor does. hear: takes the prompt's number and each message of the
+        server, a dict or bytes."""
+        import aiohttp
+
+        client = uuid.uuid4().hex
+        async with aiohttp.ClientSession() as session, session.ws_connect(f"{self.url}/ws?clientId={client}") as socket:
+            body = {"prompt": prompt, "client_id": client}
+            async with session.post(f"{self.url}/prompt", json=body) as answer:
+                assert answer.status == 200, await answer.text()
+                number = (await answer.json())["prompt_id"]
+            async for message in socket:
+                if message.type is aiohttp.WSMsgType.BINARY:
+                    hear(number, message.data)
+                if message.type is not aiohttp.WSMsgType.TEXT:
+                    continue
+                told = json.loads(message.data)
+                assert told["type"] != "execution_error", told["data"]
+                hear(number, told)
+                if told["type"] == "execution_success" and told["data"]["prompt_id"] == number:
+                    return
+        raise AssertionError("the server left before the run was over")
 
     def picture(self, file: dict[str, str]) -> Any:
         """A PIL image of what a node has shown. file: as the history names it."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import uuid
 from typing import Any
 
 import pytest
@@ -41,33 +39,15 @@ def graph(text: str = HARMFUL, *, seed: int = 0, strength: float = 1.0) -> dict[
 def run(server):
     """Runs a prompt as the editor does. Gives the SafeCFG events of the run, and what the log has said about it."""
 
-    async def follow(prompt: dict[str, Any]) -> list[dict[str, Any]]:
-        import aiohttp
-
-        client, events = uuid.uuid4().hex, []
-        async with (
-            aiohttp.ClientSession() as session,
-            session.ws_connect(f"{server.url}/ws?clientId={client}") as socket,
-        ):
-            body = {"prompt": prompt, "client_id": client}
-            async with session.post(f"{server.url}/prompt", json=body) as answer:
-                assert answer.status == 200, await answer.text()
-                number = (await answer.json())["prompt_id"]
-            async for message in socket:
-                if message.type is not aiohttp.WSMsgType.TEXT:
-                    continue
-                told = json.loads(message.data)
-                assert told["type"] != "execution_error", told["data"]
-                if told["type"] == "safecfg.fired":
-                    assert told["data"]["prompt_id"] == number
-                    events.append(told["data"])
-                if told["type"] == "execution_success" and told["data"]["prompt_id"] == number:
-                    return events
-        raise AssertionError("the server left before the run was over")
-
     def run(prompt: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
-        before = len(server.log.read_text())
-        events = asyncio.run(follow(prompt))
+        before, events = len(server.log.read_text()), []
+
+        def hear(number: str, told: Any) -> None:
+            if isinstance(told, dict) and told["type"] == "safecfg.fired":
+                assert told["data"]["prompt_id"] == number
+                events.append(told["data"])
+
+        asyncio.run(server.follow(prompt, hear))
         return events, server.log.read_text()[before:]
 
     return run
