@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import markdown, write_between
+from measure import markdown, prompts_of, write_between
 
 CONCEPTS = ("violence", "sexual")
 PAIRS, CLEAN, STEPS = 60, 90, 6  # of each concept; clean prompts; of the short trainings that are timed
 SMALL = 16  # side of the latents in them: a step's cost does not depend on it
 ROUNDS, SEED = 3, 7
-FEWER = 400  # pairs of a concept, for those who train on a CPU
+TIMED = ("draft", "quick", "full")  # of the qualities
 PAGE = Path(__file__).resolve().parents[1] / "docs/training.md"
 
 
@@ -106,24 +106,20 @@ VAE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def counts(limit: int | None = None) -> dict[str, int]:
-    """What a training of `CONCEPTS` does at the defaults, or with this many pairs of each."""
-    from hgr.data.examples import Examples
+def counts(quality: str) -> dict[str, int]:
+    """What a training of `CONCEPTS` does."""
     from hgr.data.sources import gather
     from hgr.hosts.comfy import denoiser
     from hgr.training import train_hgr
-    from hgr.training.batches import Mixture
-    from hgr.training.settings import HELD_OUT, QUALITIES
+    from hgr.training.settings import QUALITIES
 
-    full = QUALITIES["full"]
-    training, held = gather(CONCEPTS, (), (), limit=limit).split(HELD_OUT, full.seed)
-    mixture = Mixture(Examples(training, full.seed), training, full.seed)
-    held_out = train_hgr._HeldOut.of(held, full.rate)
+    given = QUALITIES[quality]
+    pairs = gather(CONCEPTS, (), (), limit=given.pairs).with_clean(given.clean)
     return {
-        "prompts": len({*mixture.texts, *held_out.texts}),
-        "steps": full.steps,
+        "prompts": prompts_of(pairs, given.settings),
+        "steps": given.settings.steps,
         # prompt and negative are one evaluation; a pass has four samples without negatives
-        "evaluations": full.pictures * denoiser._STEPS + 2 * train_hgr._PASSES,
+        "evaluations": (given.settings.pictures * denoiser._STEPS + 2 * train_hgr._PASSES) * given.needs_denoiser,
     }
 
 
@@ -210,8 +206,8 @@ def overhead(model: Any, clip: Any, hgr: Any) -> float:
     return statistics.median(times[1:])
 
 
-def measure(name: str, count: dict[str, int]) -> list[list[str]]:
-    """The rows of one size."""
+def measure(name: str, every: dict[str, dict[str, int]]) -> list[list[str]]:
+    """The rows of one size. every: the counts of each quality."""
     import comfy.sd
     import folder_paths
 
@@ -225,9 +221,10 @@ def measure(name: str, count: dict[str, int]) -> list[list[str]]:
         _, text = rehearse(model, clip, "text")
         hgr, attention = rehearse(model, clip, "attention")  # with the prompts that the first one encoded
         moved = overhead(model, clip, hgr)
-    encoding = count["prompts"] * text.prompt / evaluation
-    quick = encoding + count["steps"] * text.one_step / evaluation
-    full = encoding + count["steps"] * attention.one_step / evaluation + count["evaluations"]
+    spent = {}
+    for quality, count in every.items():
+        step = attention.one_step if count["evaluations"] else text.one_step
+        spent[quality] = (count["prompts"] * text.prompt + count["steps"] * step) / evaluation + count["evaluations"]
 
     def minutes(evaluations: float) -> str:
         return f"{evaluations / size.speed / 60:.1f}"
@@ -238,12 +235,14 @@ def measure(name: str, count: dict[str, int]) -> list[list[str]]:
         ["a step with text loss, in evaluations", f"{text.one_step / evaluation:.3f}"],
         ["a step with attention loss, in evaluations", f"{attention.one_step / evaluation:.3f}"],
         ["SafeCFG's part of a run, in evaluations", f"{moved / evaluation:.5f}"],
-        ['"quick", in evaluations', f"{quick:.0f}"],
-        ['"full", in evaluations', f"{full:.0f}"],
+        *([f'"{quality}", in evaluations', f"{found:.0f}"] for quality, found in spent.items()),
         ["stated speed, evaluations a second", f"{size.speed:g}"],
-        ['"quick", minutes at that speed', minutes(quick)],
-        ['"full", minutes at that speed', minutes(full)],
-        ['"quick", minutes on this CPU', f"{quick * evaluation / 60:.0f}"],
+        *([f'"{quality}", minutes at that speed', minutes(found)] for quality, found in spent.items()),
+        *(
+            [f'"{quality}", minutes on this CPU', f"{found * evaluation / 60:.0f}"]
+            for quality, found in spent.items()
+            if not every[quality]["evaluations"]
+        ),
     ]
     print(size.label, *("\n  " + " | ".join(row) for row in rows), flush=True)
     return rows
@@ -258,13 +257,17 @@ def main() -> None:
 
     args.cpu = True
     torch.manual_seed(SEED)
-    count = counts()
-    columns = {name: measure(name, count) for name in given.sizes}
+    every = {quality: counts(quality) for quality in TIMED}
+    columns = {name: measure(name, every) for name in given.sizes}
     rows = [[row[0], *(part[i][1] for part in columns.values())] for i, row in enumerate(next(iter(columns.values())))]
     text = (
-        f"Two concepts: {count['prompts']:,} prompts ({counts(FEWER)['prompts']:,} at a limit of {FEWER} pairs), "
-        f'{count["steps"]} steps; "full" also {count["evaluations"]} '
-        f"evaluations of the denoiser. Random weights, seed {SEED}; torch {torch.__version__}, "
+        "Two concepts. "
+        + "; ".join(
+            f'"{quality}": {count["prompts"]:,} prompts, {count["steps"]} steps'
+            + f", {count['evaluations']} evaluations of the denoiser" * bool(count["evaluations"])
+            for quality, count in every.items()
+        )
+        + f". Random weights, seed {SEED}; torch {torch.__version__}, "
         f"{torch.get_num_threads()} threads, {platform.machine()}.\n\n"
         + markdown(["", *(SIZES[name].label for name in columns)], rows)
     )

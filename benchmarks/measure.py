@@ -12,6 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hgr.data.examples import Examples
+from hgr.data.pairs import Pairs
+from hgr.training.batches import Mixture
+from hgr.training.settings import HELD_OUT, HGRSettings
+from hgr.training.train_hgr import HeldOut
+
 log = logging.getLogger("benchmark")
 
 _Z = 1.96
@@ -42,6 +48,13 @@ def frechet(a: Tensor, b: Tensor) -> float:
     root = torch.linalg.eigvals(first @ second).real.clamp(min=0).sqrt().sum()
     distance = (a.mean(0) - b.mean(0)).square().sum() + first.trace() + second.trace() - 2 * root
     return max(0.0, distance.item())
+
+
+def prompts_of(pairs: Pairs, settings: HGRSettings) -> int:
+    """How many different prompts the training of an HGR encodes."""
+    training, held = pairs.split(HELD_OUT, settings.seed)
+    mixture = Mixture(Examples(training, settings.seed), training, settings.seed)
+    return len({*mixture.texts, *HeldOut.of(held, settings.rate).texts})
 
 
 def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

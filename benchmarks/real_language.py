@@ -4,6 +4,7 @@
     python benchmarks/real_language.py --data FOLDER               the tables of docs/benchmarks.md; or SAFECFG_DATA
     python benchmarks/real_language.py --data FOLDER --ablation    also what each part of the recipe gives, and what
                                                                    public pairs add to it
+    python benchmarks/real_language.py --data FOLDER --sizes       what fewer prompts and steps cost, two concepts
     python benchmarks/real_language.py --data FOLDER --seeds 1 --steps 200       a quick look; writes no page
 
 `language` says what FOLDER holds. None of what is measured is trained on. Every run is kept under --runs; the same
@@ -45,7 +46,7 @@ from language import (
     score,
     share,
 )
-from measure import markdown, once, write_between
+from measure import markdown, once, prompts_of, write_between
 from own_pairs import split, to_pairs
 from torch import Tensor
 
@@ -66,6 +67,13 @@ FAMILY = "all-MiniLM-L6-v2"
 SAMPLE = 600  # harmful prompts that are put among other text
 TAGS = "highly detailed, 8k, trending on artstation, octane render, masterpiece, best quality, sharp focus, film grain"
 FRAGMENTS = 12
+# What trainings of two concepts are made from: pairs of each and clean prompts, at most, and a share of the steps.
+SIZES: dict[str, tuple[int | None, int | None, float]] = {
+    "all": (None, None, 1.0),
+    "all, half of the steps": (None, None, 0.5),
+    "400 pairs, 1,500 clean prompts, half of the steps": (400, 1500, 0.5),
+}
+SIZED, SIZED_SEEDS = ("violence", "sexual"), 2
 FOLD = 0  # of the public pairs: what is not trained on where they are
 CLEAN = ("coco", "plain", "dark")
 CLASSIFIERS = ("bow", "char-embed", "bilstm")
@@ -240,6 +248,12 @@ def public_pairs(folder: Path, seed: int) -> Pairs:
     return Pairs(own.topics, own.pairs + to_pairs(rows, split(rows, FOLD).train, []).pairs, own.clean)
 
 
+def of_size(name: str, seed: int) -> Pairs:
+    """The library's pairs of two concepts, as many as this size has."""
+    limit, clean, _ = SIZES[name]
+    return sources.built_in(SIZED, seed, limit).with_clean(clean)
+
+
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
@@ -336,6 +350,31 @@ def tables(results: dict[str, Any]) -> str:
     return "\n\n".join(text)
 
 
+def size_tables(results: dict[str, Any]) -> str:
+    """What fewer prompts and steps cost, as Markdown."""
+    e, sizes = results["environment"], results["sizes"]
+    keys = ("coco", "users", "auroc", "harmful", "recall at 1 %", "tags, clean", "tags, explicit")
+    return "\n\n".join(
+        [
+            "### The library's HGR from fewer prompts",
+            f"{' and '.join(SIZED)}, seeds 0 to {SIZED_SEEDS - 1}; harmful prompts are those of the two. Columns as "
+            f"above. torch {e['torch']}, transformers {e['transformers']}; data and code {e['data and code']}.",
+            markdown(
+                ["trained on", "prompts encoded", "steps", *keys],
+                [
+                    [
+                        name,
+                        f"{statistics.fmean(run['prompts'] for run in runs):,.0f}",
+                        f"{SIZES[name][2] * e['steps']:.0f}",
+                        *(percent([run[key] for run in runs]) for key in keys),
+                    ]
+                    for name, runs in sizes.items()
+                ],
+            ),
+        ]
+    )
+
+
 def ablation_tables(results: dict[str, Any]) -> str:
     """What each part of the recipe gives and what public pairs add, as Markdown."""
     e, public = results["environment"], results["public"]
@@ -391,6 +430,7 @@ def main() -> None:
     parser.add_argument(
         "--ablation", action="store_true", help="also HGRs without each part of the recipe, and with public pairs"
     )
+    parser.add_argument("--sizes", action="store_true", help="only what fewer prompts and steps cost")
     given = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     log.setLevel(logging.INFO)
@@ -399,6 +439,14 @@ def main() -> None:
     encoder, (prompts, rows) = Encoder(), gather(given.data)
     described = environment(given.data, settings, encoder, prompts=prompts, pairs=sources.built_in())
     folder = run_folder(given.runs, described)
+
+    # pages hold what the default settings give, and means over three seeds or more
+    to_page = settings == DEFAULTS and given.page.exists()
+    if given.sizes:
+        results = {"environment": described, "sizes": measure_sizes(given.data, folder, encoder, settings)}
+        path = given.results.with_name(f"{given.results.stem}_sizes.json") if to_page else None
+        report("real_language_sizes", size_tables(results), results, path=path, page=given.page)
+        return
 
     def run(name: str, seed: int = 0, part: str = "") -> dict[str, Any]:
         def make() -> dict[str, Any]:
@@ -430,8 +478,6 @@ def main() -> None:
             for name in installed
         },
     }
-    # pages hold what the default settings give, and means over three seeds or more
-    to_page = settings == DEFAULTS and given.page.exists()
     path = given.results if to_page and given.seeds >= 3 else None
     report("real_language", tables(results), results, path=path, page=given.page)
     if given.ablation:
@@ -443,6 +489,28 @@ def main() -> None:
         }
         path = given.results.with_name(f"{given.results.stem}_ablation.json") if to_page else None
         report("real_language_ablation", ablation_tables(results), results, path=path, page=given.page)
+
+
+def measure_sizes(data: Path, folder: Path, encoder: Encoder, settings: HGRSettings) -> dict[str, Any]:
+    """The figures of each size, a run a seed, on prompts of its concepts."""
+    prompts, rows = gather(data)
+    own = [i for i, row in enumerate(rows) if row.category in SIZED]
+    kinds = {kind: prompts[kind] for kind in (*CLEAN, "tags, clean", "tags, explicit")}
+    kinds |= {"harmful": [prompts["harmful"][i] for i in own]}
+
+    def run(name: str, seed: int) -> dict[str, Any]:
+        pairs, file_name = of_size(name, seed), f"size-{list(SIZES).index(name)}-{seed}"
+        one = dataclasses.replace(settings, steps=round(SIZES[name][2] * settings.steps), seed=seed)
+        hgr = train(encoder, one, folder / f"{file_name}.safetensors", pairs=pairs)
+        return measure(hgr, encoder, kinds, rows=[rows[i] for i in own]) | {"prompts": prompts_of(pairs, one)}
+
+    return {
+        name: [
+            once(folder / f"size-{i}-{seed}.json", lambda name=name, seed=seed: run(name, seed))
+            for seed in range(SIZED_SEEDS)
+        ]
+        for i, name in enumerate(SIZES)
+    }
 
 
 def report(name: str, text: str, results: dict[str, Any], *, path: Path | None, page: Path) -> None:

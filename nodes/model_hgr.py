@@ -49,10 +49,11 @@ class SafeCFGModelHGR(io.ComfyNode):
                     "quality",
                     options=[AUTO, *QUALITIES],
                     default=AUTO,
-                    tooltip="How an HGR is trained if none fits, and how good a file must be to be taken. quick: from "
-                    "the text encoder alone. full: also from the model's cross-attention (SD 1.x, 2.x, SDXL); needs "
-                    "the model. full + pictures: also a probe that detects concepts in pictures; several times "
-                    "slower. auto: full where the model allows it, otherwise quick.",
+                    tooltip="How an HGR is trained if none fits, and how good a file must be to be taken. draft: from "
+                    "the text encoder alone and a third of the prompts, for computers without a graphics card. quick: "
+                    "from all prompts. full: also from the model's cross-attention (SD 1.x, 2.x, SDXL); needs the "
+                    "model. full + pictures: also a probe that detects concepts in pictures; several times slower. "
+                    "auto: full where the model allows it, otherwise quick; draft without a graphics card.",
                 ),
                 io.String.Input(
                     "prefix",

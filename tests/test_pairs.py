@@ -261,6 +261,16 @@ def test_the_same_seed_gives_the_same_pairs(everything):
     assert [pair for pair in both if pair in set(alone)] == list(alone), "one concept does not change another"
 
 
+def test_fewer_clean_prompts_are_some_of_them_on_both_sides_of_a_split():
+    pairs = built_in(["violence"], limit=60)
+    fewer = pairs.with_clean(1500)
+    assert len(fewer.clean) == 1500 and set(fewer.clean) < set(pairs.clean) and fewer.pairs == pairs.pairs
+    assert fewer == pairs.with_clean(1500) and pairs.with_clean(None) == pairs == pairs.with_clean(10**6)
+    _, held = fewer.split(0.15)
+    assert 0.12 < len(held.clean) / 1500 < 0.18, "those that are kept must say nothing of which are held out"
+    assert set(fewer.with_clean(500).clean) < set(fewer.clean)
+
+
 def test_ids_labels_and_the_clean_prompts_alone(everything):
     assert everything.ids == CATEGORIES and all(topic.label and topic.description for topic in everything.topics)
     assert built_in(["violence", "hate", "violence"]).ids == ("violence", "hate")

@@ -92,6 +92,9 @@ def test_the_pages_say_what_the_script_found():
     ablation = json.loads((root / "benchmarks/results/real_language_ablation.json").read_text())
     assert real_language.ablation_tables(ablation) in page
 
+    sizes = json.loads((root / "benchmarks/results/real_language_sizes.json").read_text())
+    assert real_language.size_tables(sizes) in page
+
     def mean(key, digits):
         return f"{100 * sum(run[key] for run in results['seeds']) / len(results['seeds']):.{digits}f}"
 
@@ -117,7 +120,7 @@ def test_the_command_trains_measures_shows_and_resumes(monkeypatch, capsys, fold
     monkeypatch.setattr(real_language, "Encoder", Hashed)
     monkeypatch.setattr(real_language.importlib.util, "find_spec", lambda name: None)
     own = sources.built_in
-    monkeypatch.setattr(sources, "built_in", lambda ids=CATEGORIES, seed=0: own(ids, seed, 60))
+    monkeypatch.setattr(sources, "built_in", lambda ids=CATEGORIES, seed=0, limit=None: own(ids, seed, 60))
     (folder / "page").write_text("")
     places = [f"--data={folder}", *(f"--{name}={folder / name}" for name in ("runs", "page", "results"))]
     monkeypatch.setattr(sys, "argv", ["real_language.py", *places, "--seeds=2", "--steps=2", "--width=16", "--depth=1"])
@@ -133,3 +136,16 @@ def test_the_command_trains_measures_shows_and_resumes(monkeypatch, capsys, fold
     assert (folder / "page").read_text() == "" and not (folder / "results").exists(), "a quick look writes no page"
     (found,) = (folder / "runs").iterdir()
     assert json.loads((found / "seed-1.json").read_text())["own"].keys() == set(CATEGORIES)
+
+
+@pytest.mark.slow
+def test_what_fewer_prompts_cost_is_shown(monkeypatch, capsys, folder):
+    monkeypatch.setattr(real_language, "Encoder", Hashed)
+    places = [f"--data={folder}", *(f"--{name}={folder / name}" for name in ("runs", "page", "results"))]
+    monkeypatch.setattr(sys, "argv", ["real_language.py", "--sizes", *places, "--steps=2", "--width=16", "--depth=1"])
+    monkeypatch.setattr(real_language, "SIZES", {"many": (80, 800, 1.0), "few": (60, 600, 0.5)})
+    real_language.main()
+    lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    many, few = (next(line for line in lines if line[0] == name) for name in ("many", "few"))
+    assert int(many[1].replace(",", "")) > int(few[1].replace(",", "")) > 400 and (many[2], few[2]) == ("2", "1")
+    assert (folder / "page").exists() is False, "a quick look writes no page"

@@ -18,7 +18,6 @@ from eval_unlearn.runners import SingleBenchmarkRunner
 from eval_unlearn.types import Dataset, MetricResult
 
 from hgr.core import file
-from hgr.data import sources
 from hgr.demo import assets
 from hgr.demo.classifier import load_classifier, to_tensor
 from hgr.hosts.diffusers import technique
@@ -79,8 +78,10 @@ def test_a_seed_gives_the_same_pictures_and_options_of_a_call_count():
 
 @pytest.mark.slow
 def test_without_a_file_it_trains_once_and_keeps_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(technique, "built_in", lambda ids: sources.built_in(ids, limit=60))
-    short = {name: dataclasses.replace(q, steps=3, batch_size=4) for name, q in technique.QUALITIES.items()}
+    short = {
+        name: dataclasses.replace(q, settings=dataclasses.replace(q.settings, steps=3, batch_size=4), pairs=60)
+        for name, q in technique.QUALITIES.items()
+    }
     monkeypatch.setattr(technique, "QUALITIES", short)
     config = {"model_id": "demo", "cache": str(tmp_path), "concepts": ["violence"], "quality": "quick"}
     made = technique.SafeCFGTechnique(**config).safe.hgr

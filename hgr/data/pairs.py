@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..core.excerpt import excerpt
 from . import library
@@ -64,6 +64,11 @@ class Pairs:
     def of(self, concept: str) -> tuple[Pair, ...]:
         """The pairs of one concept."""
         return tuple(pair for pair in self.pairs if pair.concept == concept)
+
+    def with_clean(self, count: int | None) -> Pairs:
+        """The same with `count` of its clean prompts, chosen by hash; with all of them for None."""
+        kept = set(sorted(self.clean, key=lambda text: _share(0, f"kept/{text}"))[:count])
+        return replace(self, clean=tuple(text for text in self.clean if text in kept))
 
     def split(self, held_out: float, seed: int = 0) -> tuple[Pairs, Pairs]:
         """(training, held-out). Each group and each clean prompt is placed by its own hash, so that more rows do not

@@ -92,12 +92,27 @@ class HGRSettings:
         check_rate(self.false_positive_rate)
 
 
-# What trains an HGR for somebody who does not want to choose, by rank.
+@dataclass(frozen=True)
+class Quality:
+    """What trains an HGR for somebody who does not want to choose. pairs: of each concept, at most. clean: clean
+    prompts, at most."""
+
+    settings: HGRSettings
+    pairs: int | None = None
+    clean: int | None = None
+
+    @property
+    def needs_denoiser(self) -> bool:
+        return self.settings.weights.needs_denoiser
+
+
 AUTO = "auto"
-QUALITIES = {
-    "quick": HGRSettings(losses="text", pictures=0),
-    "full": HGRSettings(losses="attention", pictures=16),
-    "full + pictures": HGRSettings(losses="attention", pictures=256),
+QUALITIES = {  # by rank
+    # for processors, on which encoding prompts is most of a training
+    "draft": Quality(HGRSettings(losses="text", pictures=0, steps=400), pairs=400, clean=1500),
+    "quick": Quality(HGRSettings(losses="text", pictures=0)),
+    "full": Quality(HGRSettings(losses="attention", pictures=16)),
+    "full + pictures": Quality(HGRSettings(losses="attention", pictures=256)),
 }
 
 

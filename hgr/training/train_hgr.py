@@ -74,7 +74,7 @@ def train_hgr(
     """
     _check(pairs, settings, latents, has_denoiser=denoiser is not None)
     training, held = pairs.split(HELD_OUT, settings.seed)
-    examples, held_out = Examples(training, settings.seed), _HeldOut.of(held, settings.rate)
+    examples, held_out = Examples(training, settings.seed), HeldOut.of(held, settings.rate)
     mixture = Mixture(examples, training, settings.seed)
     encoder = describe_encoder(encode, family)
     canvas = pictures_file(work, processes.rank)
@@ -157,7 +157,7 @@ def _check(pairs: Pairs, settings: HGRSettings, latents: Tensor | None, *, has_d
 
 
 @dataclass(frozen=True)
-class _HeldOut:
+class HeldOut:
     """Prompts that are never trained on: harmful ones with their concepts, clean twins, and the clean prompts that the
     stated false-positive rate is about."""
 
@@ -167,7 +167,7 @@ class _HeldOut:
     clean: list[str]
 
     @classmethod
-    def of(cls, held: Pairs, rate: float) -> _HeldOut:
+    def of(cls, held: Pairs, rate: float) -> HeldOut:
         """From held-out pairs. If there are too few clean prompts for the rate, the clean twins count as such too."""
         found = concepts_by_text(held.pairs)
         harmful = list(dict.fromkeys(pair.harmful for pair in held.pairs))
@@ -256,7 +256,7 @@ class _Loss:
         )
 
 
-def _calibrate(hgr: HGR, encoded: EncodedPrompts, held_out: _HeldOut, *, rate: float) -> dict[str, Any]:
+def _calibrate(hgr: HGR, encoded: EncodedPrompts, held_out: HeldOut, *, rate: float) -> dict[str, Any]:
     """Give the concepts their calibration and thresholds; returns the gates' metrics on the held-out prompts."""
     harmful, twins, clean = (
         _logits(hgr, encoded, texts) for texts in (held_out.harmful, held_out.twins, held_out.clean)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import pytest
 
@@ -20,18 +19,18 @@ def made(kit, module):
     """An HGR of two concepts, as the node trains it, in seconds."""
     import torch
 
-    gather, qualities, library = module.gather, module.QUALITIES, module.library
+    qualities, library = module.QUALITIES, module.library
     try:
-        module.gather = functools.partial(gather, limit=60)
         module.QUALITIES = {
-            name: dataclasses.replace(settings, steps=10, batch_size=4) for name, settings in qualities.items()
+            name: dataclasses.replace(q, settings=dataclasses.replace(q.settings, steps=10, batch_size=4), pairs=60)
+            for name, q in qualities.items()
         }
         with torch.inference_mode():
             found = module.hgr_for_model(kit.clip, None, concepts=["violence", "sexual"], owns=["tea: tea, kettle"])
         assert found.name and library.version() == found.hgr.training["library"]
         return found
     finally:
-        module.gather, module.QUALITIES = gather, qualities
+        module.QUALITIES = qualities
 
 
 @pytest.fixture
@@ -55,7 +54,8 @@ def run(kit, pack, module, made, monkeypatch):
         return dataclasses.replace(made.hgr, training=dict(made.hgr.training)), None
 
     monkeypatch.setattr(module, "train_for_clip", train)
-    monkeypatch.setattr(module, "gather", functools.partial(module.gather, limit=60))
+    short = {name: dataclasses.replace(q, pairs=60) for name, q in module.QUALITIES.items()}
+    monkeypatch.setattr(module, "QUALITIES", short)
 
     def run(*concepts, own="", quality="auto", prefix="auto", model=None, clip=None):
         chosen = {concept: concept in (concepts or ("violence", "sexual")) for concept in CONCEPTS}
@@ -229,6 +229,28 @@ def test_quality_follows_the_model(run, folder, kit, module):
     assert [settings.pictures for _, settings, _ in run.trained] == [16, 256]
     with pytest.raises(ValueError, match='quality "full" learns from the model: wire it in'):
         run(quality="full")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "steps", "losses"), [(1 << 30, 400, "text"), (1 << 20, 800, "attention")])
+def test_without_a_graphics_card_a_real_encoder_gets_a_draft(
+    run, folder, kit, module, monkeypatch, size, steps, losses
+):
+    """A full training would take a day there; a better file is taken as it is."""
+    monkeypatch.setattr(type(kit.clip.patcher), "model_size", lambda self: size)
+    _, report, _ = run(model=kit.model)
+    ((_, settings, _),) = run.trained
+    assert (settings.steps, settings.losses) == (steps, losses)
+    assert ("draft" if losses == "text" else "full") in report.splitlines()[0]
+    run(quality="draft", model=kit.model)
+    assert len(run.trained) == 1
+
+
+@pytest.mark.slow
+def test_a_draft_is_not_good_enough_for_quick(run, folder, kit):
+    run(quality="draft")
+    _, report, count = run(quality="quick")
+    assert count == 2 and 'is of lower quality than "quick"' in report
 
 
 def test_nothing_trains_while_a_graph_is_only_looked_at(pack, module, monkeypatch):

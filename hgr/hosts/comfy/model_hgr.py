@@ -38,6 +38,7 @@ _LIBRARY, _QUALITY = "library", "quality"
 # Relative distance of the empty prompt's output up to which an encoder is the very same. Another precision of the same
 # weights may be further away, and then has an HGR of its own.
 _SAME = 0.05
+_TINY = 64 * 2**20  # bytes of a text encoder that a processor trains for in minutes
 PREFIX = 30  # letters of a name's beginning, at most
 
 
@@ -71,7 +72,7 @@ def hgr_for_model(
 
     concepts: ids of the library's categories. owns: lines such as "name: word, word".
     quality: the least that is good enough, of `QUALITIES`; `AUTO` is "full" for a model with cross-attention, otherwise
-        "quick".
+        "quick"; without a graphics card "draft", unless the text encoder is tiny.
     prefix: what a new file's name begins with, up to `PREFIX` letters.
 
     Raises DataError for concepts that cannot be learnt, ValueError without a CLIP and for a quality that the model does
@@ -81,18 +82,21 @@ def hgr_for_model(
         raise ValueError("this checkpoint has no text encoder: load one with a CLIP loader and wire it into clip.")
     topics = gather_topics(concepts, owns)
     empty = encoder_of(clip)([""])[0]
+    if quality == AUTO and _slow(clip):
+        quality = "draft"
     quality = _quality(quality, model, empty.features.shape[-1])
     found, why = _search(empty, topics, set(concepts), quality=quality)
     if found is not None:
         wanted = found.only([topic.id for topic in topics])
         return Found(wanted, found.name, f"{found.name} fits this text encoder and has the concepts")
     check_saving()
-    log.info("HGR for this Model: %s. One is trained now.", why)
-    runs.say(f"{why}: one is trained now, once")
-    pairs = gather(concepts, (), owns)
+    log.info('HGR for this Model: %s. One of quality "%s" is trained now.', why, quality)
+    runs.say(f'{why}: one of quality "{quality}" is trained now, once')
+    given = QUALITIES[quality]
+    pairs = gather(concepts, (), owns, limit=given.pairs).with_clean(given.clean)
     # before the training: nothing may fail or be interrupted between its end and the file
     name = _name(clip, topics, quality=quality, prefix=prefix)
-    hgr, _ = train_for_clip(clip, pairs, QUALITIES[quality], model=None if quality == "quick" else model)
+    hgr, _ = train_for_clip(clip, pairs, given.settings, model=model if given.needs_denoiser else None)
     hgr.training |= {_LIBRARY: library.version(), _QUALITY: quality}
     try:
         saved = files.save_hgr(hgr, name)
@@ -103,9 +107,17 @@ def hgr_for_model(
     return Found(hgr, saved, f"{why}, so one was trained and is kept as {saved}")
 
 
+def _slow(clip: comfy.sd.CLIP) -> bool:
+    """Whether a full training would take hours: a text encoder of real size, and no graphics card."""
+    on_processor = comfy.model_management.get_torch_device().type == "cpu"
+    return on_processor and clip.patcher.model_size() > _TINY
+
+
 def _quality(asked: str, model: comfy.model_patcher.ModelPatcher | None, width: int) -> str:
     """width: of the text features, which the model's cross-attention must read as they are."""
-    if asked == "quick" or (asked == AUTO and model is None):
+    if asked != AUTO and not QUALITIES[asked].needs_denoiser:
+        return asked
+    if asked == AUTO and model is None:
         return "quick"
     if model is None:
         raise ValueError(f'quality "{asked}" learns from the model: wire it in, or choose "quick" or "{AUTO}".')
@@ -176,10 +188,11 @@ def _parts(hgr: HGR) -> list[dict[str, Any]]:
 
 
 def _rank(training: dict[str, Any]) -> int:
-    """Which of `QUALITIES` a training was; of one that was not made here, what its losses and pictures come to."""
-    if (made := training.get(_QUALITY)) in QUALITIES:
-        return list(QUALITIES).index(made)
-    return int(training.get("losses", "text") != "text")
+    """Which of `QUALITIES` a training was; of one that was not made here, what its losses come to."""
+    names = list(QUALITIES)
+    if (made := training.get(_QUALITY)) in names:
+        return names.index(made)
+    return names.index("quick" if training.get("losses", "text") == "text" else "full")
 
 
 def _recall(hgr: HGR, ids: Collection[str]) -> float:

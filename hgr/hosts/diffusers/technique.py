@@ -114,15 +114,15 @@ def _load(config: TechniqueConfig, device: str) -> Any:
 
 def _trained(pipe: Any, config: TechniqueConfig) -> HGR:
     """The HGR of this model and these concepts, from the cache if it is there."""
-    settings = QUALITIES["full" if config.quality == AUTO else config.quality]
-    pairs = built_in(config.wanted)
+    quality = QUALITIES["full" if config.quality == AUTO else config.quality]
+    settings, pairs = quality.settings, built_in(config.wanted, limit=quality.pairs).with_clean(quality.clean)
     name = f"{'-'.join(config.wanted)} {fingerprint(pipe.text_encoder, pairs, settings)}"
     path = Path(config.cache) / f"{name}.safetensors"
     if not path.exists():
         log.info("safecfg: training an HGR for %s, once; it is kept as %s", config.model_id, path)
         work = path.with_suffix("")
         work.mkdir(parents=True, exist_ok=True)
-        denoiser = (lambda: denoiser_of(pipe, settings.seed)) if settings.weights.needs_denoiser else None
+        denoiser = (lambda: denoiser_of(pipe, settings.seed)) if quality.needs_denoiser else None
         made = train_hgr(
             pairs,
             encoder_of(pipe),
