@@ -1,12 +1,11 @@
 """A newcomer's first run: from a clone to the first picture of a checkpoint of full size, with every message.
 
-    .venv-comfy/bin/python benchmarks/first_run.py      the list in docs/training.md; up to an hour on a CPU
+    .venv-comfy/bin/python benchmarks/first_run.py      the list in docs/training.md; a quarter of an hour on a CPU
 
 A checkpoint of SD 1.5's size with random weights is written to a temporary folder. A real ComfyUI is started with a
 clone of this repository in its custom_nodes, and the template "SafeCFG for your checkpoint" is run as shipped, but for
-the checkpoint's name, one concept, quality "quick" and few sampling steps. It runs twice: without an HGR for this
-checkpoint, and with the one that the first run has made, which ComfyUI still holds. ComfyUI is found by COMFYUI_PATH,
-or in ~/comfy/ComfyUI.
+the checkpoint's name and few sampling steps. It runs twice: without an HGR for this checkpoint, and with the one that
+the first run has made, which ComfyUI still holds. ComfyUI is found by COMFYUI_PATH, or in ~/comfy/ComfyUI.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from workflow import to_prompt  # noqa: E402
 
 PAGE = ROOT / "docs/training.md"
 TEMPLATE = ROOT / "example_workflows/SafeCFG for your checkpoint.json"
-CONCEPT, QUALITY, STEPS = "violence", "quick", 4
+STEPS = 4
 TEXT_FRAME = 3  # the host's number for a node's text
 Messages = list[tuple[float, str, str]]  # seconds, where, words
 
@@ -54,7 +53,7 @@ def write_checkpoint(comfyui: Path, folder: Path) -> None:
 
 
 def graph_of(server: Server) -> dict[str, Any]:
-    """The template as a prompt, with one concept."""
+    """The template as a prompt."""
     graph = to_prompt(json.loads(TEMPLATE.read_text()), server.json("/object_info"))
     for node in graph.values():
         inputs = node["inputs"]
@@ -62,9 +61,6 @@ def graph_of(server: Server) -> dict[str, Any]:
             inputs["ckpt_name"] = "sd15.safetensors"
         elif node["class_type"] == "KSampler":
             inputs |= {"steps": STEPS, "seed": SEED}
-        elif node["class_type"] == "SafeCFGModelHGR":
-            inputs["quality"] = QUALITY
-            inputs |= {key: key == CONCEPT for key, value in inputs.items() if isinstance(value, bool)}
     return graph
 
 
@@ -120,8 +116,8 @@ def main() -> None:
                 next(node for node in graph.values() if node["class_type"] == "KSampler")["inputs"]["seed"] += 1
             kept = [path.name for path in (base / "models/hgr").glob("*.safetensors")]
     text = (
-        f"{CONCEPT}, quality {QUALITY}, {STEPS} sampling steps at "
-        f"512 px; random weights, seed {SEED}; torch {torch.__version__}, {torch.get_num_threads()} threads. Kept: "
+        f"Two concepts, quality auto, {STEPS} sampling steps at 512 px; random weights, seed {SEED}; torch "
+        f"{torch.__version__}, {torch.get_num_threads()} threads. Kept: "
         f"{', '.join(f'`{name}`' for name in kept)}.\n\n"
         + markdown(["", "seconds"], [[name, f"{seconds:.0f}"] for name, seconds in steps])
         + "".join(

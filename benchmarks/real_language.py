@@ -58,7 +58,7 @@ from hgr.data import library, sources
 from hgr.data.pairs import Pairs
 from hgr.training import calibration
 from hgr.training.metrics import auroc
-from hgr.training.settings import HGRSettings
+from hgr.training.settings import QUALITIES, HGRSettings
 from hgr.training.train_hgr import train_hgr, training_fingerprint
 
 TAGGED = Path(__file__).with_name("tag_prompts.csv")  # kind (clean, explicit), prompt: written for this benchmark
@@ -67,11 +67,13 @@ FAMILY = "all-MiniLM-L6-v2"
 SAMPLE = 600  # harmful prompts that are put among other text
 TAGS = "highly detailed, 8k, trending on artstation, octane render, masterpiece, best quality, sharp focus, film grain"
 FRAGMENTS = 12
+_DRAFT = QUALITIES["draft"]
 # What trainings of two concepts are made from: pairs of each and clean prompts, at most, and a share of the steps.
 SIZES: dict[str, tuple[int | None, int | None, float]] = {
     "all": (None, None, 1.0),
     "all, half of the steps": (None, None, 0.5),
-    "400 pairs, 1,500 clean prompts, half of the steps": (400, 1500, 0.5),
+    # as the quality "draft"
+    f"{_DRAFT.pairs} pairs, {_DRAFT.clean:,} clean prompts, half of the steps": (_DRAFT.pairs, _DRAFT.clean, 0.5),
 }
 SIZED, SIZED_SEEDS = ("violence", "sexual"), 2
 FOLD = 0  # of the public pairs: what is not trained on where they are
@@ -427,10 +429,11 @@ def main() -> None:
     fields = ("steps", "width", "depth")
     parser = options(__doc__, "real_language", fields)
     parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument(
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument(
         "--ablation", action="store_true", help="also HGRs without each part of the recipe, and with public pairs"
     )
-    parser.add_argument("--sizes", action="store_true", help="only what fewer prompts and steps cost")
+    parts.add_argument("--sizes", action="store_true", help="only what fewer prompts and steps cost, two seeds")
     given = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     log.setLevel(logging.INFO)
@@ -440,7 +443,7 @@ def main() -> None:
     described = environment(given.data, settings, encoder, prompts=prompts, pairs=sources.built_in())
     folder = run_folder(given.runs, described)
 
-    # pages hold what the default settings give, and means over three seeds or more
+    # pages hold what the default settings give
     to_page = settings == DEFAULTS and given.page.exists()
     if given.sizes:
         results = {"environment": described, "sizes": measure_sizes(given.data, folder, encoder, settings)}
@@ -478,7 +481,7 @@ def main() -> None:
             for name in installed
         },
     }
-    path = given.results if to_page and given.seeds >= 3 else None
+    path = given.results if to_page and given.seeds >= 3 else None  # means over three seeds or more
     report("real_language", tables(results), results, path=path, page=given.page)
     if given.ablation:
         parts = {part: run(f"without-{i}", part=part) for i, part in enumerate(WITHOUT)}

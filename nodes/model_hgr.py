@@ -50,9 +50,9 @@ class SafeCFGModelHGR(io.ComfyNode):
                     options=[AUTO, *QUALITIES],
                     default=AUTO,
                     tooltip="How an HGR is trained if none fits, and how good a file must be to be taken. draft: from "
-                    "the text encoder alone and a third of the prompts, for computers without a graphics card. quick: "
-                    "from all prompts. full: also from the model's cross-attention (SD 1.x, 2.x, SDXL); needs the "
-                    "model. full + pictures: also a probe that detects concepts in pictures; several times slower. "
+                    "the text encoder alone, with fewer prompts and steps, for computers without a graphics card. "
+                    "quick: with all of them. full: also from the model's cross-attention (SD 1.x, 2.x, SDXL); needs "
+                    "the model. full + pictures: also a probe that detects concepts in pictures; several times slower. "
                     "auto: full where the model allows it, otherwise quick; draft without a graphics card.",
                 ),
                 io.String.Input(

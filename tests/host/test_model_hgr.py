@@ -50,7 +50,7 @@ def run(kit, pack, module, made, monkeypatch):
     trained = []
 
     def train(clip, pairs, settings, model=None):
-        trained.append((pairs.ids, settings, model))
+        trained.append((pairs, settings, model))
         return dataclasses.replace(made.hgr, training=dict(made.hgr.training)), None
 
     monkeypatch.setattr(module, "train_for_clip", train)
@@ -239,8 +239,9 @@ def test_without_a_graphics_card_a_real_encoder_gets_a_draft(
     """A full training would take a day there; a better file is taken as it is."""
     monkeypatch.setattr(type(kit.clip.patcher), "model_size", lambda self: size)
     _, report, _ = run(model=kit.model)
-    ((_, settings, _),) = run.trained
+    ((pairs, settings, _),) = run.trained
     assert (settings.steps, settings.losses) == (steps, losses)
+    assert len(pairs.pairs) < 200 and (len(pairs.clean) == 1500) == (losses == "text")
     assert ("draft" if losses == "text" else "full") in report.splitlines()[0]
     run(quality="draft", model=kit.model)
     assert len(run.trained) == 1

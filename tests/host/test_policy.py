@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import sys
 from types import SimpleNamespace
@@ -605,6 +606,16 @@ def test_a_policy_file_and_its_hgrs_are_read(read, pack):
     assert list(found.hgrs) == [pack.files.BUNDLED]
     about = found.about()
     assert about["policy"]["hgr"] == [pack.files.BUNDLED] and "/" not in json.dumps(about)
+
+
+def test_of_files_with_the_same_concepts_the_better_one_counts(read, pack, hgr, monkeypatch, tmp_path):
+    import folder_paths
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "hgr", ([str(tmp_path)], {".safetensors"}))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    for name, quality in (("a", "draft"), ("b", "full"), ("c", "quick")):
+        pack.files.save_hgr(dataclasses.replace(hgr, training={"quality": quality}), name)
+    assert [name[0] for name in read("{}").hgrs] == ["b", "c", "a", "s"], "the bundled one is last"
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from ...core.prompt import Prompt
 from ...detection.judge import trained_size
 from . import files
 from .closed import policy_path
+from .quality import rank
 
 log = logging.getLogger("safecfg")
 
@@ -107,7 +108,7 @@ def _hgrs(policy: Policy) -> dict[str, HGR]:
                 raise PolicyError(str(error)) from None
             log.warning("SafeCFG policy passes over a file: %s", error)
     if not policy.hgr:
-        found = dict(sorted(found.items(), key=lambda each: -len(each[1].ids)))
+        found = dict(sorted(found.items(), key=lambda each: (-len(each[1].ids), -rank(each[1]))))
     return found | {files.BUNDLED: files.load_hgr(files.BUNDLED).at(policy.sensitivity)}
 
 

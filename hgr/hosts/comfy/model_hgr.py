@@ -11,6 +11,7 @@ from datetime import date
 from statistics import fmean
 from typing import Any
 
+import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import folder_paths
@@ -29,12 +30,12 @@ from ...training.settings import AUTO, QUALITIES
 from . import files, runs
 from .in_force import check_saving
 from .prompts import encoder_family, encoder_of
+from .quality import QUALITY, rank, trainings
 from .train import train_for_clip
 
 log = logging.getLogger("safecfg")
 
-# In a file's record of its training, if it was made here: the library's fingerprint, and one of `QUALITIES`.
-_LIBRARY, _QUALITY = "library", "quality"
+_LIBRARY = "library"  # in a file's record of its training, if it was made here: the library's fingerprint
 # Relative distance of the empty prompt's output up to which an encoder is the very same. Another precision of the same
 # weights may be further away, and then has an HGR of its own.
 _SAME = 0.05
@@ -97,7 +98,7 @@ def hgr_for_model(
     # before the training: nothing may fail or be interrupted between its end and the file
     name = _name(clip, topics, quality=quality, prefix=prefix)
     hgr, _ = train_for_clip(clip, pairs, given.settings, model=model if given.needs_denoiser else None)
-    hgr.training |= {_LIBRARY: library.version(), _QUALITY: quality}
+    hgr.training |= {_LIBRARY: library.version(), QUALITY: quality}
     try:
         saved = files.save_hgr(hgr, name)
     except (OSError, HGRError) as error:  # hours of work must not be lost to a folder that cannot be written
@@ -153,12 +154,12 @@ def _search(empty: Prompt, topics: Sequence[Topic], built_in: set[str], *, quali
             continue
         if (distance := _distance(hgr, empty)) > _SAME:
             reasons.append((2, f"{name} has the concepts, but is for another text encoder (distance {distance:.2f})"))
-        elif any(part.get(_LIBRARY, library.version()) != library.version() for part in _parts(hgr)):
+        elif any(part.get(_LIBRARY, library.version()) != library.version() for part in trainings(hgr)):
             reasons.append((1, f"{name} was made from another version of the library"))
-        elif (rank := min(map(_rank, _parts(hgr)))) < list(QUALITIES).index(quality):
+        elif (best := rank(hgr)) < list(QUALITIES).index(quality):
             reasons.append((0, f'{name} is of lower quality than "{quality}"'))
         else:
-            fitting.append(((rank, _recall(hgr, ids), files.stamp_of(path)), hgr))
+            fitting.append(((best, _recall(hgr, ids), files.stamp_of(path)), hgr))
     return (max(fitting, key=lambda each: each[0])[1] if fitting else None), min(reasons)[1]
 
 
@@ -178,21 +179,6 @@ def _distance(hgr: HGR, empty: Prompt) -> float:
     if any(mine.shape != x.shape for mine, x in pairs):
         return math.inf
     return max(((mine - x.float().cpu()).norm() / mine.norm()).item() for mine, x in pairs)
-
-
-def _parts(hgr: HGR) -> list[dict[str, Any]]:
-    """The records of the trainings that an HGR comes from: several if it was merged. Files say what they like there."""
-    parts = hgr.training.get("merged")
-    parts = parts if isinstance(parts, list) and parts else [hgr.training]
-    return [part if isinstance(part, dict) else {} for part in parts]
-
-
-def _rank(training: dict[str, Any]) -> int:
-    """Which of `QUALITIES` a training was; of one that was not made here, what its losses come to."""
-    names = list(QUALITIES)
-    if (made := training.get(_QUALITY)) in names:
-        return names.index(made)
-    return names.index("quick" if training.get("losses", "text") == "text" else "full")
 
 
 def _recall(hgr: HGR, ids: Collection[str]) -> float:
