@@ -58,7 +58,7 @@ from hgr.data import library, sources
 from hgr.data.pairs import Pairs
 from hgr.training import calibration
 from hgr.training.metrics import auroc
-from hgr.training.settings import QUALITIES, HGRSettings
+from hgr.training.settings import QUALITIES, HGRSettings, Quality
 from hgr.training.train_hgr import train_hgr, training_fingerprint
 
 TAGGED = Path(__file__).with_name("tag_prompts.csv")  # kind (clean, explicit), prompt: written for this benchmark
@@ -67,13 +67,10 @@ FAMILY = "all-MiniLM-L6-v2"
 SAMPLE = 600  # harmful prompts that are put among other text
 TAGS = "highly detailed, 8k, trending on artstation, octane render, masterpiece, best quality, sharp focus, film grain"
 FRAGMENTS = 12
-_DRAFT = QUALITIES["draft"]
-# What trainings of two concepts are made from: pairs of each and clean prompts, at most, and a share of the steps.
-SIZES: dict[str, tuple[int | None, int | None, float]] = {
-    "all": (None, None, 1.0),
-    "all, half of the steps": (None, None, 0.5),
-    # as the quality "draft"
-    f"{_DRAFT.pairs} pairs, {_DRAFT.clean:,} clean prompts, half of the steps": (_DRAFT.pairs, _DRAFT.clean, 0.5),
+SIZES = {
+    "all": Quality(DEFAULTS),
+    "all, half of the steps": Quality(dataclasses.replace(DEFAULTS, steps=DEFAULTS.steps // 2)),
+    'quality "draft"': QUALITIES["draft"],
 }
 SIZED, SIZED_SEEDS = ("violence", "sexual"), 2
 FOLD = 0  # of the public pairs: what is not trained on where they are
@@ -250,12 +247,6 @@ def public_pairs(folder: Path, seed: int) -> Pairs:
     return Pairs(own.topics, own.pairs + to_pairs(rows, split(rows, FOLD).train, []).pairs, own.clean)
 
 
-def of_size(name: str, seed: int) -> Pairs:
-    """The library's pairs of two concepts, as many as this size has."""
-    limit, clean, _ = SIZES[name]
-    return sources.built_in(SIZED, seed, limit).with_clean(clean)
-
-
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
@@ -362,12 +353,13 @@ def size_tables(results: dict[str, Any]) -> str:
             f"{' and '.join(SIZED)}, seeds 0 to {SIZED_SEEDS - 1}; harmful prompts are those of the two. Columns as "
             f"above. torch {e['torch']}, transformers {e['transformers']}; data and code {e['data and code']}.",
             markdown(
-                ["trained on", "prompts encoded", "steps", *keys],
+                ["trained on", "prompts encoded", "steps", "stated rate, %", *keys],
                 [
                     [
                         name,
                         f"{statistics.fmean(run['prompts'] for run in runs):,.0f}",
-                        f"{SIZES[name][2] * e['steps']:.0f}",
+                        str(runs[0]["steps"]),
+                        f"{runs[0]['rate']:g}",
                         *(percent([run[key] for run in runs]) for key in keys),
                     ]
                     for name, runs in sizes.items()
@@ -502,10 +494,17 @@ def measure_sizes(data: Path, folder: Path, encoder: Encoder, settings: HGRSetti
     kinds |= {"harmful": [prompts["harmful"][i] for i in own]}
 
     def run(name: str, seed: int) -> dict[str, Any]:
-        pairs, file_name = of_size(name, seed), f"size-{list(SIZES).index(name)}-{seed}"
-        one = dataclasses.replace(settings, steps=round(SIZES[name][2] * settings.steps), seed=seed)
+        size, file_name = SIZES[name], f"size-{list(SIZES).index(name)}-{seed}"
+        pairs = sources.built_in(SIZED, seed, size.pairs).with_clean(size.clean)
+        steps = round(settings.steps * size.settings.steps / DEFAULTS.steps)
+        rate = size.settings.false_positive_rate
+        one = dataclasses.replace(settings, steps=steps, seed=seed, false_positive_rate=rate)
         hgr = train(encoder, one, folder / f"{file_name}.safetensors", pairs=pairs)
-        return measure(hgr, encoder, kinds, rows=[rows[i] for i in own]) | {"prompts": prompts_of(pairs, one)}
+        return measure(hgr, encoder, kinds, rows=[rows[i] for i in own]) | {
+            "prompts": prompts_of(pairs, one),
+            "steps": steps,
+            "rate": rate,
+        }
 
     return {
         name: [
