@@ -438,7 +438,7 @@ def main() -> None:
     # pages hold what the default settings give
     to_page = settings == DEFAULTS and given.page.exists()
     if given.sizes:
-        results = {"environment": described, "sizes": measure_sizes(given.data, folder, encoder, settings)}
+        results = {"environment": described, "sizes": measure_sizes(given.data, folder, encoder, settings=settings)}
         path = given.results.with_name(f"{given.results.stem}_sizes.json") if to_page else None
         report("real_language_sizes", size_tables(results), results, path=path, page=given.page)
         return
@@ -486,7 +486,7 @@ def main() -> None:
         report("real_language_ablation", ablation_tables(results), results, path=path, page=given.page)
 
 
-def measure_sizes(data: Path, folder: Path, encoder: Encoder, settings: HGRSettings) -> dict[str, Any]:
+def measure_sizes(data: Path, folder: Path, encoder: Encoder, *, settings: HGRSettings) -> dict[str, Any]:
     """The figures of each size, a run a seed, on prompts of its concepts."""
     prompts, rows = gather(data)
     own = [i for i, row in enumerate(rows) if row.category in SIZED]
