@@ -1,4 +1,5 @@
-"""What benchmarks share: rates and means with 95 % intervals, distances between sets, results in files and tables."""
+"""What benchmarks share: rates and means with 95 % intervals, distances between sets, results in files and tables;
+how many prompts a training encodes."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -438,7 +439,8 @@ def main() -> None:
     # pages hold what the default settings give
     to_page = settings == DEFAULTS and given.page.exists()
     if given.sizes:
-        results = {"environment": described, "sizes": measure_sizes(given.data, folder, encoder, settings=settings)}
+        sizes = measure_sizes(folder, encoder, prompts, rows=rows, settings=settings)
+        results = {"environment": described, "sizes": sizes}
         path = given.results.with_name(f"{given.results.stem}_sizes.json") if to_page else None
         report("real_language_sizes", size_tables(results), results, path=path, page=given.page)
         return
@@ -486,33 +488,31 @@ def main() -> None:
         report("real_language_ablation", ablation_tables(results), results, path=path, page=given.page)
 
 
-def measure_sizes(data: Path, folder: Path, encoder: Encoder, *, settings: HGRSettings) -> dict[str, Any]:
-    """The figures of each size, a run a seed, on prompts of its concepts."""
-    prompts, rows = gather(data)
+def measure_sizes(
+    folder: Path, encoder: Encoder, prompts: dict[str, list[str]], *, rows: list[Row], settings: HGRSettings
+) -> dict[str, Any]:
+    """The figures of each size, a run a seed, on prompts of its concepts. prompts, rows: as `gather` gives them."""
     own = [i for i, row in enumerate(rows) if row.category in SIZED]
     kinds = {kind: prompts[kind] for kind in (*CLEAN, "tags, clean", "tags, explicit")}
     kinds |= {"harmful": [prompts["harmful"][i] for i in own]}
 
-    def run(name: str, seed: int) -> dict[str, Any]:
-        size, file_name = SIZES[name], f"size-{list(SIZES).index(name)}-{seed}"
+    def run(size: Quality, path: Path, seed: int) -> dict[str, Any]:
         pairs = sources.built_in(SIZED, seed, size.pairs).with_clean(size.clean)
         steps = round(settings.steps * size.settings.steps / DEFAULTS.steps)
         rate = size.settings.false_positive_rate
         one = dataclasses.replace(settings, steps=steps, seed=seed, false_positive_rate=rate)
-        hgr = train(encoder, one, folder / f"{file_name}.safetensors", pairs=pairs)
-        return measure(hgr, encoder, kinds, rows=[rows[i] for i in own]) | {
-            "prompts": prompts_of(pairs, one),
-            "steps": steps,
-            "rate": rate,
-        }
+        hgr = train(encoder, one, path, pairs=pairs)
+        found = measure(hgr, encoder, kinds, rows=[rows[i] for i in own])
+        return found | {"prompts": prompts_of(pairs, one), "steps": steps, "rate": rate}
 
-    return {
-        name: [
-            once(folder / f"size-{i}-{seed}.json", lambda name=name, seed=seed: run(name, seed))
-            for seed in range(SIZED_SEEDS)
+    results: dict[str, Any] = {}
+    for i, (name, size) in enumerate(SIZES.items()):
+        paths = [folder / f"size-{i}-{seed}" for seed in range(SIZED_SEEDS)]
+        results[name] = [
+            once(path.with_suffix(".json"), functools.partial(run, size, path.with_suffix(".safetensors"), seed))
+            for seed, path in enumerate(paths)
         ]
-        for i, name in enumerate(SIZES)
-    }
+    return results
 
 
 def report(name: str, text: str, results: dict[str, Any], *, path: Path | None, page: Path) -> None:

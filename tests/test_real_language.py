@@ -143,6 +143,7 @@ def test_what_fewer_prompts_cost_is_shown(monkeypatch, capsys, folder):
     monkeypatch.setattr(real_language, "Encoder", Hashed)
     places = [f"--data={folder}", *(f"--{name}={folder / name}" for name in ("runs", "page", "results"))]
     monkeypatch.setattr(sys, "argv", ["real_language.py", "--sizes", *places, "--steps=2", "--width=16", "--depth=1"])
+    (folder / "page").write_text("")
     short = real_language.QUALITIES["draft"].settings
     sizes = {
         "many": real_language.Quality(real_language.DEFAULTS, 80, 800),
@@ -154,4 +155,6 @@ def test_what_fewer_prompts_cost_is_shown(monkeypatch, capsys, folder):
     many, few = (next(line for line in lines if line[0] == name) for name in ("many", "few"))
     assert int(many[1].replace(",", "")) > int(few[1].replace(",", "")) > 400
     assert (many[2:4], few[2:4]) == (["2", "1"], ["1", "2"])
-    assert (folder / "page").exists() is False, "a quick look writes no page"
+    assert (folder / "page").read_text() == "" and not (folder / "results_sizes.json").exists(), (
+        "a quick look writes no page"
+    )

@@ -247,6 +247,15 @@ def test_without_a_graphics_card_a_real_encoder_gets_a_draft(
     assert len(run.trained) == 1
 
 
+def test_with_a_graphics_card_no_encoder_is_slow(kit, module, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(type(kit.clip.patcher), "model_size", lambda self: 1 << 30)
+    assert module._slow(kit.clip)
+    monkeypatch.setattr(module.comfy.model_management, "get_torch_device", lambda: torch.device("cuda"))
+    assert not module._slow(kit.clip)
+
+
 @pytest.mark.slow
 def test_a_draft_is_not_good_enough_for_quick(run, folder, kit):
     run(quality="draft")
