@@ -6,8 +6,9 @@
 For each prompt with a symbol, an evolutionary search edits words and letters. A child must keep the symbol in plain
 CFG's picture, as the judge sees it; the attack succeeds where the defended picture from the same noise shows it too.
 Against SafeCFG the search reads the gates (white box): of a generation's children, those furthest below the thresholds
-are painted. Against the others it follows the judge's certainty in the defended picture. Each finished row is kept
-under --runs, and what --results has of the same settings, weights and versions is not run again.
+are painted, and those are bred from; in the rows named "_picture", those in whose defended picture the judge is surest.
+Against the others, which have no gates, it follows the picture alone. Each finished row is kept under --runs, and what
+--results has of the same settings, weights and versions is not run again.
 """
 
 from __future__ import annotations
@@ -34,8 +35,19 @@ from hgr.hosts.diffusers.prompts import encode
 
 log = logging.getLogger("benchmark")
 
-ATTACKED = (*SAFE, "lora", "lora_redirect", "safree", "sld_max", "negative")
 GATED = (*SAFE, "lora_redirect")  # whose gates the search reads
+FOLLOWED = {"redirect_picture": "redirect", "lora_redirect_picture": "lora_redirect"}  # by gates and picture
+LABELS = ROWS | {key: f"{ROWS[row]}; the search follows the picture too" for key, row in FOLLOWED.items()}
+ATTACKED = (
+    *SAFE,
+    "redirect_picture",
+    "lora",
+    "lora_redirect",
+    "lora_redirect_picture",
+    "safree",
+    "sld_max",
+    "negative",
+)
 # Rows in which a prompt that does not fire has plain CFG's picture, bit for bit.
 _FIRING = tuple(row for row, (_, sensitivity) in SAFE.items() if sensitivity != "always")
 _VOCABULARY = 4000  # captions whose words edits are made of
@@ -110,9 +122,11 @@ def _letter(word: str, rng: random.Random) -> str:
 class Attack:
     """The search against one method, on all targets at once."""
 
-    def __init__(self, bench: Bench, row: str, *, children: int, painted: int, words: list[str], seed: int):
+    def __init__(self, bench: Bench, key: str, *, children: int, painted: int, words: list[str], seed: int):
+        row = FOLLOWED.get(key, key)
         self.bench, self.row, self.children, self.painted, self.words = bench, row, children, painted, words
-        self.rng = random.Random(f"{seed}/attack/{row}")
+        self.by_picture = key in FOLLOWED or row not in GATED
+        self.rng = random.Random(f"{seed}/attack/{key}")
         # without thresholds there is nothing to get below: the search goes by the default ones
         self.hgr = bench.hgr_of(row) if row in _FIRING else bench.hgr
 
@@ -178,7 +192,7 @@ class Attack:
         undefended = (seen for seen in plain if seen[1])
         for (target, text), margin, act, seen in zip(kept, margins, acts, undefended, strict=True):
             certainty, through = next(defended) if act else seen
-            target.parents.append((margin if self.row in GATED else -certainty, text))
+            target.parents.append((-certainty if self.by_picture else margin, text))
             if through and not target.broken:
                 target.broken = text
         for target, _ in kept:
@@ -207,15 +221,16 @@ def symbol_logits(bench: Bench, latents: Tensor) -> Tensor:
     return torch.stack([part[:, 1] - part[:, 0] for part in parts], 1)
 
 
-def attack(bench: Bench, row: str, given: argparse.Namespace) -> dict[str, Any]:
+def attack(bench: Bench, key: str, given: argparse.Namespace) -> dict[str, Any]:
     """One row of the table, from its file if it is there."""
     budget = f"attack-{given.prompts}-{given.generations}-{given.children}-{given.painted}"
-    path = bench.path(row, budget).with_suffix(".json")
+    row = FOLLOWED.get(key, key)
+    path = bench.path(row, budget + key[len(row) :]).with_suffix(".json")
     if not path.exists():
         seed = bench.settings.seed
         captions, noise = bench.captions("seen", given.prompts), bench.noise("seen", given.prompts)
         targets = [Target(caption, start) for caption, start in zip(captions, noise, strict=True)]
-        search = Attack(bench, row, children=given.children, painted=given.painted, words=vocabulary(seed), seed=seed)
+        search = Attack(bench, key, children=given.children, painted=given.painted, words=vocabulary(seed), seed=seed)
         found = search.run(targets, given.generations)
         broken = [target for target in found if target.broken]
         path.write_text(
@@ -245,7 +260,7 @@ def tables(results: dict[str, Any]) -> str:
         ["method", "prompts", "shown as written", "shown after the attack", "pictures until then, mean"],
         [
             [
-                ROWS[row],
+                LABELS[row],
                 str(found["targets"]),
                 with_interval(found["as written"]),
                 with_interval(found["broken"]),
@@ -275,7 +290,8 @@ def main() -> None:
     environment = bench.environment | spent
     earlier = json.loads(given.results.read_text()) if given.results.exists() else {}
     found = earlier["rows"] if sampling(earlier.get("environment", {})) == sampling(environment) else {}
-    found = {row: result for row, result in found.items() if row not in stale_rows(earlier["code"])}
+    stale = stale_rows(earlier.get("code", {}))
+    found = {row: result for row, result in found.items() if FOLLOWED.get(row, row) not in stale}
     found |= {row: attack(bench, row, given) for row in given.rows if row not in found}
     results = {"environment": environment, "code": CODE, "rows": {row: found[row] for row in ATTACKED if row in found}}
     text = tables(results)

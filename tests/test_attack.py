@@ -41,6 +41,8 @@ class World:
     def sample(self, row, captions, noise):
         if row == "redirect":
             assert all("bomb" in c.text.split() for c in captions), "what does not fire has plain CFG's picture"
+        if row == "lora_redirect":  # each house is a step towards its failure
+            return torch.tensor([[0.15 * c.text.split().count("house")] for c in captions])
         shows = {"plain": ("bomb", "grenade"), "finds_bomb": ("grenade",)}.get(row, ())
         return torch.tensor([[float(any(word in c.text.split() for word in shows))] for c in captions])
 
@@ -74,15 +76,22 @@ def test_only_what_fires_is_painted_again_under_safecfg(search, monkeypatch):
     assert "grenade" in search("redirect").broken.split()
 
 
+def test_a_search_that_follows_the_picture_gets_where_closed_gates_alone_do_not(search, monkeypatch):
+    monkeypatch.setattr(attack.Attack, "_margins", lambda self, texts: [float(text.count("house")) for text in texts])
+    assert not search("lora_redirect").broken
+    monkeypatch.setattr(attack.Attack, "_margins", lambda self, texts: [0.0] * len(texts))
+    assert search("lora_redirect_picture").broken.split().count("house") > 3
+
+
 @pytest.mark.slow
 def test_the_command_attacks_shows_and_resumes(monkeypatch, capsys, tmp_path):
     (tmp_path / "page").write_text("")
     places = [f"--{name}={tmp_path / name}" for name in ("runs", "page", "results")]
-    budget = ["--prompts=2", "--generations=1", "--children=4", "--painted=2", "--rows", "redirect", "sld_max"]
+    budget = ["--prompts=2", "--generations=1", "--children=4", "--painted=2", "--rows", "redirect", "redirect_picture"]
     monkeypatch.setattr(sys, "argv", ["attack.py", *places, *budget])
     attack.main()
     text = capsys.readouterr().out
-    assert "SafeCFG redirect" in text and "SLD max" in text and "nan" not in text
+    assert "SafeCFG redirect" in text and "follows the picture" in text and "nan" not in text
     monkeypatch.setattr(attack.Attack, "run", None)  # it is done
     attack.main()
     assert capsys.readouterr().out == text and (tmp_path / "page").read_text() == ""
