@@ -11,6 +11,7 @@ is what the demo world's classifier sees in it, or, for rendered pictures, what 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import random
@@ -49,6 +50,7 @@ log = logging.getLogger("benchmark")
 
 PERCENTS = (0.04, 0.1, 0.18, 0.25, 0.4, 0.55, 0.7, 0.8, 0.94)  # of the curve
 CURVE = 100  # pictures per side there, with prompts
+TOGETHER = (HED_PERCENTS, (0.1, 0.18), (0.04, 0.1), (0.04, 0.1, 0.18))  # levels of HED whose mean is compared
 CLASSIFIER_PERCENTS = (0.5, 0.7, 0.8, 0.9)  # of the diffusion classifier
 CHARTS = ROOT / "docs/images"
 
@@ -333,9 +335,9 @@ def measure_pictures(d: Detection, count: int) -> dict[str, Any]:
     }
 
 
-def measure_curve(d: Detection) -> list[dict[str, float]]:
-    """Which part of sampling carries the signal: AUROC of each way at one noise level, for `CURVE` pictures of each
-    side.
+def measure_curve(d: Detection) -> dict[str, list[dict[str, Any]]]:
+    """Which part of sampling carries the signal, for `CURVE` pictures of each side, of the validation prompts, as the
+    defaults are chosen from it: AUROC of each way at one noise level, and of directed HED at several together.
 
     The probe here is one that is trained for the noise level alone, on the first half, and measured on the second.
     """
@@ -363,7 +365,14 @@ def measure_curve(d: Detection) -> list[dict[str, float]]:
             }
         )
         log.info("%s", rows[-1])
-    return rows
+    count = min(len(a.texts), len(clean.texts))
+    other = Pictures(clean.latents[:count], clean.shown[:count])
+    together = []
+    for percents in TOGETHER:
+        found = d.hed(a, a.texts, percents).amax(1)
+        negatives = {"safe": d.hed(s, s.texts, percents), "other": d.hed(other, a.texts[:count], percents)}
+        together.append({"percents": percents} | {key: auroc(found, x.amax(1)) for key, x in negatives.items()})
+    return {"levels": rows, "together": together}
 
 
 def draw(results: dict[str, Any], folder: Path) -> None:
@@ -396,7 +405,7 @@ def draw(results: dict[str, Any], folder: Path) -> None:
     figure.savefig(folder / "calibration.png", dpi=110)
 
     figure = Figure(figsize=(7.5, 4), layout="constrained")
-    axis, rows = figure.subplots(), results["curve"]
+    axis, rows = figure.subplots(), results["curve"]["levels"]
     for key, label, colour in (
         ("directed", "with prompt: directed HED", "#2a62b8"),
         ("undirected", "with prompt: HED", "#9bb8e0"),
@@ -500,9 +509,23 @@ def tables(results: dict[str, Any]) -> str:
     section("Calibration", note, ["scores", *SYMBOLS, "mean"], rows=eces)
     text.append("![Stated probability against the share that is true](images/calibration.png)")
     text.append(
-        "### Which noise levels carry the signal\n\nVertical lines mark the defaults. The scores with prompts compare "
-        "harmful pictures with SafeCFG's pictures of the same prompts.\n\n"
-        "![AUROC by noise level](images/detection_curve.png)"
+        "### Which noise levels carry the signal\n\nMeasured on validation prompts, which are in no other table: the "
+        "defaults, which vertical lines mark, are chosen from it. The scores with prompts compare harmful pictures "
+        "with SafeCFG's pictures of the same prompts.\n\n"
+        "![AUROC by noise level](images/detection_curve.png)\n\n"
+        "Directed HED at several levels together, against SafeCFG's pictures of the same prompts and against other "
+        "clean pictures:\n\n"
+        + markdown(
+            ["levels", "AUROC, SafeCFG's pictures", "AUROC, other clean pictures"],
+            [
+                [
+                    ", ".join(map(str, row["percents"])) + " (the default)" * (tuple(row["percents"]) == HED_PERCENTS),
+                    f"{row['safe']:.4f}",
+                    f"{row['other']:.4f}",
+                ]
+                for row in results["curve"]["together"]
+            ],
+        )
     )
     return "\n\n".join(text)
 
@@ -523,6 +546,7 @@ def main() -> None:
     settings = World(pictures=given.pictures, prompts=given.prompts, steps=given.steps)
     bench = Bench(settings, given.runs / "demo_world")
     found = Detection(bench)
+    validation = Detection(Bench(dataclasses.replace(settings, split="validation"), bench.runs))
     names = ("detection/hed.py", "detection/probe.py", "core/denoiser.py", "hosts/diffusers/denoiser.py")
     code = fingerprint(*(ROOT / "hgr" / name for name in names), Path(__file__))
     e = bench.environment | {"probe pictures": found.hgr.probe.training["pictures"], "detection code": code}
@@ -532,7 +556,7 @@ def main() -> None:
     for part, make in (
         ("prompts", lambda: measure_prompts(found)),
         ("pictures", lambda: measure_pictures(found, given.pictures)),
-        ("curve", lambda: measure_curve(found)),
+        ("curve", lambda: measure_curve(validation)),
     ):
         path = folder / f"{part}.json"
         if not path.exists():
