@@ -1,18 +1,20 @@
-"""Safe fine-tuning on the demo world: what a LoRA removes that was trained without labels, what it leaves, and what
-else was tried.
+"""Safe fine-tuning on the demo world: what a LoRA that was trained without labels loses against one with labels, where
+its h may come from, and its strength as a dial.
 
     python benchmarks/finetune.py                       the tables and the chart of docs/benchmarks.md
     python benchmarks/finetune.py --rows both labels    some rows
-    python benchmarks/finetune.py --parts main dial     some parts
+    python benchmarks/finetune.py --parts dial          some parts
     python benchmarks/finetune.py --pictures 60         a quick look; writes no page
 
-All rows learn from one unlabelled mixture of prompts and from the same pictures, which the model made. LoRAs and
-finished cells are kept under --runs. Prompts to report on, noise and the classifier are those of demo_world.py.
+How the LoRA does on every kind of prompt, beside all other methods, is in demo_world.py. All rows here learn from one
+unlabelled mixture of prompts and from the same pictures, which the model made. LoRAs and finished cells are kept under
+--runs. Prompts to report on, noise and the classifier are those of demo_world.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import json
 import logging
@@ -22,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from demo_world import HARMFUL_KINDS, ROOT, WORDS, Bench
+from demo_world import ROOT, WORDS, Bench
 from demo_world import Settings as World
-from measure import frechet, markdown, mean, rate, with_interval, write_between
+from measure import markdown, mean, rate, with_interval, write_between
 from rivals.esd import PICTURES as ESD_PICTURES
 from rivals.esd import erasing
 from rivals.lora import HARMFUL_SHARE, mixture
@@ -35,7 +37,7 @@ from hgr.core.fingerprint import fingerprint
 from hgr.core.progress import Progress
 from hgr.core.prompt import Prompt
 from hgr.core.tensor_file import save_tensors
-from hgr.demo.captions import CLEAN_KINDS, Caption
+from hgr.demo.captions import Caption
 from hgr.hosts.diffusers import finetune as host
 from hgr.hosts.diffusers.demo import load_demo_pipeline
 from hgr.hosts.diffusers.prompts import encoder_of
@@ -52,18 +54,17 @@ ROWS = {
     "both": "h from prompt and picture (the default)",
     "prompt": "h from the prompt",
     "picture": "h from the picture",
-    "hard": "h from both, rounded to 0 or 1",
     "harmful_only": "only harmful examples, nothing preserved",
     "preserved": "with the same number of clean examples added",
-    **{f"wrong_{share}": f"h shuffled in {share} % of the examples" for share in (5, 10, 20)},
+    **{f"wrong_{share}": f"h shuffled in {share} % of the examples" for share in (10, 20)},
     "labels": "true labels, true clean captions (the upper bound)",
     "esd": "ESD-style: away from the concepts' names",
 }
-ABLATION_KINDS = ("seen", "held_out", "clean")
-ABLATION_PICTURES, ABLATION_STEPS = 100, 200  # at most
+KINDS = ("seen", "held_out", "clean")
+PICTURES = 200
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25)
-DIAL_KINDS, DIAL_PICTURES = ("seen", "clean"), 100  # at most
-PARTS = ("main", "ablation", "dial")
+DIAL_KINDS = ("seen", "clean")
+PARTS = ("rows", "dial")
 CHART = ROOT / "docs/images/finetune_strength.png"
 
 
@@ -82,9 +83,9 @@ class Tuning:
     """The lessons that all rows share, and the LoRA of each row, in a folder for these settings. As many prompts as the
     settings have pictures."""
 
-    def __init__(self, bench: Bench, home: Path, settings: LoRASettings):
+    def __init__(self, bench: Bench, settings: LoRASettings):
         self.bench, self.settings = bench, settings
-        self.folder = folder = home / f"loras-{fingerprint(settings)}"
+        self.folder = folder = bench.folder / f"loras-{bench.environment['HGR']}-{fingerprint(settings)}"
         self.captions = mixture(settings.seed, settings.pictures)
         self.extra = mixture(settings.seed + 1, settings.pictures, 0.0)
         every = [*self.captions, *self.extra]
@@ -131,9 +132,7 @@ class Tuning:
             lessons = self.lessons(adapted, self.captions, row if row in ("prompt", "picture") else "both")
             harm, truth = lessons.harm, torch.tensor([float(bool(c.concepts)) for c in self.captions])
             start = time.perf_counter()
-            if row == "hard":
-                harm = harm.round()
-            elif row == "labels":
+            if row == "labels":
                 strengths = [1.0] * len(self.bench.hgr.ids)
                 teacher = Labelled(self.bench.hgr, self.encoded, strengths, captions=self.captions)
                 harm = truth
@@ -196,41 +195,24 @@ class StepLog(Progress):
             log.info("%s: step %d, loss %.3f", self.row, done, sum(self.losses[-50:]) / 50)
 
 
-def measured(
-    tuning: Tuning,
-    home: Path,
-    row: str,
-    *,
-    kinds: tuple[str, ...],
-    pictures: int,
-    strength: float = 1.0,
-    method: str = "plain",
-) -> dict[str, Any]:
-    """What the model with a row's LoRA draws, by kind; clean kinds beside plain CFG's pictures of the model without
-    it, which lie in `home`."""
+def measured(tuning: Tuning, row: str, *, kinds: tuple[str, ...], strength: float = 1.0) -> dict[str, Any]:
+    """What the model with a row's LoRA draws, by kind, beside plain CFG's pictures of the model without it."""
     bench, path = tuning.bench, tuning.lora(row)
-    bench.settings = dataclasses.replace(bench.settings, pictures=pictures)
-    bench.folder = home / "plain"
-    plain = {kind: {key: x[:pictures] for key, x in load_file(bench.path("plain", kind)).items()} for kind in kinds}
-    bench.folder = tuning.folder / f"{row}-{strength}-{pictures}"
-    bench.folder.mkdir(parents=True, exist_ok=True)
-    lacking = [kind for kind in kinds if not bench.done(method, kind)]
-    if lacking:
-        before, bench.pipe = bench.pipe, load_demo_pipeline()
-        bench.pipe.load_lora_weights(str(path))
-        bench.pipe.fuse_lora(lora_scale=strength)
-        for kind in lacking:
-            bench.cell(method, kind)
-        bench.pipe = before
+    plain = {kind: bench.cell("plain", kind) for kind in kinds}
+    tuned = copy.copy(bench)
+    tuned.folder = tuning.folder / f"{row}-{strength}"
+    tuned.folder.mkdir(parents=True, exist_ok=True)
+    tuned.pipe = load_demo_pipeline()
+    tuned.pipe.load_lora_weights(str(path))
+    tuned.pipe.fuse_lora(lora_scale=strength)
     found = {}
     for kind in kinds:
-        cell = bench.cell(method, kind)
+        cell = tuned.cell("plain", kind)
         found[kind] = {
             "harmful": rate(cell["symbols"].any(1)),
             "kept": mean(cell["kept"]),
             "kept_before": mean(plain[kind]["kept"]),
             "harmful_before": rate(plain[kind]["symbols"].any(1)),
-            "fid": frechet(cell["features"], plain[kind]["features"]),
             "difference": mean((cell["latents"] - plain[kind]["latents"]).abs().flatten(1).mean(1)),
         }
     return found
@@ -243,7 +225,7 @@ def main() -> None:
     for field in ("pictures", "steps"):
         option, default = f"--training-{field}", getattr(LoRASettings(), field)
         parser.add_argument(option, type=int, default=default, help="of the LoRA's training; default: %(default)s")
-    parser.add_argument("--pictures", type=int, default=World().pictures, help="per cell; default: %(default)s")
+    parser.add_argument("--pictures", type=int, default=PICTURES, help="per cell; default: %(default)s")
     parser.add_argument("--steps", type=int, default=World().steps, help="of sampling; default: %(default)s")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/finetune")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md")
@@ -255,49 +237,24 @@ def main() -> None:
     settings = LoRASettings(steps=given.training_steps, pictures=given.training_pictures)
     world = World(pictures=given.pictures, steps=given.steps)
     bench = Bench(world, given.runs)
-    home = bench.folder / f"finetune-{bench.environment['HGR']}"
-    (home / "plain").mkdir(parents=True, exist_ok=True)
-    bench.folder = home / "plain"
-    for kind in (*HARMFUL_KINDS, *CLEAN_KINDS):
-        bench.cell("plain", kind)
-    for kind in CLEAN_KINDS[:2]:
-        bench.cell("other_seeds", kind)
-    yardstick = {kind: bench.drift("other_seeds", kind) for kind in CLEAN_KINDS[:2]}
-    tuning = Tuning(bench, home, settings)
-    short = Tuning(bench, home, dataclasses.replace(settings, steps=min(ABLATION_STEPS, settings.steps)))
-    results: dict[str, Any] = {
-        "environment": bench.environment,
-        "settings": dataclasses.asdict(settings),
-        "yardstick": yardstick,
-    }
-    path = tuning.folder / "results.json"
-    dial, ablation = (min(count, world.pictures) for count in (DIAL_PICTURES, ABLATION_PICTURES))
+    tuning = Tuning(bench, settings)
+    results: dict[str, Any] = {"environment": bench.environment, "settings": dataclasses.asdict(settings)}
     try:
-        if "main" in given.parts:
-            count, kinds = world.pictures, (*HARMFUL_KINDS, *CLEAN_KINDS)
-            results["lora"] = measured(tuning, home, "both", kinds=kinds, pictures=count)
-            results["lora and HGR"] = measured(
-                tuning, home, "both", kinds=HARMFUL_KINDS, pictures=count, method="redirect"
-            )
         if "dial" in given.parts:
-            results["dial"] = {
-                str(s): measured(tuning, home, "both", kinds=DIAL_KINDS, pictures=dial, strength=s) for s in STRENGTHS
-            }
-        if "ablation" in given.parts:
-            for row in given.rows:
-                found = measured(short, home, row, kinds=ABLATION_KINDS, pictures=ablation)
-                results.setdefault("ablation", {})[row] = found
+            results["dial"] = {str(s): measured(tuning, "both", kinds=DIAL_KINDS, strength=s) for s in STRENGTHS}
+        if "rows" in given.parts:
+            results["rows"] = {row: measured(tuning, row, kinds=KINDS) for row in given.rows}
     finally:
         tuning.encoded.close()
-        short.encoded.close()
+    path = tuning.folder / "results.json"
     if path.exists():  # what earlier runs measured, or others meanwhile
         before = json.loads(path.read_text())
-        results = before | results | {"ablation": before.get("ablation", {}) | results.get("ablation", {})}
-        results["ablation"] = {row: results["ablation"][row] for row in ROWS if row in results["ablation"]}
+        rows = before.get("rows", {}) | results.get("rows", {})
+        results = before | results | {"rows": {row: rows[row] for row in ROWS if row in rows}}
     path.write_text(json.dumps(results, indent=1) + "\n")
     text = tables(results)
     print(text)
-    if world == World() and settings == LoRASettings():
+    if world == World(pictures=PICTURES) and settings == LoRASettings():
         write_between(given.page, "finetune", text)
         given.results.write_text(path.read_text())
         if "dial" in results:
@@ -311,72 +268,43 @@ def tables(results: dict[str, Any]) -> str:
         f"One unlabelled mixture of {results['settings']['pictures']} prompts, {HARMFUL_SHARE:.0%} of them harmful; "
         f"training settings {results['settings']}. "
         f"{e['pictures']} pictures a cell, {e['steps']} DDIM steps, CFG {e['cfg']}; torch {e['torch']}, diffusers "
-        f"{e['diffusers']}, {e['cpus']} CPUs. In brackets: 95 % intervals."
+        f"{e['diffusers']}, {e['threads']} threads on {e['cpus']} CPUs; world {e['world']}, HGR {e['HGR']}. In "
+        "brackets: 95 % intervals."
     ]
-    if "lora" in results:
-        rows = []
-        for kind in HARMFUL_KINDS:
-            a, b = results["lora"][kind], results["lora and HGR"][kind]
-            rows.append(
-                [
-                    kind,
-                    with_interval(a["harmful_before"]),
-                    with_interval(a["harmful"]),
-                    with_interval(b["harmful"]),
-                    with_interval(a["kept_before"]),
-                    with_interval(a["kept"]),
-                ]
-            )
+    if results.get("rows"):
+        before = next(iter(results["rows"].values()))
+        line = [before["seen"]["harmful_before"], before["held_out"]["harmful_before"], before["seen"]["kept_before"]]
         text.append(
-            "### Harmful prompts\n\n"
+            "### Where h comes from, wrong h, and alternatives\n\n"
             + markdown(
                 [
                     "",
-                    "harmful, before",
-                    "harmful, LoRA",
-                    "harmful, LoRA and HGR",
-                    "benign kept, before",
-                    "benign kept, LoRA",
+                    "harmful, seen",
+                    "harmful, held_out",
+                    "benign kept, seen",
+                    "attributes, clean",
+                    "difference, clean",
                 ],
-                rows,
-            )
-        )
-        rows = []
-        for kind in CLEAN_KINDS:
-            a, other = results["lora"][kind], results["yardstick"].get(kind)
-            rows.append(
                 [
-                    kind,
-                    with_interval(a["kept_before"]),
-                    with_interval(a["kept"]),
-                    with_interval(a["harmful"]),
-                    f"{a['fid']:.2f}",
-                    f"{other['fid']:.2f}" if other else "",
-                    with_interval(a["difference"]),
-                    with_interval(other["difference"]) if other else "",
-                ]
-            )
-        text.append(
-            "### Clean prompts\n\n"
-            + markdown(
-                [
-                    "",
-                    "attributes, before",
-                    "attributes, LoRA",
-                    "harmful, LoRA",
-                    "FID, LoRA",
-                    "FID, other noise",
-                    "difference, LoRA",
-                    "difference, other noise",
+                    ["no LoRA", *map(with_interval, [*line, before["clean"]["kept_before"]]), ""],
+                    *(
+                        [
+                            ROWS[row],
+                            with_interval(found["seen"]["harmful"]),
+                            with_interval(found["held_out"]["harmful"]),
+                            with_interval(found["seen"]["kept"]),
+                            with_interval(found["clean"]["kept"]),
+                            with_interval(found["clean"]["difference"]),
+                        ]
+                        for row, found in results["rows"].items()
+                    ),
                 ],
-                rows,
             )
         )
     if "dial" in results:
         text.append(
             "### The LoRA's strength\n\n"
             "![Harmful rate and what stays against the LoRA's strength](images/finetune_strength.png)\n\n"
-            f"{min(DIAL_PICTURES, e['pictures'])} pictures a cell.\n\n"
             + markdown(
                 ["strength", "harmful, seen", "benign kept, seen", "attributes, clean", "difference, clean"],
                 [
@@ -388,33 +316,6 @@ def tables(results: dict[str, Any]) -> str:
                         with_interval(found["clean"]["difference"]),
                     ]
                     for s, found in results["dial"].items()
-                ],
-            )
-        )
-    if results.get("ablation"):
-        text.append(
-            "### Where h comes from, wrong h, and alternatives\n\n"
-            f"{min(ABLATION_STEPS, results['settings']['steps'])} steps, "
-            f"{min(ABLATION_PICTURES, e['pictures'])} pictures a cell.\n\n"
-            + markdown(
-                [
-                    "",
-                    "harmful, seen",
-                    "harmful, held_out",
-                    "benign kept, seen",
-                    "attributes, clean",
-                    "difference, clean",
-                ],
-                [
-                    [
-                        ROWS[row],
-                        with_interval(found["seen"]["harmful"]),
-                        with_interval(found["held_out"]["harmful"]),
-                        with_interval(found["seen"]["kept"]),
-                        with_interval(found["clean"]["kept"]),
-                        with_interval(found["clean"]["difference"]),
-                    ]
-                    for row, found in results["ablation"].items()
                 ],
             )
         )
@@ -445,7 +346,7 @@ def draw(dial: dict[str, Any], path: Path) -> None:
         )
     axes.set(xlabel="strength of the LoRA", ylabel="share of pictures, of attributes", ylim=(-0.02, 1.02))
     axes.grid(alpha=0.3)
-    axes.legend(loc="center right", frameon=False)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 0.08), frameon=False)
     figure.savefig(path)
 
 

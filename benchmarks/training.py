@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from demo_world import HARMFUL_KINDS, ROOT, Bench
+from demo_world import ROOT, Bench
 from demo_world import Settings as World
 from measure import markdown, rate, with_interval, write_between
 
@@ -36,12 +36,13 @@ from hgr.training.train_hgr import train_hgr
 log = logging.getLogger("benchmark")
 
 FAMILY = "the SafeCFG demo model (SD 1.5 family)"
+HARMFUL = ("seen", "held_out", "rewrite")  # the kinds that are painted
 PAIRS = 600  # of a concept: the default of the node Concept Pairs
 # (pairs of a concept, losses)
 ROWS: dict[str, tuple[int, str]] = {
     "default": (PAIRS, HGRSettings().losses),
     "text": (PAIRS, "text"),
-    **{f"{count} pairs": (count, HGRSettings().losses) for count in (60, 120, 240)},
+    **{f"{count} pairs": (count, HGRSettings().losses) for count in (60, 200)},
 }
 NAMES = {"default": f"defaults: attention, {PAIRS} pairs", "text": f"text only, {PAIRS} pairs"}
 
@@ -85,13 +86,13 @@ def table(results: dict[str, Any], bundled: dict[str, Any] | None) -> str:
     """The results as Markdown; `bundled`: the results of demo_world.py."""
     head = [
         "HGR",
-        *(f"harmful, {kind}" for kind in HARMFUL_KINDS),
+        *(f"harmful, {kind}" for kind in HARMFUL),
         "benign kept",
         *(f"fires, {kind}" for kind in CLEAN_KINDS),
     ]
     rows = []
     if bundled:
-        cells = {kind: bundled["harm"][kind]["redirect"] for kind in HARMFUL_KINDS}
+        cells = {kind: bundled["harm"][kind]["redirect"] for kind in HARMFUL}
         rows.append(
             ["bundled", *_harm(cells), *(with_interval(bundled["detection"]["flagged"][kind]) for kind in CLEAN_KINDS)]
         )
@@ -109,7 +110,7 @@ def table(results: dict[str, Any], bundled: dict[str, Any] | None) -> str:
 def _harm(cells: dict[str, Any]) -> list[str]:
     kept = [cell["kept"]["value"] for cell in cells.values()]
     return [
-        *(with_interval(cells[kind]["harmful"]) if kind in cells else "" for kind in HARMFUL_KINDS),
+        *(with_interval(cells[kind]["harmful"]) if kind in cells else "" for kind in HARMFUL),
         f"{sum(kept) / len(kept):.3f}",
     ]
 
@@ -141,7 +142,7 @@ def main() -> None:
         done = bench.folder / "result.json"
         if name in given.rows and not done.exists():
             bench.hgr = trained(bench, pairs, dataclasses.replace(settings, losses=losses), folder=bench.folder)
-            done.write_text(json.dumps(measure(bench, list(HARMFUL_KINDS))))
+            done.write_text(json.dumps(measure(bench, list(HARMFUL))))
         if done.exists():
             results[name] = json.loads(done.read_text())
     e = bench.environment
