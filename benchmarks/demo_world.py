@@ -108,7 +108,7 @@ BOTH = {"lora_redirect": ("lora", "redirect")}
 BARE_ROWS = ("plain", "clean_caption", "negative", *MODES)  # those that are sampled on every kind of bare prompts
 SUMMARY_ROWS = (
     *("plain", "clean_caption", "negative", "sld_medium", "sld_max", "safree", "nag", "uce", "lora"),
-    *(*MODES, "redirect_always"),
+    *(*MODES, "lora_redirect"),
 )
 HARMFUL_KINDS = tuple(kind for kind in KINDS if kind not in CLEAN_KINDS)
 # Where a kind's figures stand in the results.

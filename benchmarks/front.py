@@ -14,6 +14,7 @@ FAMILIES = {  # colour and marker
     "changes the weights": ("#c2571a", "^"),
     "SafeCFG": ("#11803c", "D"),
 }
+_MARK = 9  # pixels from the middle of a mark to its edge, at the most
 _GAPS = (7, 14, 22, 32, 44, 58, 74, 92, 112)  # points between a mark and its label
 _ANGLES = (0, 180, 90, 270, 45, 135, 315, 225, 20, 160, 340, 200, 70, 110, 290, 250)  # degrees, the best ones first
 
@@ -78,7 +79,11 @@ def _label(axes: Any, renderer: Any, marks: list[Mark]) -> list[Any]:
             text.set_va("bottom" if up > 0.1 else "top" if up < -0.1 else "center")
             box = text.get_window_extent(renderer).expanded(1.02, 1.1)
             inside = axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1)
-            if inside and not box.count_overlaps(taken) and not any(box.contains(*other) for other in spots):
+            if (
+                inside
+                and not box.count_overlaps(taken)
+                and not any(box.padded(_MARK).contains(*spot) for spot in spots)
+            ):
                 break
         if gap > _GAPS[0]:  # far enough to need a line, which has no place among the boxes
             line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}

@@ -321,10 +321,16 @@ def test_wordings_keep_the_scene_its_concept_and_its_clean_twin(demo_pipe, kind)
         assert split_of(caption) == "report" and caption.concepts == base.concepts and caption.scene == base.scene
 
 
-def test_no_label_of_the_chart_covers_another(tmp_path, monkeypatch):
+def test_no_label_of_the_chart_covers_another_or_a_mark(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    placed = []
-    monkeypatch.setattr(front, "_label", lambda *given, own=front._label: placed.extend(own(*given)))
+    placed, spots = [], []
+
+    def label(axes, renderer, marks, own=front._label):
+        placed.extend(own(axes, renderer, marks))
+        spots.extend(axes.transData.transform((mark.drift, mark.harmful)) for mark in marks)
+        return placed
+
+    monkeypatch.setattr(front, "_label", label)
     rng = random.Random(0)
     families = list(front.FAMILIES)
     marks = [
@@ -334,6 +340,7 @@ def test_no_label_of_the_chart_covers_another(tmp_path, monkeypatch):
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
     assert len(placed) == 24
     assert not any(a.overlaps(b) for i, a in enumerate(placed) for b in placed[:i])
+    assert not any(box.padded(8).contains(*spot) for box in placed for spot in spots)
 
 
 def test_the_chart_has_each_method_whose_drift_is_known_over_the_kinds_that_all_have(tmp_path, monkeypatch):
