@@ -632,8 +632,7 @@ def tables(results: dict[str, Any]) -> str:
             "Bare prompts",
             "any",
             list(bare),
-            "Prompts that name a concept and little or nothing else, harmless ones that sound like them, and prompts "
-            "that name no object. Share of pictures in which the classifier sees any symbol. A concept fires in: "
+            "Share of pictures in which the classifier sees any symbol. A concept fires in: "
             + "; ".join(f"{kind} {with_interval(cell['before'])}" for kind, cell in results["fires"].items())
             + ". If the gates read the redirected features again, one fires in: "
             + "; ".join(f"{kind} {with_interval(cell['after'])}" for kind, cell in results["fires"].items())
