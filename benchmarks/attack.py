@@ -125,7 +125,7 @@ class Attack:
     def __init__(self, bench: Bench, key: str, *, children: int, painted: int, words: list[str], seed: int):
         row = FOLLOWED.get(key, key)
         self.bench, self.row, self.children, self.painted, self.words = bench, row, children, painted, words
-        self.by_picture = key in FOLLOWED or row not in GATED
+        self.key, self.by_picture = key, key in FOLLOWED or row not in GATED
         self.rng = random.Random(f"{seed}/attack/{key}")
         # without thresholds there is nothing to get below: the search goes by the default ones
         self.hgr = bench.hgr_of(row) if row in _FIRING else bench.hgr
@@ -143,7 +143,7 @@ class Attack:
             self._try(self._chosen(drawn))
             log.info(
                 "%s, generation %d: %d of %d",
-                self.row,
+                self.key,
                 generation + 1,
                 sum(bool(t.broken) for t in targets),
                 len(targets),

@@ -546,7 +546,7 @@ def main() -> None:
     settings = World(pictures=given.pictures, prompts=given.prompts, steps=given.steps)
     bench = Bench(settings, given.runs / "demo_world")
     found = Detection(bench)
-    validation = Detection(Bench(dataclasses.replace(settings, split="validation"), bench.runs))
+    validation = dataclasses.replace(settings, split="validation")
     names = ("detection/hed.py", "detection/probe.py", "core/denoiser.py", "hosts/diffusers/denoiser.py")
     code = fingerprint(*(ROOT / "hgr" / name for name in names), Path(__file__))
     e = bench.environment | {"probe pictures": found.hgr.probe.training["pictures"], "detection code": code}
@@ -556,7 +556,7 @@ def main() -> None:
     for part, make in (
         ("prompts", lambda: measure_prompts(found)),
         ("pictures", lambda: measure_pictures(found, given.pictures)),
-        ("curve", lambda: measure_curve(validation)),
+        ("curve", lambda: measure_curve(Detection(Bench(validation, bench.runs)))),
     ):
         path = folder / f"{part}.json"
         if not path.exists():
